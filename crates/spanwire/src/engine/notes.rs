@@ -1,0 +1,98 @@
+//! Notices to a socket's event loop from things that are no descriptor: inproc, a transport's own threads.
+//!
+//! A notice costs a system call only when the loop sleeps. The handshake with the sleeper is the lock around the
+//! list: the sleeper says that it sleeps and then looks at the list; a notifier adds to the list and then
+//! looks whether somebody sleeps. Whoever comes second sees the other.
+//!
+//! Owns: the list and the waker. Never: touches the socket's state or its lock.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mio::Token;
+
+/// The notices of one socket.
+pub(crate) struct Notes {
+    waker: mio::Waker,
+    asleep: AtomicBool,
+    list: Mutex<Vec<(Token, Arc<AtomicBool>)>>,
+}
+
+impl Notes {
+    pub(crate) fn new(waker: mio::Waker) -> Arc<Notes> {
+        Arc::new(Notes { waker, asleep: AtomicBool::new(false), list: Mutex::new(Vec::new()) })
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<(Token, Arc<AtomicBool>)>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loop is about to sleep, or somebody watches it who does. `false`: there are notices, do not.
+    pub(crate) fn sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        let quiet = self.list().is_empty();
+        if !quiet {
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+        quiet
+    }
+
+    /// The loop runs and will look at the notices before it sleeps.
+    pub(crate) fn awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Takes the notices; from here on each source may give another.
+    pub(crate) fn take(&self, into: &mut Vec<Token>) {
+        for (token, pending) in self.list().drain(..) {
+            pending.store(false, Ordering::Release);
+            into.push(token);
+        }
+    }
+
+    /// Interrupts the poll of whoever leads or watches.
+    pub(crate) fn nudge(&self) {
+        // A full pipe or eventfd means a wake is pending already.
+        let _ = self.waker.wake();
+    }
+
+    pub(crate) fn notifier(self: &Arc<Self>, token: Token) -> Notifier {
+        Notifier { notes: self.clone(), token, pending: Arc::new(AtomicBool::new(false)) }
+    }
+}
+
+impl fmt::Debug for Notes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notes").field("asleep", &self.asleep).finish_non_exhaustive()
+    }
+}
+
+/// Tells a socket's event loop that a connection or a listener has something to do.
+///
+/// May be kept by any thread. A notice that was given and not yet taken absorbs further ones.
+#[derive(Clone)]
+pub struct Notifier {
+    notes: Arc<Notes>,
+    token: Token,
+    pending: Arc<AtomicBool>,
+}
+
+impl Notifier {
+    /// Has the owner of this connection or listener called again: its `establish`, `handshake`, `recv`, `send` or `accept`.
+    pub fn notify(&self) {
+        if self.pending.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.notes.list().push((self.token, self.pending.clone()));
+        if self.notes.asleep.swap(false, Ordering::SeqCst) {
+            self.notes.nudge();
+        }
+    }
+}
+
+impl fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notifier").field("token", &self.token).finish_non_exhaustive()
+    }
+}

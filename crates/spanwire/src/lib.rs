@@ -1,0 +1,13 @@
+//! spanwire: scalability-protocol sockets.
+#![deny(missing_docs)]
+
+mod engine;
+mod message;
+pub mod protocol;
+mod queue;
+mod time;
+pub mod transport;
+pub mod wire;
+
+pub use message::{Header, Message};
+pub use mio;

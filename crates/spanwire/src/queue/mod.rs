@@ -1,0 +1,178 @@
+//! The queues of a pipe: inbound messages, and outbound ones that no writer has taken yet.
+//!
+//! Both are bounded in messages *and* bytes. A queue takes a message while it is below both limits, so
+//! "has room" never depends on the message; it may overshoot by one. Outbound messages are framed in place
+//! when the wire says how ([`Frames`]: half the cost of queueing them first), else kept as messages.
+//!
+//! Owns: the bytes and counts. Never: I/O, waiting, or who is served next.
+
+mod frames;
+
+use std::collections::VecDeque;
+
+pub(crate) use frames::Frames;
+
+use crate::Message;
+
+/// Bounds of a queue. It takes a message while it is below both, so it overshoots by at most one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Limit {
+    /// Default: 1,000 messages, 8 MiB.
+    pub const DEFAULT: Limit = Limit { messages: 1000, bytes: 8 << 20 };
+
+    /// At most `n` messages (at least 1), and the default number of bytes.
+    pub const fn messages(n: usize) -> Limit {
+        Limit { messages: if n == 0 { 1 } else { n }, ..Self::DEFAULT }
+    }
+
+    /// At most `n` bytes (at least 1), and the default number of messages.
+    pub const fn bytes(n: usize) -> Limit {
+        Limit { bytes: if n == 0 { 1 } else { n }, ..Self::DEFAULT }
+    }
+
+    /// The same with at most `n` bytes.
+    #[must_use]
+    pub const fn and_bytes(self, n: usize) -> Limit {
+        Limit { bytes: if n == 0 { 1 } else { n }, ..self }
+    }
+
+    /// The same with at most `n` messages.
+    #[must_use]
+    pub const fn and_messages(self, n: usize) -> Limit {
+        Limit { messages: if n == 0 { 1 } else { n }, ..self }
+    }
+
+    /// The bound in messages.
+    pub const fn max_messages(&self) -> usize {
+        self.messages
+    }
+
+    /// The bound in bytes.
+    pub const fn max_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The lower of both bounds.
+    #[must_use]
+    pub fn min(self, other: Limit) -> Limit {
+        Limit { messages: self.messages.min(other.messages), bytes: self.bytes.min(other.bytes) }
+    }
+
+    #[inline]
+    pub(crate) fn reached(&self, messages: usize, bytes: usize) -> bool {
+        messages >= self.messages || bytes >= self.bytes
+    }
+
+    /// Whether a queue that was full has drained to half: whoever waited for room is told only then, once
+    /// for many messages.
+    #[inline]
+    pub(crate) fn half(&self, messages: usize, bytes: usize) -> bool {
+        messages <= self.messages / 2 && bytes <= self.bytes / 2
+    }
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Messages in order, with their bytes counted.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) messages: VecDeque<Message>,
+    pub(crate) bytes: usize,
+}
+
+impl Batch {
+    #[inline]
+    pub(crate) fn push(&mut self, msg: Message) {
+        self.bytes += msg.wire_len();
+        self.messages.push_back(msg);
+    }
+
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<Message> {
+        let msg = self.messages.pop_front()?;
+        self.bytes -= msg.wire_len();
+        Some(msg)
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+}
+
+/// Outbound messages that no writer has taken yet.
+#[derive(Debug)]
+pub(crate) enum Outbound {
+    Framed(Frames),
+    Messages(Batch),
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Outbound::Messages(Batch::default())
+    }
+}
+
+impl Outbound {
+    #[inline]
+    pub(crate) fn push(&mut self, msg: Message) {
+        match self {
+            Outbound::Framed(frames) => frames.push(&msg),
+            Outbound::Messages(batch) => batch.push(msg),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Outbound::Framed(frames) => frames.len(),
+            Outbound::Messages(batch) => batch.len(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Outbound::Framed(frames) => frames.bytes(),
+            Outbound::Messages(batch) => batch.bytes,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Outbound::Framed(frames) => frames.is_empty(),
+            Outbound::Messages(batch) => batch.is_empty(),
+        }
+    }
+
+    /// Takes the oldest message out, to be sent elsewhere.
+    pub(crate) fn reclaim(&mut self) -> Option<Message> {
+        match self {
+            Outbound::Framed(frames) => frames.reclaim(),
+            Outbound::Messages(batch) => batch.pop(),
+        }
+    }
+
+    /// Drops the oldest message; returns its size.
+    pub(crate) fn evict(&mut self) -> Option<usize> {
+        match self {
+            Outbound::Framed(frames) => frames.evict(),
+            Outbound::Messages(batch) => batch.pop().map(|m| m.wire_len()),
+        }
+    }
+}
