@@ -235,6 +235,12 @@ pub trait Stream: Send {
     /// The connection fails with it.
     fn establish(&mut self) -> io::Result<bool>;
 
+    /// Whether a read that gave fewer bytes than asked for has emptied the stream, so that the next edge may be
+    /// awaited without reading again. True for sockets; false, the default, is always safe.
+    fn short_read_is_empty(&self) -> bool {
+        false
+    }
+
     /// Addresses, and what else is known; asked once established.
     fn facts(&self) -> Facts;
 
