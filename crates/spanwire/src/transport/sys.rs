@@ -1,5 +1,5 @@
 //! What the built-in transports ask of the system and no safe crate here gives: the addresses of a network
-//! interface, its index, and who is at the other end of a Unix socket.
+//! interface, its index, who is at the other end of a Unix socket, and a lock on a file.
 //!
 //! Owns: the only `unsafe` of the transports, each block with its reason. Never: keeps what the system
 //! lent beyond the call, and never blocks.
@@ -82,4 +82,74 @@ pub(super) fn interface_index(name: &str) -> Option<u32> {
 #[cfg(not(unix))]
 pub(super) fn interface_index(_name: &str) -> Option<u32> {
     None
+}
+
+/// Who is at the other end of a Unix socket: of a listener the process that called `listen`.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+pub(super) fn peer_credentials(socket: impl std::os::fd::AsFd) -> Option<super::Credentials> {
+    use std::os::fd::AsRawFd;
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut size = std::mem::size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the descriptor is borrowed and so open; `peer` and `size` are valid for writing, and `size` is
+    // the size of `peer`, beyond which the kernel does not write.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &mut size,
+        )
+    };
+    // A process that this one cannot see (another pid namespace) has the number 0.
+    let pid = u32::try_from(peer.pid).ok().filter(|pid| *pid != 0);
+    let whole = result == 0 && size as usize == std::mem::size_of::<libc::ucred>();
+    whole.then_some(super::Credentials { pid, uid: peer.uid, gid: peer.gid })
+}
+
+/// Who is at the other end of a Unix socket.
+#[cfg(any(
+    target_vendor = "apple",
+    target_os = "dragonfly",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd"
+))]
+pub(super) fn peer_credentials(socket: impl std::os::fd::AsFd) -> Option<super::Credentials> {
+    use std::os::fd::AsRawFd;
+    let (mut uid, mut gid) = (0, 0);
+    // SAFETY: the descriptor is borrowed and so open; both places are valid for writing.
+    let result = unsafe { libc::getpeereid(socket.as_fd().as_raw_fd(), &mut uid, &mut gid) };
+    (result == 0).then_some(super::Credentials { pid: None, uid, gid })
+}
+
+/// Not known how to ask here.
+#[cfg(all(
+    unix,
+    not(any(
+        target_vendor = "apple",
+        target_os = "android",
+        target_os = "dragonfly",
+        target_os = "freebsd",
+        target_os = "linux",
+        target_os = "netbsd",
+        target_os = "openbsd"
+    ))
+))]
+pub(super) fn peer_credentials(_socket: impl std::os::fd::AsFd) -> Option<super::Credentials> {
+    None
+}
+
+/// Takes the whole-file lock of `file`, without waiting; it goes when the file is closed.
+///
+/// # Errors
+/// `WouldBlock`: another has it.
+#[cfg(unix)]
+pub(super) fn try_lock(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is borrowed and so open; the call touches no memory.
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
