@@ -1,12 +1,7 @@
 //! `inproc://NAME`, whole messages handed from one socket of the process to another.
 //!
-//! NAME is any text that is not empty, and case matters. A connect may come before the bind and waits for it;
-//! when a listener goes, those who wait go on waiting for the next one of that name. Messages are moved, their
-//! bodies never copied, their header words stay apart.
-//!
-//! Between the queues of the two sockets each direction has a queue of its own, bounded by [`MAX_MESSAGES`] and
-//! [`MAX_BYTES`], which comes on top of what the sockets allow. What lies in it when its receiver goes is lost,
-//! as are bytes in the kernel's buffers when a stream's peer goes.
+//! Messages are moved in batches, their bodies never copied, their header words apart. The receiver is told when
+//! its lane was empty, the sender, if it found no room, at half: a batch costs one notice.
 //!
 //! Owns: the table of names, and those queues. Never: copies a body, waits, or holds the table's lock while
 //! messages move.
@@ -30,7 +25,14 @@ const MAX_MESSAGES: usize = 256;
 /// Bytes, headers and bodies, that one direction holds at most; a larger message passes alone.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// The inproc transport. It has no options.
+/// The inproc transport: `inproc://NAME`. It has no options.
+///
+/// NAME is any text that is not empty; case matters. A connect may come before the bind and waits for it;
+/// when a listener goes, those who wait go on waiting for the next one of that name.
+///
+/// Between the queues of the two sockets each direction has one of its own, on top of what the sockets allow: at
+/// most 256 messages and 256 KiB of headers and bodies; a larger message passes alone. What lies in it when
+/// its receiver goes is lost, as are bytes in the kernel's buffers when a stream's peer goes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inproc;
 

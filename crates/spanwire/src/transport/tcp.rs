@@ -1,15 +1,7 @@
 //! `tcp://HOST:PORT`, a byte stream over TCP.
 //!
-//! Addresses: an IPv4 address, an IPv6 address in brackets (with `%eth0` or `%2` where it needs a scope), or a
-//! name. To bind: also `*` or nothing for all interfaces, an interface (`tcp://eth0:5555`), and port 0
-//! for any that is free. To connect: also `tcp://SOURCE;HOST:PORT`, where SOURCE is the address or interface
-//! to connect from (nanomsg's `nn_tcp`).
-//!
 //! Owns: the addresses' meaning, socket options, the non-blocking connect, accept. Never: a frame, a
 //! handshake, a retry or a wait (the engine's); a name is looked up where the engine allows blocking.
-//!
-//! All interfaces means both families on every system: one IPv6 socket that takes IPv4 too, or an IPv4 one
-//! where the machine has no IPv6.
 
 use std::fmt;
 use std::io;
@@ -26,7 +18,18 @@ use super::{
 };
 use crate::wire::Sp;
 
-/// The TCP transport. Its options are [`TcpOptions`].
+/// The tcp transport: `tcp://HOST:PORT`. Its options are [`TcpOptions`].
+///
+/// HOST is an IPv4 address, an IPv6 address in brackets (with `%eth0` or `%2` where it needs a scope), or a
+/// name, which is looked up again before every attempt; its addresses are tried with the families in turn.
+///
+/// To bind, HOST may also be `*` or nothing for all interfaces, or the name of an interface
+/// (`tcp://eth0:5555`), and PORT 0 for any that is free. All interfaces means both families on every
+/// system, or IPv4 alone where the machine has no IPv6. Of the addresses of a name one is bound, IPv4 before
+/// IPv6.
+///
+/// To connect, `tcp://SOURCE;HOST:PORT` also says the address or interface to connect from (as nanomsg's
+/// `nn_tcp` has it).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
 
@@ -370,11 +373,11 @@ impl TcpDialer {
         if host == Host::Any {
             return Err(invalid(format!("bad address {url:?}: no host to connect to")));
         }
-        if let (Some(Host::Ip(source, _)), Host::Ip(host, _)) = (&source, &host) {
-            if source.is_ipv4() != host.is_ipv4() {
-                let what = "one of source and host is IPv4, the other IPv6";
-                return Err(invalid(format!("bad address {url:?}: {what}")));
-            }
+        if let (Some(Host::Ip(source, _)), Host::Ip(host, _)) = (&source, &host)
+            && source.is_ipv4() != host.is_ipv4()
+        {
+            let what = "one of source and host is IPv4, the other IPv6";
+            return Err(invalid(format!("bad address {url:?}: {what}")));
         }
         Ok(TcpDialer { source: source.filter(|s| *s != Host::Any), host, port, options })
     }
