@@ -44,17 +44,25 @@
 //! }
 //! ```
 
+mod balance;
+#[cfg(test)]
+mod check;
 mod cx;
+mod fair;
 mod pipemap;
+pub mod pull;
+pub mod push;
 #[cfg(any(test, feature = "testkit"))]
 pub mod script;
 
 use std::any::Any;
 use std::fmt;
 
-pub use cx::{Control, Cx, DropReason, Offered, Overflow, PipeId, PipeInfo, PutError, Reason, Room};
 pub use crate::queue::Limit;
+pub use balance::Balance;
 pub(crate) use cx::{Clock, DropCounts, Effects, Pipe, Pipes};
+pub use cx::{Control, Cx, DropReason, Offered, Overflow, PipeId, PipeInfo, PutError, Reason, Room};
+pub use fair::FairQueue;
 pub use pipemap::{PipeMap, Ring};
 
 use crate::Message;
@@ -270,4 +278,3 @@ pub fn split_stack(msg: &mut Message, ttl: u8) -> Result<u32, DropReason> {
 pub fn may_forward(a: &ProtocolInfo, b: &ProtocolInfo) -> bool {
     a.forwardable && b.forwardable && a.peer == b.id && b.peer == a.id
 }
-
