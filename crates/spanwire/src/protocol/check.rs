@@ -45,9 +45,9 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
 #[expect(clippy::type_complexity, reason = "three closures, each named by its field")]
 pub(super) struct Check<'a, P> {
     /// Sends message number `n`: whether it was not refused with "not now", and whether it was taken.
-    pub(super) send: Option<fn(&mut Script<P>, usize) -> (bool, bool)>,
+    pub(super) send: Option<Box<dyn FnMut(&mut Script<P>, usize) -> (bool, bool) + 'a>>,
     /// Receives: whether there was something.
-    pub(super) recv: Option<fn(&mut Script<P>) -> bool>,
+    pub(super) recv: Option<Box<dyn FnMut(&mut Script<P>) -> bool + 'a>>,
     /// The `n`-th message that arrives.
     pub(super) arrives: Box<dyn FnMut(&mut Script<P>, usize) -> Message + 'a>,
     /// What was drained, one by one.
@@ -127,7 +127,7 @@ pub(super) fn run<P: Protocol>(s: &mut Script<P>, ops: &[Op], mut check: Check<'
                 }
             }
             Op::Send => {
-                if let Some(send) = check.send {
+                if let Some(send) = &mut check.send {
                     let said = s.readiness().send;
                     let peers = t.peers.len();
                     let (answered, taken) = send(s, t.sends);
@@ -138,7 +138,7 @@ pub(super) fn run<P: Protocol>(s: &mut Script<P>, ops: &[Op], mut check: Check<'
                 }
             }
             Op::Recv => {
-                if let Some(recv) = check.recv {
+                if let Some(recv) = &mut check.recv {
                     let said = s.readiness().recv;
                     let got = recv(s);
                     assert_eq!(said, got, "readiness to receive is exact");

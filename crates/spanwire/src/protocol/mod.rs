@@ -52,6 +52,8 @@ mod fair;
 mod pipemap;
 pub mod pull;
 pub mod push;
+pub mod rep;
+pub mod req;
 #[cfg(any(test, feature = "testkit"))]
 pub mod script;
 
@@ -248,6 +250,13 @@ pub trait Receives: Protocol {
 pub fn discard(cx: &mut Cx<'_>, pipe: PipeId) {
     while cx.take(pipe).is_some() {
         cx.dropped(Some(pipe), DropReason::Unexpected);
+    }
+}
+
+/// In [`Protocol::pipe_closed`]: counts what the dead pipe had not begun to send as dropped.
+pub fn write_off(cx: &mut Cx<'_>, pipe: PipeId) {
+    while cx.reclaim(pipe).is_some() {
+        cx.dropped(Some(pipe), DropReason::PipeClosed);
     }
 }
 

@@ -140,7 +140,7 @@ mod tests {
         #[test]
         fn nothing_is_lost_uncounted_and_readiness_is_exact(ops in check::ops()) {
             let mut s = Script::new(Pull::new());
-            let mut tally = check::run(&mut s, &ops, Check { recv: Some(check::recv), ..Check::default() });
+            let mut tally = check::run(&mut s, &ops, Check { recv: Some(Box::new(check::recv)), ..Check::default() });
             tally.received += all(&mut s).len();
             prop_assert_eq!(tally.arrived as u64, tally.received as u64 + s.all_drops());
             prop_assert_eq!(s.all_drops(), s.drops(DropReason::PipeClosed));

@@ -201,7 +201,7 @@ mod tests {
         #[test]
         fn nothing_is_lost_and_readiness_is_exact(ops in check::ops(), fail in any::<bool>()) {
             let mut s = Script::new(Push::new().fail_without_peer(fail));
-            let tally = check::run(&mut s, &ops, Check { send: Some(check::send), ..Check::default() });
+            let tally = check::run(&mut s, &ops, Check { send: Some(Box::new(check::send)), ..Check::default() });
             prop_assert_eq!(tally.accepted, tally.drained + tally.unsent + s.protocol.held());
             prop_assert_eq!(tally.arrived as u64, s.drops(DropReason::Unexpected));
         }
