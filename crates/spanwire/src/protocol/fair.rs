@@ -7,7 +7,7 @@
 //!
 //! Owns: the turn, and what dead pipes left. Never: empties a live pipe ahead of the application.
 
-use super::{Cx, DropReason, PipeId, Ring};
+use super::{Cx, DropReason, PipeId, Ring, split_stack};
 use crate::Message;
 use crate::queue::Batch;
 
@@ -67,6 +67,18 @@ impl FairQueue {
             }
             if let Some(msg) = msg {
                 return Some((Some(pipe), msg));
+            }
+        }
+    }
+
+    /// The next message with a whole stack of at most `ttl` words in front ([`split_stack`]), which becomes
+    /// its header. Others are dropped and counted.
+    pub fn take_stacked(&mut self, cx: &mut Cx<'_>, ttl: u8) -> Option<(Option<PipeId>, Message)> {
+        loop {
+            let (pipe, mut msg) = self.take(cx)?;
+            match split_stack(&mut msg, ttl) {
+                Ok(_) => return Some((pipe, msg)),
+                Err(why) => cx.dropped(pipe, why),
             }
         }
     }

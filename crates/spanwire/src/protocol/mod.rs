@@ -49,13 +49,18 @@ mod balance;
 mod check;
 mod cx;
 mod fair;
+pub mod pair;
 mod pipemap;
+pub mod publish;
 pub mod pull;
 pub mod push;
+pub mod raw;
 pub mod rep;
 pub mod req;
 #[cfg(any(test, feature = "testkit"))]
 pub mod script;
+pub mod subscribe;
+mod topics;
 
 use std::any::Any;
 use std::fmt;
@@ -66,6 +71,7 @@ pub(crate) use cx::{Clock, DropCounts, Effects, Pipe, Pipes};
 pub use cx::{Control, Cx, DropReason, Offered, Overflow, PipeId, PipeInfo, PutError, Reason, Room};
 pub use fair::FairQueue;
 pub use pipemap::{PipeMap, Ring};
+pub use topics::Topics;
 
 use crate::Message;
 pub use crate::time::Time;

@@ -11,7 +11,7 @@
 use super::fair::FairQueue;
 use super::{
     Cx, DropReason, PipeId, Protocol, ProtocolInfo, PutError, Readiness, Receives, Refused, Reject, WaitKey,
-    split_stack, write_off,
+    write_off,
 };
 use crate::Message;
 
@@ -119,17 +119,12 @@ impl Rep {
     }
 
     fn look_ahead(&mut self, cx: &mut Cx<'_>) {
-        while self.ready.is_none() {
-            let Some((pipe, mut msg)) = self.queue.take(cx) else { return };
-            let Some(pipe) = pipe else { continue };
-            match split_stack(&mut msg, self.ttl) {
-                Ok(_) => {
-                    let trace = Trace::of(&msg);
-                    msg.clear_header();
-                    self.ready = Some(Incoming { pipe, trace, body: msg });
-                }
-                Err(why) => cx.dropped(Some(pipe), why),
-            }
+        if self.ready.is_none()
+            && let Some((Some(pipe), mut body)) = self.queue.take_stacked(cx, self.ttl)
+        {
+            let trace = Trace::of(&body);
+            body.clear_header();
+            self.ready = Some(Incoming { pipe, trace, body });
         }
     }
 }
