@@ -57,7 +57,7 @@ impl Topics {
             let Some(child) = self.nodes[at].child(first) else {
                 let leaf = self.nodes.insert(Node { label: rest.into(), ..Node::default() });
                 self.nodes[at].set_child(first, leaf);
-                (at, rest) = (leaf, &[]);
+                at = leaf;
                 break;
             };
             let common = self.nodes[child].label.iter().zip(rest).take_while(|(a, b)| a == b).count();
