@@ -178,7 +178,7 @@ fn every_stream_of_every_peer_is_understood_in_every_cutting() {
             let id = u16::from_be_bytes([bytes[4], bytes[5]]);
             let me = role(partner(id));
             let want: Vec<Message> = steps[1..].iter().map(|frame| s.content(frame)).collect();
-            let mut check = |cuts: Vec<usize>| {
+            let check = |cuts: Vec<usize>| {
                 let (peer, messages, result) = decode(s.wire(), me, MIB, &bytes, cuts);
                 assert_eq!((result, messages), (Ok(()), want.clone()), "{}", s.name);
                 let peer = peer.expect("the handshake is over");

