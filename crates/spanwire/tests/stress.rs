@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use spanwire::{Interest, Limit, Message, Poller, Pull, Push, RecvError, Rep, Req, SendError};
 
-const GIVE_UP: Duration = Duration::from_secs(60);
+const GIVE_UP: Duration = Duration::from_secs(30);
 
 /// splitmix64.
 struct Rng(u64);
@@ -173,6 +173,7 @@ fn round(seed: u64) {
     let began = Instant::now();
     for _ in 0..receivers {
         let (pull, seen, got, mut rng) = (pull.clone(), seen.clone(), got.clone(), Rng(rng.next()));
+        let shared = shared.clone();
         threads.push(std::thread::spawn(move || {
             let fixed = rng.below(2) == 0;
             let mut kind = rng.below(7);
@@ -185,7 +186,7 @@ fn round(seed: u64) {
                     assert_eq!(seen[n as usize].fetch_add(1, Ordering::Relaxed), 0, "doubled, seed {seed}");
                     got.fetch_add(1, Ordering::Relaxed);
                 }
-                assert!(began.elapsed() < GIVE_UP, "stuck at {got:?} of {total}, seed {seed}");
+                assert!(began.elapsed() < GIVE_UP, "stuck at {got:?} of {total}, seed {seed} {pull:#?} {shared:#?}");
             }
         }));
     }

@@ -729,9 +729,30 @@ impl Drop for Core {
     }
 }
 
+/// The whole state on one line, for bug reports; without it when another thread holds the lock.
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core").field("protocol", &self.info.name).finish_non_exhaustive()
+        let mut out = f.debug_struct("Socket");
+        out.field("protocol", &self.info.name);
+        if let Ok(st) = self.st.try_lock() {
+            let ready = st.protocol.readiness();
+            out.field("phase", &st.phase)
+                .field("ready", &(ready.send, ready.recv))
+                .field("lead", &st.lead)
+                .field("endpoints", &st.endpoints)
+                .field("fresh", &st.fresh.len())
+                .field("jobs", &st.jobs.len())
+                .field("unstalled", &st.fx.unstalled)
+                .field("dirty", &st.fx.dirty)
+                .field("asked", &st.asked)
+                .field("blocked", &st.blocked)
+                .field("posted", &st.in_inbox)
+                .field("notes", &self.notes);
+            for p in st.pipes.iter() {
+                out.field("pipe", p);
+            }
+        }
+        out.finish_non_exhaustive()
     }
 }
 

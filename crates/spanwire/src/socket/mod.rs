@@ -65,7 +65,7 @@ impl<P> Clone for Socket<P> {
 
 impl<P> fmt::Debug for Socket<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Socket").field("protocol", &self.0.0.info.name).finish_non_exhaustive()
+        fmt::Debug::fmt(&self.0.0, f)
     }
 }
 
