@@ -220,7 +220,8 @@ impl Core {
         let registry = poll.registry().try_clone().map_err(Error::System)?;
         let inner = poll.as_raw_fd();
         let token = driver.reserve();
-        let nested = driver.nest(&poll, token).inspect_err(|_| driver.release(token)).map_err(Error::System)?;
+        let nested =
+            driver.nest(&poll, token).inspect_err(|_| driver.release(token)).map_err(Error::System)?;
         let seed = seed();
         let info = protocol.info();
         let core = Arc::new_cyclic(|me| Core {
@@ -620,7 +621,10 @@ impl Core {
 
     /// One run of `f` that does not wait.
     #[inline]
-    pub(crate) fn try_on<R>(&self, f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R) -> Result<R, WaitError> {
+    pub(crate) fn try_on<R>(
+        &self,
+        f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R,
+    ) -> Result<R, WaitError> {
         if self.forked() {
             return Err(WaitError::Forked);
         }

@@ -206,10 +206,7 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         let found = match want {
             Want::Recv | Want::Any => remove(&mut self.recv, |w| w.0 == id),
             Want::Send => remove(&mut self.send, |w| w.0 == id),
-            Want::Key(key) => {
-                remove(&mut self.keyed, |w| w.0 == id)
-                    || self.cancel_task(key, id)
-            }
+            Want::Key(key) => remove(&mut self.keyed, |w| w.0 == id) || self.cancel_task(key, id),
         };
         self.waiting -= usize::from(found);
         found
