@@ -152,6 +152,16 @@ impl Writer {
         };
     }
 
+    /// Gives the buffers of a writer with nothing to write back.
+    fn release(&mut self) {
+        match self {
+            Writer::Framed { current, .. } => current.release(),
+            Writer::Encoded { bytes, at, .. } if *at == bytes.len() => (*bytes, *at) = (Vec::new(), 0),
+            Writer::Messages { batch, .. } if batch.is_empty() => *batch = VecDeque::new(),
+            _ => {}
+        }
+    }
+
     fn reclaim(&mut self) -> Option<Message> {
         match self {
             Writer::Framed { current, .. } => current.reclaim(),
@@ -203,6 +213,12 @@ impl Tx {
     /// What the dead pipe's writer had taken and not begun.
     pub(crate) fn reclaim(&mut self) -> Option<Message> {
         self.writer.as_mut()?.reclaim()
+    }
+
+    pub(crate) fn release(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.release();
+        }
     }
 
     pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {
