@@ -401,9 +401,27 @@ impl Core {
         if !st.fx.dirty.is_empty() {
             st = self.write_dirty(st);
         }
+        if self.owes_nothing(&st) {
+            return;
+        }
         let leave = self.leave(&mut st);
         drop(st);
         self.carry_out(leave);
+    }
+
+    /// The common case, without a look at anything that a message does not touch: nobody waits, nothing is
+    /// new, and somebody minds the socket. (`leave` would say the same, at the price of building its answer:
+    /// a fifth of a small message.)
+    #[inline]
+    fn owes_nothing(&self, st: &State) -> bool {
+        st.lead.is_quiet(st.blocked > 0)
+            && !st.ask
+            && st.fresh.is_empty()
+            && st.jobs.is_empty()
+            && st.trash.is_empty()
+            && st.fx.unstalled.is_empty()
+            && !st.fx.timers.moved()
+            && st.level.is_none()
     }
 
     /// Asks the lead who must be told. The guard must be dropped next.

@@ -456,6 +456,10 @@ impl Timers {
         self.by_time.insert((at, key));
     }
     #[inline]
+    pub(crate) fn moved(&self) -> bool {
+        self.moved
+    }
+    #[inline]
     pub(crate) fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.moved)
     }
