@@ -8,10 +8,14 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::Result;
 use crate::cell::Metric;
 use crate::contestant::{Entry, Standing};
+use crate::machine::{self, Spent};
 use crate::rounds::{Outcome, Row};
-use crate::{Result, machine};
+
+/// With more than this share of the machine in other hands a cell says little, a round trip least of all.
+const NOISY: f64 = 0.05;
 
 /// The middle and both ends of the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,12 +103,10 @@ pub fn table(outcome: &Outcome, contestants: &[&dyn Entry]) -> String {
     }));
     rows.push(ratios);
     let mut text = align(&rows);
-    let _ = writeln!(
-        text,
-        "others took {:.0} % of the machine, the host {:.0} %",
-        outcome.spent.foreign * 100.0,
-        outcome.spent.stolen * 100.0
-    );
+    let Spent { foreign, stolen } = outcome.spent;
+    let noisy = if foreign + stolen > NOISY { ": noisy, not to be quoted" } else { "" };
+    let (foreign, stolen) = (foreign * 100.0, stolen * 100.0);
+    let _ = writeln!(text, "others took {foreign:.0} % of the machine, the host {stolen:.0} %{noisy}");
     for row in &outcome.rows {
         if let Some(first) = row.failures.first() {
             let (failed, of) = (row.failures.len(), row.failures.len() + row.samples.len());

@@ -4,12 +4,14 @@
 //! hidden subcommand `side`. What the sender says it sent and the receiver says it saw must agree.
 //! Owns: the processes, and ends each one of them. Never: measures inside itself.
 
+use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, at, never, select, unbounded};
 
 use crate::Result;
 use crate::cell::{Cell, Plan, Shape, Transport};
@@ -82,14 +84,7 @@ pub fn sample(name: &str, cell: &Cell, plan: &Plan) -> Result<Numbers> {
     let mut bound = Side::start(name, Role::Bound, &url, cell, plan)?;
     let url = bound.expect("at ")?;
     let mut dialed = Side::start(name, Role::Dialed, &url, cell, plan)?;
-    if cell.shape == Shape::RoundTrip {
-        dialed.expect("done").map_err(|why| bound.explain(why))?;
-        bound.expect("done")?;
-    } else {
-        // The receiver first: it knows best what is wrong.
-        bound.expect("done").map_err(|why| dialed.explain(why))?;
-        dialed.expect("done")?;
-    }
+    both_done(&mut bound, &mut dialed)?;
     bound.tell()?;
     dialed.tell()?;
     let (at_bound, at_dialed) =
@@ -130,6 +125,27 @@ fn join(cell: &Cell, bound: &Numbers, dialed: &Numbers, cpu: f64) -> Result<Numb
     Ok(all)
 }
 
+/// Until both are done, in any order. The first that has trouble ends it, with what the other one says of it:
+/// either may be the cause.
+fn both_done(bound: &mut Side, dialed: &mut Side) -> Result<()> {
+    let (mut from_bound, mut from_dialed) = (bound.lines.clone(), dialed.lines.clone());
+    let late = at(bound.deadline);
+    for _ in 0..2 {
+        select! {
+            recv(from_bound) -> line => {
+                bound.check(line.map_err(|_| false), "done").map_err(|why| dialed.add_to(&*why))?;
+                from_bound = never();
+            }
+            recv(from_dialed) -> line => {
+                dialed.check(line.map_err(|_| false), "done").map_err(|why| bound.add_to(&*why))?;
+                from_dialed = never();
+            }
+            recv(late) -> _ => return Err(format!("{}: not done in time", bound.who).into()),
+        }
+    }
+    Ok(())
+}
+
 /// A process that does one side. Dropped, it is ended.
 struct Side {
     child: Child,
@@ -148,7 +164,7 @@ impl Side {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().ok_or("no standard output")?;
-        let (tell, lines) = channel();
+        let (tell, lines) = unbounded();
         // Ends with the child, whose end closes the pipe.
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
@@ -163,16 +179,28 @@ impl Side {
 
     /// The rest of the next line, which must begin with `with`.
     fn expect(&mut self, with: &str) -> Result<String> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        match self.lines.recv_timeout(left) {
+        let line = self.lines.recv_deadline(self.deadline);
+        self.check(line.map_err(|e| e.is_timeout()), with)
+    }
+
+    /// The rest of `line`, or what is wrong; instead of a line there may be a time-out (`true`) or an end.
+    fn check(&mut self, line: std::result::Result<String, bool>, with: &str) -> Result<String> {
+        let who = &self.who;
+        match line {
             Ok(line) => match line.strip_prefix(with) {
                 Some(rest) => Ok(rest.to_owned()),
-                None => Err(format!("{}: {line}", self.who).into()),
+                None => Err(format!("{who}: {line}").into()),
             },
-            Err(RecvTimeoutError::Timeout) => Err(format!("{}: no word in time", self.who).into()),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(format!("{}: ended without a word: {}", self.who, self.child.wait()?).into())
-            }
+            Err(true) => Err(format!("{who}: no word in time").into()),
+            Err(false) => Err(format!("{who}: ended without a word: {}", self.child.wait()?).into()),
+        }
+    }
+
+    /// The other side's trouble, and this one's if it has any soon.
+    fn add_to(&self, why: &dyn Error) -> String {
+        match self.lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) if line.starts_with("error") => format!("{why}; {}: {line}", self.who),
+            _ => why.to_string(),
         }
     }
 
@@ -185,14 +213,6 @@ impl Side {
     fn leave(mut self) -> Result<()> {
         let status = self.child.wait()?;
         if status.success() { Ok(()) } else { Err(format!("{}: {status}", self.who).into()) }
-    }
-
-    /// Adds what this side has said to the other one's trouble.
-    fn explain(&mut self, why: Box<dyn std::error::Error + Send + Sync>) -> String {
-        match self.lines.try_recv() {
-            Ok(line) if line.starts_with("error") => format!("{why}; {}: {line}", self.who),
-            _ => why.to_string(),
-        }
     }
 }
 

@@ -111,7 +111,7 @@ impl Ends {
         Ends { told, loud: true }
     }
 
-    /// The other side is a thread, which stops this one by sending.
+    /// The other side is a thread of this process, which stops this one by sending.
     fn quiet() -> (mpsc::Sender<()>, Self) {
         let (tell, told) = mpsc::channel();
         (tell, Ends { told, loud: false })
@@ -166,15 +166,17 @@ pub fn run<C: Contestant>(
             let (pull, url) = contestant.pull(url, cell)?;
             let (stop, quiet) = Ends::quiet();
             let sent = thread::scope(|scope| {
-                let sender = scope.spawn(|| -> Result<Numbers> {
+                let sender = scope.spawn(|| {
                     let quiet = quiet;
                     let mut numbers = Numbers::default();
-                    send(contestant.push(&url, cell)?, cell, plan, &quiet, &mut numbers)?;
-                    Ok(numbers)
+                    let push = contestant.push(&url, cell);
+                    push.and_then(|push| send(push, cell, plan, &quiet, &mut numbers))
+                        .unwrap_or_else(|why| give_up(&why));
+                    numbers
                 });
-                let received = receive(pull, cell, &mut numbers);
-                let _ = stop.send(());
-                received.and(sender.join().map_err(|_| "the sender panicked")?)
+                receive(pull, cell, &mut numbers).unwrap_or_else(|why| give_up(&why));
+                stop.send(()).unwrap_or_default();
+                sender.join().map_err(|_| "the sender panicked")
             })?;
             // CPU time is the process's: the receiver has counted it for both.
             numbers.set("sent", sent.get("sent").unwrap_or(0.0));
@@ -195,11 +197,12 @@ pub fn run<C: Contestant>(
             thread::scope(|scope| {
                 let answerer = scope.spawn(|| {
                     let quiet = quiet;
-                    answer(rep, cell, &quiet, &mut Numbers::default())
+                    answer(rep, cell, &quiet, &mut Numbers::default()).unwrap_or_else(|why| give_up(&why));
                 });
                 let asked = contestant.req(&url, cell).and_then(|req| ask(req, cell, plan, &mut numbers));
-                let _ = stop.send(());
-                asked.and(answerer.join().map_err(|_| "the answerer panicked")?)
+                asked.unwrap_or_else(|why| give_up(&why));
+                stop.send(()).unwrap_or_default();
+                answerer.join().map_err(|_| "the answerer panicked")
             })?;
             stopped(ends)?;
         }
@@ -229,6 +232,12 @@ pub fn run<C: Contestant>(
         (Shape::Idle { .. }, Role::Both) => return Err("idle pipes need two processes".into()),
     }
     ends.say(format_args!("result {numbers}"))
+}
+
+/// Ends the process, as the other thread may wait in its library for ever.
+fn give_up(why: &dyn fmt::Display) -> ! {
+    println!("error: {why}");
+    std::process::exit(1)
 }
 
 fn stopped(ends: &Ends) -> Result<()> {

@@ -171,11 +171,12 @@ fn plan(args: &Matrix) -> Result<Plan> {
 
 fn cells(args: &Matrix) -> Vec<Cell> {
     let idle = vec![Shape::Idle { pipes: args.pipes.into() }];
-    let shapes = if args.idle { &idle } else { &args.shapes };
+    // Silence has no size.
+    let (shapes, sizes) = if args.idle { (&idle, &args.sizes[..1]) } else { (&args.shapes, &args.sizes[..]) };
     let mut cells = Vec::new();
     for &shape in shapes {
         for &transport in &args.transports {
-            for &size in &args.sizes {
+            for &size in sizes {
                 // Idle threads of one process would say nothing about its pipes.
                 if !(args.idle && transport == Transport::Inproc) {
                     cells.push(Cell { shape, transport, size: size as usize });
