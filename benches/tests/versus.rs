@@ -11,8 +11,8 @@ fn versus(args: &[&str]) -> (Output, tempfile::TempDir) {
 
 #[test]
 fn a_matrix_gives_a_table_for_each_cell_and_a_line_for_each_number() {
-    let limits = "raw,raw+tick,channel";
-    let (output, dir) = versus(&["--quick", "--seconds", "0.02", "--rounds", "2", "--only", limits]);
+    let always = "spanwire,raw,raw+tick,channel";
+    let (output, dir) = versus(&["--quick", "--seconds", "0.02", "--rounds", "2", "--only", always]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     for cell in ["stream tcp 64 B", "stream ipc", "stream inproc", "rtt tcp", "rtt ipc", "rtt inproc"] {
@@ -21,7 +21,7 @@ fn a_matrix_gives_a_table_for_each_cell_and_a_line_for_each_number() {
     let csv = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let csv = std::fs::read_to_string(csv).unwrap();
     assert_eq!(csv.lines().filter(|l| l.starts_with("stream,tcp,64,raw,2,rate,")).count(), 1, "{csv}");
-    assert_eq!(csv.lines().filter(|l| l.contains(",p99,")).count(), 2 * (2 + 2 + 1), "{csv}");
+    assert_eq!(csv.lines().filter(|l| l.contains(",p99,")).count(), 2 * (3 + 3 + 2), "{csv}");
 }
 
 #[test]
@@ -30,4 +30,13 @@ fn a_contestant_that_this_build_has_not_is_refused() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("pigeons") && text.contains("channel"), "{text}");
+}
+
+#[test]
+fn idle_connections_are_measured_on_both_sides() {
+    let args = ["--idle", "--pipes", "10", "--idle-seconds", "0.1", "--rounds", "1", "--only", "spanwire"];
+    let (output, _dir) = versus(&args);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("idle-10 tcp") && text.contains("idle-10 ipc"), "{text}");
 }

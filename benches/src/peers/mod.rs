@@ -8,7 +8,6 @@ mod limit;
 mod nanomsg;
 #[cfg(feature = "peers")]
 mod nng;
-#[cfg(feature = "sockets")]
 mod ours;
 #[cfg(feature = "peers")]
 mod zmq;
@@ -18,7 +17,6 @@ use crate::contestant::Entry;
 /// All of them, ours first.
 pub fn all() -> Vec<Box<dyn Entry>> {
     vec![
-        #[cfg(feature = "sockets")]
         Box::new(ours::Spanwire),
         #[cfg(feature = "peers")]
         Box::new(zmq::Zmq),

@@ -45,7 +45,7 @@ impl Req for spanwire::Req {
 
 impl Rep for spanwire::Rep {
     fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        let request = (**self).recv()?;
+        let request = self.recv()?;
         let seen = look(&request);
         let answer = request.body().clone();
         request.reply(answer).map_err(|why| why.to_string())?;
