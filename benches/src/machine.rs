@@ -110,3 +110,10 @@ pub struct Spent {
     /// Taken by the host: 0 to 1.
     pub stolen: f64,
 }
+
+impl Spent {
+    /// Whether others took more than a twentieth: then a sample says little, a round trip least of all.
+    pub fn is_noisy(&self) -> bool {
+        self.foreign + self.stolen > 0.05
+    }
+}

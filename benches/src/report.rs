@@ -13,9 +13,7 @@ use crate::cell::Metric;
 use crate::contestant::{Entry, Standing};
 use crate::machine::{self, Spent};
 use crate::rounds::{Outcome, Row};
-
-/// With more than this share of the machine in other hands a cell says little, a round trip least of all.
-const NOISY: f64 = 0.05;
+use crate::side::Numbers;
 
 /// The middle and both ends of the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,7 +36,7 @@ impl Summary {
     }
 
     fn of_row(row: &Row, metric: &Metric) -> Option<Self> {
-        Summary::of(row.samples.iter().filter_map(|s| s.get(metric.name)).collect())
+        Summary::of(row.samples.iter().flatten().filter_map(|s| s.get(metric.name)).collect())
     }
 }
 
@@ -103,17 +101,32 @@ pub fn table(outcome: &Outcome, contestants: &[&dyn Entry]) -> String {
     }));
     rows.push(ratios);
     let mut text = align(&rows);
-    let Spent { foreign, stolen } = outcome.spent;
-    let noisy = if foreign + stolen > NOISY { ": noisy, not to be quoted" } else { "" };
-    let (foreign, stolen) = (foreign * 100.0, stolen * 100.0);
-    let _ = writeln!(text, "others took {foreign:.0} % of the machine, the host {stolen:.0} %{noisy}");
+    text.push_str(&noise(outcome));
     for row in &outcome.rows {
         if let Some(first) = row.failures.first() {
-            let (failed, of) = (row.failures.len(), row.failures.len() + row.samples.len());
+            let (failed, of) = (row.failures.len(), row.samples.len() + outcome.discarded);
             let _ = writeln!(text, "FAILED {} in {failed} of {of} rounds: {first}", row.name);
         }
     }
     text
+}
+
+/// A line on what disturbed the rounds that count.
+fn noise(outcome: &Outcome) -> String {
+    let worst = |share: fn(&Spent) -> f64| outcome.spent.iter().map(share).fold(0.0, f64::max) * 100.0;
+    let noisy = outcome.spent.iter().filter(|s| s.is_noisy()).count();
+    let mut text = format!(
+        "at worst others took {:.0} % of the machine, its host {:.0} %",
+        worst(|s| s.foreign),
+        worst(|s| s.stolen)
+    );
+    if outcome.discarded > 0 {
+        let _ = write!(text, "; {} noisy rounds run again", outcome.discarded);
+    }
+    if noisy > 0 {
+        let _ = write!(text, "; {noisy} of {} rounds NOISY, not to be quoted", outcome.spent.len());
+    }
+    text + "\n"
 }
 
 /// Columns of equal width, the first row above a rule.
@@ -171,10 +184,10 @@ impl Csv {
     /// # Errors
     /// When it cannot be written.
     pub fn add(&mut self, outcome: &Outcome) -> io::Result<()> {
-        let Outcome { cell, rows, spent } = outcome;
+        let Outcome { cell, rows, spent, discarded: _ } = outcome;
         for row in rows {
-            for (round, sample) in row.samples.iter().enumerate() {
-                for (metric, value) in sample.iter() {
+            for (round, (sample, spent)) in row.samples.iter().zip(spent).enumerate() {
+                for (metric, value) in sample.iter().flat_map(Numbers::iter) {
                     writeln!(
                         self.file,
                         "{},{},{},{},{},{metric},{value},{:.3},{:.3}",

@@ -24,9 +24,9 @@ use crate::side::{Numbers, Role};
 pub struct Row {
     /// The contestant's name.
     pub name: String,
-    /// One for each round that worked.
-    pub samples: Vec<Numbers>,
-    /// Why the others did not.
+    /// One for each round; none where it failed.
+    pub samples: Vec<Option<Numbers>>,
+    /// Why rounds failed, also such as were run again.
     pub failures: Vec<String>,
 }
 
@@ -37,32 +37,57 @@ pub struct Outcome {
     pub cell: Cell,
     /// A row for each contestant, in their order.
     pub rows: Vec<Row>,
-    /// What of the machine others took meanwhile.
-    pub spent: Spent,
+    /// For each round what others took of the machine meanwhile.
+    pub spent: Vec<Spent>,
+    /// Rounds that were run again for their noise, and do not count.
+    pub discarded: usize,
+}
+
+/// How many rounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Rounds {
+    /// That count.
+    pub count: usize,
+    /// That may be run again because others took too much of the machine. The numbers are not looked at: a
+    /// bad round in a quiet moment counts.
+    pub spare: usize,
 }
 
 /// Runs a cell, and calls `tick` before each sample.
 pub fn run(
     cell: Cell,
     contestants: &[&dyn Entry],
-    rounds: usize,
+    rounds: Rounds,
     plan: &Plan,
     mut tick: impl FnMut(usize, &str),
 ) -> Outcome {
-    let before = Times::now();
-    let taking: Vec<_> = contestants.iter().filter(|c| c.takes(&cell)).collect();
-    let mut rows: Vec<Row> =
-        taking.iter().map(|c| Row { name: c.name().to_owned(), ..Row::default() }).collect();
-    for round in 0..rounds {
-        for row in &mut rows {
-            tick(round, &row.name);
+    let taking = contestants.iter().filter(|c| c.takes(&cell));
+    let rows = taking.map(|c| Row { name: c.name().to_owned(), ..Row::default() }).collect();
+    let mut outcome = Outcome { cell, rows, spent: Vec::new(), discarded: 0 };
+    while outcome.spent.len() < rounds.count {
+        let before = Times::now();
+        let mut samples = Vec::new();
+        for row in &mut outcome.rows {
+            tick(outcome.spent.len(), &row.name);
             match sample(&row.name, &cell, plan) {
-                Ok(numbers) => row.samples.push(numbers),
-                Err(why) => row.failures.push(why.to_string()),
+                Ok(numbers) => samples.push(Some(numbers)),
+                Err(why) => {
+                    row.failures.push(why.to_string());
+                    samples.push(None);
+                }
             }
         }
+        let spent = Times::now().since(&before);
+        if spent.is_noisy() && outcome.discarded < rounds.spare {
+            outcome.discarded += 1;
+            continue;
+        }
+        outcome.spent.push(spent);
+        for (row, sample) in outcome.rows.iter_mut().zip(samples) {
+            row.samples.push(sample);
+        }
     }
-    Outcome { cell, rows, spent: Times::now().since(&before) }
+    outcome
 }
 
 /// One run of one contestant.

@@ -10,11 +10,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use spanwire_benches::Result;
 use spanwire_benches::cell::{Cell, Plan, Shape, Transport};
 use spanwire_benches::contestant::{self, Entry};
 use spanwire_benches::report::{self, Csv};
+use spanwire_benches::rounds::Rounds;
 use spanwire_benches::side::{Ends, Role};
-use spanwire_benches::{Result, rounds};
 
 /// Measures spanwire beside libzmq, nanomsg, nng (with --features peers) and raw sockets.
 #[derive(Debug, Parser)]
@@ -41,6 +42,9 @@ struct Matrix {
     /// Rounds; each runs every contestant once.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
+    /// How many rounds of a cell may be run again because others took more than 5 % of the machine.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    patience: u16,
     /// Seconds that are measured in each sample [default: 2, quick: 0.3].
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
@@ -141,9 +145,10 @@ fn matrix(args: &Matrix) -> Result<bool> {
         plan.measured,
         Cell::QUEUE
     );
+    let rounds = Rounds { count: args.rounds.into(), spare: args.patience.into() };
     let mut good = true;
     for cell in cells(args) {
-        let outcome = rounds::run(cell, &contestants, args.rounds.into(), &plan, |round, name| {
+        let outcome = spanwire_benches::rounds::run(cell, &contestants, rounds, &plan, |round, name| {
             if std::io::stderr().is_terminal() {
                 eprint!("\r{cell}: round {} {name}\x1b[K", round + 1);
                 let _ = std::io::stderr().flush();
