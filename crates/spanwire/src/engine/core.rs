@@ -36,6 +36,9 @@ pub(crate) const PEERS: WaitKey = WaitKey(u32::MAX, 0);
 /// Fired when the last pipe of a closing socket has gone.
 pub(crate) const CLOSED: WaitKey = WaitKey(u32::MAX, 1);
 
+/// Kind of the keys that tell of a listener's end: the number is the endpoint's.
+pub(crate) const UNBOUND: u32 = u32::MAX - 1;
+
 /// The application's say on who may attach.
 #[derive(Clone)]
 pub(crate) struct Accept(pub(crate) Arc<AcceptFn>);
@@ -108,6 +111,8 @@ pub(crate) struct State {
     pub(crate) tokens: slab::Slab<()>,
     pub(crate) endpoints: BTreeMap<u32, Endpoint>,
     pub(crate) next_endpoint: u32,
+    /// Listeners that were closed and are not dropped yet: their addresses are still taken.
+    pub(crate) unbinding: BTreeSet<u32>,
     pub(crate) alarms: BTreeSet<(Time, Alarm)>,
     /// Next deadline of the event loop itself, while it lies here.
     pub(crate) drive_deadline: Option<Time>,
@@ -220,7 +225,8 @@ impl Core {
         let registry = poll.registry().try_clone().map_err(Error::System)?;
         let inner = poll.as_raw_fd();
         let token = driver.reserve();
-        let nested = driver.nest(&poll, token).inspect_err(|_| driver.release(token)).map_err(Error::System)?;
+        let nested =
+            driver.nest(&poll, token).inspect_err(|_| driver.release(token)).map_err(Error::System)?;
         let seed = seed();
         let info = protocol.info();
         let core = Arc::new_cyclic(|me| Core {
@@ -235,6 +241,7 @@ impl Core {
                 tokens: slab::Slab::new(),
                 endpoints: BTreeMap::new(),
                 next_endpoint: 0,
+                unbinding: BTreeSet::new(),
                 alarms: BTreeSet::new(),
                 drive_deadline: None,
                 polled_until: None,
@@ -317,6 +324,33 @@ impl Core {
         }
     }
 
+    /// The peer is gone, as the reading side found. What it sent may still be wanted.
+    pub(crate) fn end_pipe(&self, st: &mut State, id: PipeId, reason: Reason) {
+        let Some(p) = st.pipes.get(id) else { return };
+        if p.ended.is_some() || !p.open {
+            return;
+        }
+        let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
+        let gone = matches!(reason, Reason::Peer | Reason::Broken(_));
+        let keep = gone
+            && !st.is_closed()
+            && !p.inq.is_empty()
+            && self.call(st, |protocol, cx| protocol.pipe_ended(cx, id));
+        match st.pipes.get_mut(id) {
+            Some(p) if keep && !p.inq.is_empty() => p.ended = Some(reason.clone()),
+            _ => return self.close_pipe(st, id, reason, false),
+        }
+        self.say_gone(st, id, endpoint, remote, reason);
+        self.settle(st);
+    }
+
+    fn say_gone(&self, st: &mut State, id: PipeId, endpoint: u32, remote: String, reason: Reason) {
+        st.totals.detached += 1;
+        st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason });
+        st.fx.wakes.push(PEERS);
+        self.endpoint_lost(st, endpoint, id);
+    }
+
     /// Ends a pipe, once: the protocol hears of it, and what is left is counted. `drain`: the peer may read
     /// to the end of what was sent.
     pub(crate) fn close_pipe(&self, st: &mut State, id: PipeId, reason: Reason, drain: bool) {
@@ -346,16 +380,14 @@ impl Core {
         st.totals.tx_bytes += p.sent.1;
         st.totals.rx_msgs += p.received.0;
         st.totals.rx_bytes += p.received.1;
-        st.totals.detached += 1;
         st.trash.push(Trash::Writer(p.tx.writer.take()));
         st.fresh.push(Fresh::Drop { token, drain });
-        let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
-        st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason });
-        st.fx.wakes.push(PEERS);
         if st.phase == Phase::Closing && st.pipes.len() == 0 {
             st.fx.wakes.push(CLOSED);
         }
-        self.endpoint_lost(st, endpoint, id);
+        if p.ended.is_none() {
+            self.say_gone(st, id, p.info.endpoint, p.info.facts.remote.clone(), reason);
+        }
         if !st.fx.closes.is_empty() || !st.fx.wakes.is_empty() {
             self.settle(st);
         }
@@ -455,7 +487,8 @@ impl Core {
 
     fn satisfied(&self, st: &mut State, want: Want<WaitKey>) -> bool {
         match want {
-            Want::Key(_) => st.lead.leader_fired() || (st.is_closed() && want != Want::Key(CLOSED)),
+            // The engine's own waits go on while the socket closes.
+            Want::Key(key) => st.lead.leader_fired() || (st.is_closed() && key.0 < UNBOUND),
             _ if st.is_closed() => true,
             Want::Recv => st.protocol.readiness().recv,
             Want::Send => st.protocol.readiness().send,
@@ -495,15 +528,17 @@ impl Core {
         want: Want<WaitKey>,
         deadline: Option<Instant>,
     ) -> (Guard<'a>, bool) {
+        let mut looked = false;
         loop {
             st = self.refresh(st, &mut d);
-            let now = deadline.map(|at| (at, Instant::now()));
-            let late = now.is_some_and(|(at, now)| now >= at);
+            // Also a deadline in the past deserves one look at what has arrived.
+            let late = looked && deadline.is_some_and(|at| Instant::now() >= at);
             if self.satisfied(&mut st, want) || late {
                 self.give(&mut st, d);
                 return (st, late);
             }
             st = self.lead_once(st, &mut d, want, deadline);
+            looked = true;
         }
     }
 
@@ -620,7 +655,10 @@ impl Core {
 
     /// One run of `f` that does not wait.
     #[inline]
-    pub(crate) fn try_on<R>(&self, f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R) -> Result<R, WaitError> {
+    pub(crate) fn try_on<R>(
+        &self,
+        f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R,
+    ) -> Result<R, WaitError> {
         if self.forked() {
             return Err(WaitError::Forked);
         }
@@ -706,13 +744,17 @@ impl Core {
         Ok(fd)
     }
 
+    /// In a forked child the lock may be held by a thread that does not exist there: it is not touched.
+    pub(crate) fn look_at<R: Default>(&self, f: impl FnOnce(&State) -> R) -> R {
+        if self.forked() { R::default() } else { f(&self.lock()) }
+    }
+
     pub(crate) fn readiness(&self) -> Readiness {
-        let st = self.lock();
-        st.protocol.readiness()
+        self.look_at(|st| st.protocol.readiness())
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        super::stats::snapshot(&self.lock())
+        self.look_at(super::stats::snapshot)
     }
 }
 
@@ -729,9 +771,30 @@ impl Drop for Core {
     }
 }
 
+/// The whole state on one line, for bug reports; without it when another thread holds the lock.
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core").field("protocol", &self.info.name).finish_non_exhaustive()
+        let mut out = f.debug_struct("Socket");
+        out.field("protocol", &self.info.name);
+        if let Ok(st) = self.st.try_lock() {
+            let ready = st.protocol.readiness();
+            out.field("phase", &st.phase)
+                .field("ready", &(ready.send, ready.recv))
+                .field("lead", &st.lead)
+                .field("endpoints", &st.endpoints)
+                .field("fresh", &st.fresh.len())
+                .field("jobs", &st.jobs.len())
+                .field("unstalled", &st.fx.unstalled)
+                .field("dirty", &st.fx.dirty)
+                .field("asked", &st.asked)
+                .field("blocked", &st.blocked)
+                .field("posted", &st.in_inbox)
+                .field("notes", &self.notes);
+            for p in st.pipes.iter() {
+                out.field("pipe", p);
+            }
+        }
+        out.finish_non_exhaustive()
     }
 }
 

@@ -49,19 +49,47 @@ pub(crate) enum Job {
 
 /// What the loop found, for the state.
 pub(crate) enum Report {
-    Accepted { endpoint: u32, token: usize },
-    AcceptFailed { endpoint: u32, error: String },
-    DialFailed { endpoint: u32, token: usize, url: String, error: String },
+    Accepted {
+        endpoint: u32,
+        token: usize,
+    },
+    AcceptFailed {
+        endpoint: u32,
+        error: String,
+    },
+    DialFailed {
+        endpoint: u32,
+        token: usize,
+        url: String,
+        error: String,
+    },
     /// A connection on its way came to nothing.
-    Failed { endpoint: u32, token: usize, remote: String, established: bool, reason: Reason },
+    Failed {
+        endpoint: u32,
+        token: usize,
+        remote: String,
+        established: bool,
+        reason: Reason,
+    },
     /// The handshake is over: the pipe may be opened.
-    Ready { token: usize },
-    Dead { token: usize, reason: Reason },
-    Freed { token: usize },
+    Ready {
+        token: usize,
+    },
+    Dead {
+        token: usize,
+        reason: Reason,
+    },
+    Freed {
+        token: usize,
+    },
 }
 
 pub(crate) enum Conn {
-    Listener { endpoint: u32, url: Arc<str>, listener: Box<dyn Listener> },
+    Listener {
+        endpoint: u32,
+        url: Arc<str>,
+        listener: Box<dyn Listener>,
+    },
     Opening(Box<Opening>),
     Open(Box<Half>),
     /// Finished: only the end of the stream is awaited, so that closing does not reset what was sent.
@@ -292,6 +320,9 @@ pub(crate) struct Drive {
     pub(crate) writable: Vec<PipeId>,
     pub(crate) reports: Vec<Report>,
     pub(crate) trash: Vec<Conn>,
+    /// Endpoints of listeners in the trash, and of those that were dropped.
+    unbinding: Vec<u32>,
+    pub(crate) unbound: Vec<u32>,
 }
 
 impl Drive {
@@ -311,6 +342,8 @@ impl Drive {
             writable: Vec::new(),
             reports: Vec::new(),
             trash: Vec::new(),
+            unbinding: Vec::new(),
+            unbound: Vec::new(),
         }
     }
 
@@ -320,17 +353,19 @@ impl Drive {
 
     /// Whether something can be done without an event.
     pub(crate) fn sticky(&self) -> bool {
-        !self.ready.is_empty() || !self.jobs.is_empty()
+        !self.ready.is_empty() || !self.jobs.is_empty() || !self.trash.is_empty()
     }
 
     /// One round: jobs, a poll, and the service of what is ready. No lock is held. `true`: there may be more
     /// events than were seen.
     pub(crate) fn turn(&mut self, core: &Core, timeout: Option<Duration>) -> bool {
         self.trash.clear();
+        self.unbound.append(&mut self.unbinding);
         while let Some(job) = self.jobs.pop() {
             self.run(core, job);
         }
-        let mut timeout = if self.sticky() || !self.reports.is_empty() { Some(Duration::ZERO) } else { timeout };
+        let mut timeout =
+            if self.sticky() || !self.reports.is_empty() { Some(Duration::ZERO) } else { timeout };
         if timeout != Some(Duration::ZERO) && !core.notes.sleep() {
             timeout = Some(Duration::ZERO);
         }
@@ -447,7 +482,13 @@ impl Drive {
         }
     }
 
-    pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, listener: Box<dyn Listener>) {
+    pub(crate) fn add_listener(
+        &mut self,
+        key: usize,
+        endpoint: u32,
+        url: Arc<str>,
+        listener: Box<dyn Listener>,
+    ) {
         self.set(key, Conn::Listener { endpoint, url, listener });
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
@@ -491,9 +532,19 @@ impl Drive {
                 self.opening -= 1;
                 self.trash.push(Conn::Opening(opening));
             }
-            conn => self.trash.push(conn),
+            conn => {
+                if let Conn::Listener { endpoint, .. } = &conn {
+                    self.unbinding.push(*endpoint);
+                }
+                self.trash.push(conn);
+            }
         }
         true
+    }
+
+    /// A listener lies in the trash: it is dropped by the next `turn`, which tells of it.
+    pub(crate) fn unbinding(&self) -> bool {
+        !self.unbinding.is_empty()
     }
 
     // ------------------------------------------------------------ accepting and dialling
@@ -505,7 +556,9 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, listener })) = self.conns.get_mut(key) else { return };
+            let Some(Some(Conn::Listener { endpoint, url, listener })) = self.conns.get_mut(key) else {
+                return;
+            };
             let (endpoint, url) = (*endpoint, url.clone());
             match listener.accept() {
                 Ok(connection) => {
@@ -542,7 +595,15 @@ impl Drive {
         }
     }
 
-    fn adopt(&mut self, core: &Core, key: usize, endpoint: u32, side: Side, url: Arc<str>, connection: Connection) {
+    fn adopt(
+        &mut self,
+        core: &Core,
+        key: usize,
+        endpoint: u32,
+        side: Side,
+        url: Arc<str>,
+        connection: Connection,
+    ) {
         if self.opening >= OPENING {
             self.evict_oldest();
         }
@@ -695,8 +756,15 @@ fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<
                     recv_max: core.cfg.recv_max_size,
                 };
                 let inbox = Inbox::default();
-                opening.stage =
-                    Stage::Greeting(Box::new(Greeting { rx, writer, encoding, out, facts, wire: name, inbox }));
+                opening.stage = Stage::Greeting(Box::new(Greeting {
+                    rx,
+                    writer,
+                    encoding,
+                    out,
+                    facts,
+                    wire: name,
+                    inbox,
+                }));
             }
             Stage::Greeting(mut greeting) => {
                 let done = greet(&mut greeting, scratch);

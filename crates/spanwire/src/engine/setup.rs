@@ -9,14 +9,19 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::core::{Alarm, Core, Fresh, Phase, State, Trash};
+use super::core::{Alarm, Core, Fresh, Guard, Phase, State, Trash, UNBOUND};
 use super::drive::Job;
 use super::endpoint::{Backoff, Endpoint, EndpointConfig, Kind, NEXT_ADDRESS};
+use super::lead::Want;
 use crate::error::Error;
 use crate::events::Event;
-use crate::protocol::{PipeId, Reason, Time};
+use crate::protocol::{PipeId, Reason, Time, WaitKey};
 use crate::transport::{self, Dialer, Listener, Registrar, Target, Transport};
+
+/// Longest wait for a closed listener to be dropped.
+const UNBIND: Duration = Duration::from_secs(1);
 
 impl Core {
     fn transport(&self, url: &str) -> Result<Arc<dyn Transport>, Error> {
@@ -39,8 +44,11 @@ impl Core {
         let mut listener = transport.listen(url, &self.cfg.options).map_err(failed)?;
         let real = listener.url();
         let token = self.lock().tokens.insert(());
-        let registrar =
-            Registrar { registry: &self.registry, token: mio::Token(token), notifier: self.notes.notifier(mio::Token(token)) };
+        let registrar = Registrar {
+            registry: &self.registry,
+            token: mio::Token(token),
+            notifier: self.notes.notifier(mio::Token(token)),
+        };
         if let Err(e) = listener.register(&registrar) {
             self.lock().tokens.try_remove(token);
             return Err(failed(e));
@@ -117,15 +125,31 @@ impl Core {
                 self.call(&mut st, |_, cx| cx.finish(id, Reason::Local));
             }
         }
+        st = self.wait_unbound(st, endpoint);
         self.finish(st);
+    }
+
+    /// Waits until a closed listener is dropped, so that its address can be bound again: at most a second, and
+    /// commonly one round of the event loop.
+    pub(crate) fn wait_unbound<'a>(&'a self, mut st: Guard<'a>, endpoint: u32) -> Guard<'a> {
+        let deadline = Instant::now().checked_add(UNBIND);
+        let mut late = false;
+        while st.unbinding.contains(&endpoint) && !late {
+            (st, late) = self.wait(st, Want::Key(WaitKey(UNBOUND, u64::from(endpoint))), deadline);
+        }
+        st
     }
 
     /// No more connections through this endpoint; its pipes stay.
     pub(crate) fn end_endpoint(&self, st: &mut State, endpoint: u32) {
         let Some(ended) = st.endpoints.remove(&endpoint) else { return };
-        st.alarms.retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
+        st.alarms
+            .retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
         match &ended.kind {
-            Kind::Listener { token } => st.fresh.push(Fresh::Drop { token: *token, drain: false }),
+            Kind::Listener { token } => {
+                st.fresh.push(Fresh::Drop { token: *token, drain: false });
+                st.unbinding.insert(endpoint);
+            }
             Kind::Dialer { attempts, .. } => {
                 for &token in attempts {
                     st.fresh.push(Fresh::Drop { token, drain: false });
@@ -221,7 +245,14 @@ impl Core {
     }
 
     /// `dial` itself said no.
-    pub(crate) fn attempt_failed(&self, st: &mut State, endpoint: u32, token: usize, url: String, error: String) {
+    pub(crate) fn attempt_failed(
+        &self,
+        st: &mut State,
+        endpoint: u32,
+        token: usize,
+        url: String,
+        error: String,
+    ) {
         forget_attempt(st, endpoint, token);
         self.connect_failed(st, endpoint, url, error);
     }
@@ -259,7 +290,8 @@ impl Core {
         let random = st.random();
         let give_up = st.phase == Phase::Closed;
         let Some(e) = st.endpoints.get_mut(&endpoint) else { return };
-        let Kind::Dialer { backoff, targets, attempts, pipe: None, resolving: false, waiting, .. } = &mut e.kind
+        let Kind::Dialer { backoff, targets, attempts, pipe: None, resolving: false, waiting, .. } =
+            &mut e.kind
         else {
             return;
         };
