@@ -7,10 +7,11 @@
 //! Owns: the list and the waker. Never: touches the socket's state or its lock.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use mio::Token;
+
+use super::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 
 /// The notices of one socket.
 pub(crate) struct Notes {
