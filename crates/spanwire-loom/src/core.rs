@@ -489,8 +489,8 @@ impl Socket {
         }
     }
 
-    pub(crate) fn sleep_or_wake(&self, d: &Drive) {
-        if d.sticky() || !self.notes_sleep() {
+    pub(crate) fn sleep_or_wake(&self, d: &Drive, missed: bool) {
+        if missed || d.sticky() || !self.notes_sleep() {
             self.kernel.wake();
         }
     }
@@ -654,6 +654,7 @@ impl Socket {
     /// A time of the engine's own: a retry, the end of the linger time.
     pub(crate) fn set_alarm(&self, at: u32, key: Key) {
         let mut st = self.lock();
+        st.alarm_moved |= st.alarm.is_none_or(|(first, _)| at < first);
         st.alarm = Some((at, key));
         self.finish(st);
     }

@@ -35,12 +35,14 @@ impl Interest {
 pub(crate) struct Poller<'a> {
     socket: &'a Socket,
     interest: Interest,
+    /// An edge was spent while somebody else led.
+    missed: bool,
 }
 
 impl<'a> Poller<'a> {
     pub(crate) fn new(socket: &'a Socket, interest: Interest) -> Self {
         socket.kernel.join();
-        Poller { socket, interest }
+        Poller { socket, interest, missed: false }
     }
 
     fn ready(&self, st: &State) -> bool {
@@ -72,7 +74,7 @@ impl<'a> Poller<'a> {
                 s.refresh(&mut st, &mut drive);
                 s.before_sleep(&mut st, &drive, want);
                 s.finish(st);
-                s.sleep_or_wake(&drive);
+                s.sleep_or_wake(&drive, std::mem::take(&mut self.missed));
                 (Hold::Lead(drive), false)
             }
             None => {
@@ -99,6 +101,7 @@ impl<'a> Poller<'a> {
             let until = if patience == Patience::Short { NOW } else { due };
             let (event, told) = s.kernel.outer_waits(until);
             let mut any = false;
+            self.missed |= event && !matches!(hold, Hold::Lead(_));
             if let Hold::Lead(drive) = hold {
                 let due = s.lock().due_with(drive);
                 if event || due.is_some_and(|at| at <= s.kernel.clock()) {

@@ -47,7 +47,9 @@ impl Notes {
     /// Takes the notices; from here on each source may give another.
     pub(crate) fn take(&self, into: &mut Vec<Token>) {
         for (token, pending) in self.list().drain(..) {
-            pending.store(false, Ordering::Release);
+            // A swap, not a store: it must see what a notice that found this flag set stands for, also if its
+            // source has no lock that would order the two.
+            pending.swap(false, Ordering::AcqRel);
             into.push(token);
         }
     }
