@@ -53,7 +53,7 @@ impl Core {
         if self.all_gone(&st) || self.cfg.linger.is_zero() {
             self.give_up(&mut st);
         } else {
-            st.alarms.insert((Time::now() + self.cfg.linger, Alarm::Linger));
+            st.set_alarm(Time::now() + self.cfg.linger, Alarm::Linger);
         }
         let stays = self.stays(&st);
         st.lead.keep_watched += u32::from(stays);

@@ -114,6 +114,8 @@ pub(crate) struct State {
     /// Listeners that were closed and are not dropped yet: their addresses are still taken.
     pub(crate) unbinding: BTreeSet<u32>,
     pub(crate) alarms: BTreeSet<(Time, Alarm)>,
+    /// One was set that is due before all others: whoever sleeps may have to be told.
+    alarm_moved: bool,
     /// Next deadline of the event loop itself, while it lies here.
     pub(crate) drive_deadline: Option<Time>,
     /// Until when whoever polls (a caller, or the driver) sleeps.
@@ -140,6 +142,11 @@ impl State {
     fn next_due(&self) -> Option<Time> {
         let alarm = self.alarms.first().map(|(at, _)| *at);
         [self.fx.timers.next(), alarm, self.drive_deadline].into_iter().flatten().min()
+    }
+
+    pub(crate) fn set_alarm(&mut self, at: Time, alarm: Alarm) {
+        self.alarm_moved |= self.alarms.first().is_none_or(|(first, _)| at < *first);
+        self.alarms.insert((at, alarm));
     }
 
     /// Until when the event loop may sleep.
@@ -243,6 +250,7 @@ impl Core {
                 next_endpoint: 0,
                 unbinding: BTreeSet::new(),
                 alarms: BTreeSet::new(),
+                alarm_moved: false,
                 drive_deadline: None,
                 polled_until: None,
                 blocked: 0,
@@ -431,7 +439,7 @@ impl Core {
             self.show_level(st);
         }
         let mut must = !st.fresh.is_empty() || !st.jobs.is_empty();
-        if st.fx.timers.take_moved() {
+        if st.fx.timers.take_moved() | std::mem::take(&mut st.alarm_moved) {
             must |= self.due_earlier(st);
         }
         let work = must || !st.fx.unstalled.is_empty();
