@@ -825,6 +825,10 @@ fn greet(g: &mut Greeting, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
             }
             _ => {}
         }
+        if g.inbox.peer.is_none() {
+            // What is left is a part of the handshake, not messages that wait for room: it takes more bytes.
+            g.rx.undecoded = false;
+        }
         g.out.append(&mut g.inbox.reply);
         push_out(g)?;
     }
