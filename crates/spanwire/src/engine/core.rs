@@ -26,7 +26,8 @@ use super::waiters::{Parker, Who};
 use crate::error::{Error, WaitError};
 use crate::events::{Event, Stats};
 use crate::protocol::{
-    Clock, Cx, DropReason, Effects, PipeId, Pipes, Protocol, ProtocolInfo, Readiness, Reason, Time, WaitKey,
+    Clock, Cx, DropReason, Effects, Pipe, PipeId, Pipes, Protocol, ProtocolInfo, Readiness, Reason, Time,
+    WaitKey,
 };
 use crate::queue::Limit;
 use crate::transport::{Bag, Facts, Listener, Schemes};
@@ -355,11 +356,15 @@ impl Core {
             p.tx.dying.get_or_insert((reason, drain));
             return;
         }
+        let begun = |p: &Pipe| p.tx.writer.as_ref().is_some_and(|w| w.has_begun());
+        let had_begun = begun(p);
         st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id);
         let Some(mut p) = st.pipes.remove(id) else { return };
         st.blocked -= usize::from(p.tx.blocked);
         let token = p.tx.token;
-        let unsent = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
+        // A protocol that reclaims gets all but the message that was begun: nobody has that any more.
+        let passed_over = usize::from(had_begun && !begun(&p));
+        let unsent = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0) + passed_over;
         let lost = unsent + p.inq.len();
         if lost > 0 {
             let mut cx = Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy());
