@@ -84,3 +84,25 @@ fn promise_06_a_message_that_left_in_part_when_its_peer_went_is_a_drop() {
         pull.recv_timeout(SOON).expect("what was not dropped arrives");
     }
 }
+
+#[test]
+fn an_address_is_free_when_its_close_has_returned() {
+    // The listener was dropped later, by whoever drove the socket.
+    let dir = tempfile::tempdir().unwrap();
+    let ipc = format!("ipc://{}", dir.path().join("again").display());
+    for url in ["tcp://127.0.0.1:0", &ipc, "inproc://free-again"] {
+        let mut pull = Pull::new().unwrap();
+        let url = pull.bind(url).unwrap().url().to_owned();
+        pull.close(SOON).unwrap();
+        for _ in 0..50 {
+            pull = Pull::new().unwrap();
+            let at = pull.bind(&url).unwrap_or_else(|e| panic!("after a close of the socket: {e}"));
+            at.close();
+            pull.bind(&url).unwrap_or_else(|e| panic!("after a close of the endpoint: {e}"));
+            drop(pull);
+            pull = Pull::new().unwrap();
+            pull.bind(&url).unwrap_or_else(|e| panic!("after a drop: {e}"));
+            pull.close(SOON).unwrap();
+        }
+    }
+}

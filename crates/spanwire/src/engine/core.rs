@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::Notes;
-use super::drive::{Conn, Drive, Job, WAKE};
+use super::drive::{Conn, Door, Drive, Job, WAKE};
 use super::driver::{Driver, driver};
 use super::endpoint::Endpoint;
 use super::lead::{Lead, Now, Parent, Todo, Want};
@@ -77,7 +77,7 @@ pub(crate) enum Alarm {
 
 /// News for who drives.
 pub(crate) enum Fresh {
-    Listener { endpoint: u32, token: usize, url: Arc<str>, listener: Box<dyn Listener> },
+    Listener { endpoint: u32, token: usize, url: Arc<str>, door: Door },
     Drop { token: usize, drain: bool },
 }
 
@@ -87,6 +87,7 @@ pub(crate) enum Trash {
     Writer(Option<Box<Writer>>),
     Conns(Vec<Conn>),
     Endpoint(Endpoint),
+    Listener(Option<Box<dyn Listener>>),
 }
 
 /// How far a socket is on its way out.
