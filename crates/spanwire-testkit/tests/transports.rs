@@ -12,7 +12,8 @@ fn number() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-const BAD_TCP: [&str; 5] = ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:", "tcp://127.0.0.1:70000", "tcp://[::1:1"];
+const BAD_TCP: [&str; 5] =
+    ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:", "tcp://127.0.0.1:70000", "tcp://[::1:1"];
 
 fn tcp_at() -> String {
     "tcp://127.0.0.1:0".into()

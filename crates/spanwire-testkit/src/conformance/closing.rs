@@ -65,7 +65,9 @@ pub fn a_close_that_is_too_short_tells_how_much_was_left(setup: &Setup) {
             }
             Err(RecvError::TimedOut) if ended => break,
             Err(RecvError::TimedOut) => {
-                watch.until("the end of the sender", |e| matches!(e, Event::Disconnected { .. }).then_some(()));
+                watch.until("the end of the sender", |e| {
+                    matches!(e, Event::Disconnected { .. }).then_some(())
+                });
                 ended = true;
             }
             Err(e) => panic!("message {received}: {e}"),
@@ -75,7 +77,10 @@ pub fn a_close_that_is_too_short_tells_how_much_was_left(setup: &Setup) {
     if setup.keeps_transit {
         assert_eq!(received as usize, told, "of {sent} messages {left} were told to be left");
     } else {
-        assert!(received as usize <= told, "of {sent} messages {left} were told to be left, {received} arrived");
+        assert!(
+            received as usize <= told,
+            "of {sent} messages {left} were told to be left, {received} arrived"
+        );
     }
 }
 

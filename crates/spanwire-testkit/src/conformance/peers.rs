@@ -90,7 +90,9 @@ pub fn both_ends_know_whom_they_talk_to(setup: &Setup) {
     let mut at_push = Watch::new(&push);
     let to = setup.connect(&push, at.url());
     let connected = |event: &Event| match event {
-        Event::Connected { pipe, endpoint, facts, dialed } => Some((*pipe, *endpoint, facts.clone(), *dialed)),
+        Event::Connected { pipe, endpoint, facts, dialed } => {
+            Some((*pipe, *endpoint, facts.clone(), *dialed))
+        }
         _ => None,
     };
     let (pipe, endpoint, facts, dialed) = at_push.until("a peer", connected);
