@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::Notes;
-use super::drive::{Conn, Drive, Job, WAKE};
+use super::drive::{Conn, Door, Drive, Job, WAKE};
 use super::driver::{Driver, driver};
 use super::endpoint::Endpoint;
 use super::lead::{Lead, Now, Parent, Todo, Want};
@@ -26,7 +26,8 @@ use super::waiters::{Parker, Who};
 use crate::error::{Error, WaitError};
 use crate::events::{Event, Stats};
 use crate::protocol::{
-    Clock, Cx, DropReason, Effects, PipeId, Pipes, Protocol, ProtocolInfo, Readiness, Reason, Time, WaitKey,
+    Clock, Cx, DropReason, Effects, Pipe, PipeId, Pipes, Protocol, ProtocolInfo, Readiness, Reason, Time,
+    WaitKey,
 };
 use crate::queue::Limit;
 use crate::transport::{Bag, Facts, Listener, Schemes};
@@ -35,9 +36,6 @@ use crate::transport::{Bag, Facts, Listener, Schemes};
 pub(crate) const PEERS: WaitKey = WaitKey(u32::MAX, 0);
 /// Fired when the last pipe of a closing socket has gone.
 pub(crate) const CLOSED: WaitKey = WaitKey(u32::MAX, 1);
-
-/// Kind of the keys that tell of a listener's end: the number is the endpoint's.
-pub(crate) const UNBOUND: u32 = u32::MAX - 1;
 
 /// The application's say on who may attach.
 #[derive(Clone)]
@@ -79,7 +77,7 @@ pub(crate) enum Alarm {
 
 /// News for who drives.
 pub(crate) enum Fresh {
-    Listener { endpoint: u32, token: usize, url: Arc<str>, listener: Box<dyn Listener> },
+    Listener { endpoint: u32, token: usize, url: Arc<str>, door: Door },
     Drop { token: usize, drain: bool },
 }
 
@@ -89,6 +87,7 @@ pub(crate) enum Trash {
     Writer(Option<Box<Writer>>),
     Conns(Vec<Conn>),
     Endpoint(Endpoint),
+    Listener(Option<Box<dyn Listener>>),
 }
 
 /// How far a socket is on its way out.
@@ -111,8 +110,6 @@ pub(crate) struct State {
     pub(crate) tokens: slab::Slab<()>,
     pub(crate) endpoints: BTreeMap<u32, Endpoint>,
     pub(crate) next_endpoint: u32,
-    /// Listeners that were closed and are not dropped yet: their addresses are still taken.
-    pub(crate) unbinding: BTreeSet<u32>,
     pub(crate) alarms: BTreeSet<(Time, Alarm)>,
     /// One was set that is due before all others: whoever sleeps may have to be told.
     alarm_moved: bool,
@@ -248,7 +245,6 @@ impl Core {
                 tokens: slab::Slab::new(),
                 endpoints: BTreeMap::new(),
                 next_endpoint: 0,
-                unbinding: BTreeSet::new(),
                 alarms: BTreeSet::new(),
                 alarm_moved: false,
                 drive_deadline: None,
@@ -369,11 +365,15 @@ impl Core {
             p.tx.dying.get_or_insert((reason, drain));
             return;
         }
+        let begun = |p: &Pipe| p.tx.writer.as_ref().is_some_and(|w| w.has_begun());
+        let had_begun = begun(p);
         st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id);
         let Some(mut p) = st.pipes.remove(id) else { return };
         st.blocked -= usize::from(p.tx.blocked);
         let token = p.tx.token;
-        let unsent = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
+        // A protocol that reclaims gets all but the message that was begun: nobody has that any more.
+        let passed_over = usize::from(had_begun && !begun(&p));
+        let unsent = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0) + passed_over;
         let lost = unsent + p.inq.len();
         if lost > 0 {
             let mut cx = Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy());
@@ -513,8 +513,8 @@ impl Core {
 
     fn satisfied(&self, st: &mut State, want: Want<WaitKey>) -> bool {
         match want {
-            // The engine's own waits go on while the socket closes.
-            Want::Key(key) => st.lead.leader_fired() || (st.is_closed() && key.0 < UNBOUND),
+            // Closing itself goes on waiting.
+            Want::Key(key) => st.lead.leader_fired() || (st.is_closed() && key != CLOSED),
             _ if st.is_closed() => true,
             Want::Recv => st.protocol.readiness().recv,
             Want::Send => st.protocol.readiness().send,

@@ -4,11 +4,11 @@
 //!
 //! Owns: nothing. Never: reads or polls.
 
-use super::core::{Alarm, Core, Fresh, Guard, PEERS, Phase, State, Trash, UNBOUND};
+use super::core::{Alarm, Core, Fresh, Guard, PEERS, Phase, State, Trash};
 use super::drive::{Attach, Drive, Report, forget};
 use super::tx::Writer;
 use crate::events::Event;
-use crate::protocol::{Control, DropReason, Pipe, PipeInfo, Reason, Time, WaitKey};
+use crate::protocol::{Control, DropReason, Pipe, PipeInfo, Reason, Time};
 use crate::queue::{Frames, Outbound};
 use crate::wire::Side;
 
@@ -24,9 +24,7 @@ impl Core {
         }
         for fresh in std::mem::take(&mut st.fresh) {
             match fresh {
-                Fresh::Listener { endpoint, token, url, listener } => {
-                    d.add_listener(token, endpoint, url, listener)
-                }
+                Fresh::Listener { endpoint, token, url, door } => d.add_listener(token, endpoint, url, door),
                 Fresh::Drop { token, drain } => {
                     if d.drop_conn(token, drain) {
                         st.tokens.try_remove(token);
@@ -87,11 +85,7 @@ impl Core {
                 self.on_report(&mut st, d, report);
             }
         }
-        for endpoint in std::mem::take(&mut d.unbound) {
-            st.unbinding.remove(&endpoint);
-            st.lead.fire(WaitKey(UNBOUND, u64::from(endpoint)));
-        }
-        if !d.trash.is_empty() && !d.unbinding() {
+        if !d.trash.is_empty() {
             let trash = std::mem::take(&mut d.trash);
             st.trash.push(Trash::Conns(trash));
         }

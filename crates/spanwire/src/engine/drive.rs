@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::io::{ErrorKind, Read};
-use std::sync::Arc;
+use std::io::{self, ErrorKind, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -84,11 +84,35 @@ pub(crate) enum Report {
     },
 }
 
+/// A listener, shared so that whoever closes its endpoint can end it there and then: when the close has
+/// returned, the address is free. Its lock is taken after the state's, and never held for longer than `accept`.
+#[derive(Clone)]
+pub(crate) struct Door(Arc<Mutex<Option<Box<dyn Listener>>>>);
+
+impl Door {
+    pub(crate) fn new(listener: Box<dyn Listener>) -> Self {
+        Door(Arc::new(Mutex::new(Some(listener))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn Listener>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: it is closed.
+    fn accept(&self) -> Option<io::Result<Connection>> {
+        self.lock().as_mut().map(|listener| listener.accept())
+    }
+
+    pub(crate) fn close(&self) -> Option<Box<dyn Listener>> {
+        self.lock().take()
+    }
+}
+
 pub(crate) enum Conn {
     Listener {
         endpoint: u32,
         url: Arc<str>,
-        listener: Box<dyn Listener>,
+        door: Door,
     },
     Opening(Box<Opening>),
     Open(Box<Half>),
@@ -320,9 +344,6 @@ pub(crate) struct Drive {
     pub(crate) writable: Vec<PipeId>,
     pub(crate) reports: Vec<Report>,
     pub(crate) trash: Vec<Conn>,
-    /// Endpoints of listeners in the trash, and of those that were dropped.
-    unbinding: Vec<u32>,
-    pub(crate) unbound: Vec<u32>,
 }
 
 impl Drive {
@@ -342,8 +363,6 @@ impl Drive {
             writable: Vec::new(),
             reports: Vec::new(),
             trash: Vec::new(),
-            unbinding: Vec::new(),
-            unbound: Vec::new(),
         }
     }
 
@@ -353,14 +372,13 @@ impl Drive {
 
     /// Whether something can be done without an event.
     pub(crate) fn sticky(&self) -> bool {
-        !self.ready.is_empty() || !self.jobs.is_empty() || !self.trash.is_empty()
+        !self.ready.is_empty() || !self.jobs.is_empty()
     }
 
     /// One round: jobs, a poll, and the service of what is ready. No lock is held. `true`: there may be more
     /// events than were seen.
     pub(crate) fn turn(&mut self, core: &Core, timeout: Option<Duration>) -> bool {
         self.trash.clear();
-        self.unbound.append(&mut self.unbinding);
         while let Some(job) = self.jobs.pop() {
             self.run(core, job);
         }
@@ -482,14 +500,8 @@ impl Drive {
         }
     }
 
-    pub(crate) fn add_listener(
-        &mut self,
-        key: usize,
-        endpoint: u32,
-        url: Arc<str>,
-        listener: Box<dyn Listener>,
-    ) {
-        self.set(key, Conn::Listener { endpoint, url, listener });
+    pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, door: Door) {
+        self.set(key, Conn::Listener { endpoint, url, door });
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
 
@@ -532,19 +544,9 @@ impl Drive {
                 self.opening -= 1;
                 self.trash.push(Conn::Opening(opening));
             }
-            conn => {
-                if let Conn::Listener { endpoint, .. } = &conn {
-                    self.unbinding.push(*endpoint);
-                }
-                self.trash.push(conn);
-            }
+            conn => self.trash.push(conn),
         }
         true
-    }
-
-    /// A listener lies in the trash: it is dropped by the next `turn`, which tells of it.
-    pub(crate) fn unbinding(&self) -> bool {
-        !self.unbinding.is_empty()
     }
 
     // ------------------------------------------------------------ accepting and dialling
@@ -556,11 +558,15 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, listener })) = self.conns.get_mut(key) else {
+            let Some(Some(Conn::Listener { endpoint, url, door })) = self.conns.get_mut(key) else {
                 return;
             };
             let (endpoint, url) = (*endpoint, url.clone());
-            match listener.accept() {
+            let Some(accepted) = door.accept() else {
+                self.spare.push(token);
+                return; // closed a moment ago; the news is on its way
+            };
+            match accepted {
                 Ok(connection) => {
                     self.reports.push(Report::Accepted { endpoint, token });
                     self.adopt(core, token, endpoint, Side::Listener, url, connection);
@@ -840,6 +846,10 @@ fn greet(g: &mut Greeting, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
                 return Ok(false);
             }
             _ => {}
+        }
+        if g.inbox.peer.is_none() {
+            // What is left is a part of the handshake, not messages that wait for room: it takes more bytes.
+            g.rx.undecoded = false;
         }
         g.out.append(&mut g.inbox.reply);
         push_out(g)?;

@@ -102,6 +102,15 @@ impl Writer {
         }
     }
 
+    /// Whether a message was written in part, so that nobody can have it back.
+    pub(crate) fn has_begun(&self) -> bool {
+        match self {
+            Writer::Framed { current, .. } => current.has_begun(),
+            // Encoded ones all count as begun and stay counted in `taken`; whole messages are never in part.
+            Writer::Encoded { .. } | Writer::Messages { .. } => false,
+        }
+    }
+
     /// Writes once. `WouldBlock`: an edge will tell of room.
     pub(crate) fn write(&mut self) -> io::Result<Wrote> {
         match self {

@@ -149,6 +149,11 @@ impl Frames {
         self.small.capacity() > RETAIN
     }
 
+    /// Whether a part of the first frame was written.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun > 0
+    }
+
     /// Drops the oldest frame if it was not begun; returns its size.
     pub(crate) fn evict(&mut self) -> Option<usize> {
         if self.begun > 0 {
