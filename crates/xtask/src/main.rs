@@ -161,7 +161,8 @@ fn host() -> Result<String, String> {
 
 /// The root of the workspace.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).unwrap_or(own).to_owned()
 }
 
 fn cargo<const N: usize>(args: [&str; N]) -> Command {

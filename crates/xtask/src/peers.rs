@@ -79,18 +79,24 @@ fn succeeds(command: &mut Command) -> bool {
 
 fn apt(missing: &[(&str, &str)]) -> Result<(), String> {
     let names = missing.iter().map(|(package, _)| *package);
-    let failed = |why: String| by_hand(missing, &why);
-    run(root_command("apt-get").args(["update", "--quiet"])).map_err(failed)?;
-    let mut install = root_command("apt-get");
-    install.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(names);
-    run(&mut install).map_err(failed)
+    let install = || {
+        let mut install = root_command("apt-get");
+        install.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(names.clone());
+        run(&mut install)
+    };
+    // The package lists may be missing or old, but where they are good nothing needs to be reached.
+    install()
+        .or_else(|_| run(root_command("apt-get").args(["update", "--quiet"])).and_then(|()| install()))
+        .map_err(|why| by_hand(missing, &why))
 }
 
 /// A command as root: with sudo, if this is somebody else. It asks nothing, since nobody may be there to answer.
 fn root_command(program: &str) -> Command {
     let id = Command::new("id").arg("-u").output();
     if id.is_ok_and(|out| out.stdout.trim_ascii() == b"0") {
-        return Command::new(program);
+        let mut command = Command::new(program);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        return command;
     }
     let mut command = Command::new("sudo");
     command.args(["--non-interactive", program]);
