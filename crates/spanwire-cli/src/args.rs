@@ -91,7 +91,7 @@ pub(crate) struct Requester {
     pub(crate) sending: Sending,
     #[command(flatten)]
     pub(crate) receiving: Receiving,
-    /// Repeat an unanswered request every SEC; 0: never [default: the library's]
+    /// Repeat an unanswered request every SEC; 0: never, not even when its connection ends [default: the library's]
     #[arg(long, value_name = "SEC", value_parser = seconds)]
     pub(crate) resend: Option<Duration>,
     /// Send N requests [default: 1, or for ever with --interval]

@@ -146,7 +146,11 @@ fn rep(args: Replier) -> Result<(), End> {
     Session::open(&socket, &args.common, args.count.is_none())?.run(|_| {
         let mut left = Countdown(args.count);
         while left.more() {
-            let request = recv(&socket, args.receiving.recv_timeout)?;
+            let request = match args.receiving.recv_timeout {
+                Some(limit) => socket.recv_timeout(limit),
+                None => socket.recv(),
+            };
+            let request = request.map_err(|e| recv_end(&e))?;
             print(&request, args.receiving.format())?;
             if let Some(body) = &body {
                 request.reply(body.clone()).map_err(|e| send_end(&e))?;
@@ -207,7 +211,7 @@ where
     Ok(())
 }
 
-fn build<S>(builder: Builder<S>, common: &Common, recv_max: Option<usize>) -> Result<S, End> {
+fn build<P: Protocol, S>(builder: Builder<P, S>, common: &Common, recv_max: Option<usize>) -> Result<S, End> {
     let builder = builder.linger(common.linger);
     let builder = match recv_max {
         Some(bytes) => builder.recv_max_size(bytes),

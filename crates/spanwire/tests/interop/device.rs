@@ -2,7 +2,9 @@
 
 use std::thread;
 
-use spanwire::{Message, Pair, Pub, Pull, Push, Rep, Req, Sub};
+use spanwire::device::bridge;
+use spanwire::protocol::raw::{RawRep, RawReq};
+use spanwire::{Message, Pair, Pub, Pull, Push, Rep, Req, Socket, Sub};
 
 use crate::harness::{Net, PATIENCE, Peer, Place, filled, ours, same};
 
@@ -62,12 +64,12 @@ fn a_request_passes_two_devices_in_a_row() {
     let (middle_b, back) = (place.free(Net::Tcp), place.free(Net::Tcp));
     let _first = Peer::Nanomsg.device("req", &front, &middle_a);
     let _second = Peer::Pynng.device("req", &middle_b, &back);
-    let from = spanwire::raw::RawRep::new().expect("a socket");
-    let to = spanwire::raw::RawReq::new().expect("a socket");
+    let from = ours(Socket::builder(RawRep::new()));
+    let to = ours(Socket::builder(RawReq::new()));
     from.connect(&middle_a).expect("a good address");
     to.connect(&middle_b).expect("a good address");
     let (a, b) = (from.clone(), to.clone());
-    let ours_between = thread::spawn(move || spanwire::device(&a, &b));
+    let ours_between = thread::spawn(move || bridge(&a, &b));
 
     let rep = ours(Rep::builder());
     rep.connect(&back).expect("a good address");
@@ -81,8 +83,7 @@ fn a_request_passes_two_devices_in_a_row() {
 
     from.close(PATIENCE).expect("it closes");
     to.close(PATIENCE).expect("it closes");
-    // How a device reports the close of its sockets is its own test; here it must end.
-    let _ = ours_between.join().expect("it does not panic");
+    ours_between.join().expect("it does not panic").expect("the two are partners");
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn bound<P: Protocol>(ours: &Socket<P>, url: &str) -> String {
 }
 
 /// The builder's result with short reconnect times: the peer often comes second.
-pub(crate) fn ours<S>(builder: Builder<S>) -> S {
+pub(crate) fn ours<P: Protocol, S>(builder: Builder<P, S>) -> S {
     builder.reconnect(Duration::from_millis(10), Duration::from_millis(100)).build().expect("good options")
 }
 

@@ -1,6 +1,6 @@
 //! Peers that die and come back, and this side doing the same to them.
 
-use spanwire::{Event, Message, Pull, Push, Req};
+use spanwire::{Event, Message, Pull, Push, Req, RequestError};
 
 use crate::harness::{Kind, Net, PATIENCE, Peer, Place, Role, Told, await_event, each, ours, same};
 
@@ -65,8 +65,8 @@ fn a_request_that_died_with_its_peer_is_sent_to_the_next_one() {
     for peer in ALL {
         each(|net, role| {
             let place = Place::new();
-            // Resending by time is off: what sends it again is the death of its pipe alone.
-            let req = ours(Req::builder().resend(None));
+            // It would be sent again by time too, but long after the patience of this test.
+            let req = ours(Req::builder().resend(Some(PATIENCE * 10)));
             let url = place.meet(&req, net, role);
             let pending = req.start(Message::from("to whom?")).expect("it waits for a peer");
             let silent = peer.start(Kind::Rep, role, &url, &Told::default());
@@ -77,5 +77,22 @@ fn a_request_that_died_with_its_peer_is_sent_to_the_next_one() {
             same(&pending.wait_timeout(PATIENCE).expect("the next one answers"), b"to me");
             next.must_see(&[b"to whom?"]);
         });
+    }
+}
+
+#[test]
+fn with_resend_off_a_request_fails_with_its_peer() {
+    for peer in ALL {
+        let place = Place::new();
+        let req = ours(Req::builder().resend(None));
+        let url = place.meet(&req, Net::Tcp, Role::Binds);
+        let pending = req.start(Message::from("only once")).expect("it waits for a peer");
+        let silent = peer.start(Kind::Rep, Role::Binds, &url, &Told::default());
+        silent.must_see(&[b"only once"]);
+        drop(silent);
+        assert_eq!(
+            pending.wait_timeout(PATIENCE).expect_err("nobody answered"),
+            RequestError::ConnectionLost
+        );
     }
 }
