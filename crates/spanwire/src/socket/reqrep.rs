@@ -29,7 +29,8 @@ const RESEND: Duration = Duration::from_secs(60);
 /// req.connect(rep.bind("tcp://127.0.0.1:0")?.url())?;
 /// std::thread::spawn(move || {
 ///     let request = rep.recv().unwrap();
-///     request.reply(format!("hello, {}", String::from_utf8_lossy(&request))).unwrap();
+///     let reply = format!("hello, {}", String::from_utf8_lossy(&request));
+///     request.reply(reply).unwrap();
 /// });
 /// assert_eq!(req.request("world")?, "hello, world");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
