@@ -173,11 +173,15 @@ fn every_format_looks_as_with_nanocat() {
     let body = files.file("body", BODY);
     for format in ["--raw", "--ascii", "--quoted", "--hex"] {
         let url = format!("ipc://{}/{format}", files.0.path().display());
+        let (ours, at) = bound(&format!("pull --count 1 {format}"));
+        spanwire(&format!("push --connect {at} --file {body}")).ends_well();
         let theirs = nanocat(&format!("--pull --bind {url} {format}"));
-        spanwire(&format!("push --connect {url} --file {body}")).ends_well();
-        let (ours, url) = bound(&format!("pull --count 1 {format}"));
-        spanwire(&format!("push --connect {url} --file {body}")).ends_well();
+        // It must not leave before nanocat has printed: nanomsg drops what it received from a peer over ipc that
+        // is gone before the application takes it.
+        let push = spanwire(&format!("push --connect {url} --file {body} --interval 1000"));
         theirs.prints(&ours.ends_well());
+        push.signal("-INT");
+        push.ends_well();
     }
 }
 

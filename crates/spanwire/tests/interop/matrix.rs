@@ -54,7 +54,7 @@ fn pub_to(peer: Peer, net: Net, role: Role) {
         publisher.send(Message::from_slice(body)).expect("it never waits");
     }
     let heard = std::iter::repeat_with(|| theirs.saw()).skip_while(|body| body == b"topic: begin");
-    for (heard, said) in heard.zip(&said) {
+    for (said, heard) in said.iter().zip(heard) {
         same(&heard, said);
     }
 }
