@@ -355,11 +355,14 @@ impl Core {
             p.tx.dying.get_or_insert((reason, drain));
             return;
         }
+        let begun = p.tx.begun();
         st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id);
         let Some(mut p) = st.pipes.remove(id) else { return };
         st.blocked -= usize::from(p.tx.blocked);
         let token = p.tx.token;
-        let unsent = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
+        // Reclaiming drops a frame that was begun: nobody will read it, so it is lost like the rest.
+        let cut = usize::from(begun && !p.tx.begun());
+        let unsent = cut + p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
         let lost = unsent + p.inq.len();
         if lost > 0 {
             let mut cx = Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy());

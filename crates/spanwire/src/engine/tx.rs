@@ -205,6 +205,11 @@ impl Tx {
         self.writer.as_mut()?.reclaim()
     }
 
+    /// Whether the first frame that is left was written in part.
+    pub(crate) fn begun(&self) -> bool {
+        matches!(self.writer.as_deref(), Some(Writer::Framed { current, .. }) if current.begun())
+    }
+
     pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {
         self.last = Some((ended, ended.saturating_duration_since(began)));
     }

@@ -59,6 +59,11 @@ impl Frames {
         self.prefix
     }
 
+    /// Whether the first frame was written in part.
+    pub(crate) fn begun(&self) -> bool {
+        self.begun > 0
+    }
+
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
