@@ -9,7 +9,8 @@ use crate::harness::{Kind, Net, PATIENCE, Peer, Place, Role, Told, await_event, 
 const LARGEST: usize = (1 << 20) - 64;
 
 /// Around the limits of small messages, of read buffers, and of what is written with the frame's head.
-const SIZES: [usize; 12] = [0, 1, 63, 64, 65, 4_095, 4_096, 16_385, 65_535, 65_536, 262_145, LARGEST];
+const SIZES: [usize; 14] =
+    [0, 1, 63, 64, 65, 4_095, 4_096, 16_385, 65_535, 65_536, 262_136, 262_137, 262_145, LARGEST];
 
 fn all_sizes_to(peer: Peer) {
     each(|net, role| {
