@@ -27,8 +27,11 @@ impl Core {
         loop {
             if self.all_gone(&st) || late {
                 self.give_up(&mut st);
-                let undelivered = st.undelivered;
-                st.undelivered = 0; // told once
+                let undelivered = std::mem::take(&mut st.undelivered); // told once
+                while let Some(endpoint) = st.unbinding.first().copied() {
+                    st = self.wait_unbound(st, endpoint);
+                    st.unbinding.remove(&endpoint);
+                }
                 self.finish(st);
                 return Ok(undelivered);
             }

@@ -36,6 +36,9 @@ pub(crate) const PEERS: WaitKey = WaitKey(u32::MAX, 0);
 /// Fired when the last pipe of a closing socket has gone.
 pub(crate) const CLOSED: WaitKey = WaitKey(u32::MAX, 1);
 
+/// Kind of the keys that tell of a listener's end: the number is the endpoint's.
+pub(crate) const UNBOUND: u32 = u32::MAX - 1;
+
 /// The application's say on who may attach.
 #[derive(Clone)]
 pub(crate) struct Accept(pub(crate) Arc<AcceptFn>);
@@ -108,6 +111,8 @@ pub(crate) struct State {
     pub(crate) tokens: slab::Slab<()>,
     pub(crate) endpoints: BTreeMap<u32, Endpoint>,
     pub(crate) next_endpoint: u32,
+    /// Listeners that were closed and are not dropped yet: their addresses are still taken.
+    pub(crate) unbinding: BTreeSet<u32>,
     pub(crate) alarms: BTreeSet<(Time, Alarm)>,
     /// Next deadline of the event loop itself, while it lies here.
     pub(crate) drive_deadline: Option<Time>,
@@ -236,6 +241,7 @@ impl Core {
                 tokens: slab::Slab::new(),
                 endpoints: BTreeMap::new(),
                 next_endpoint: 0,
+                unbinding: BTreeSet::new(),
                 alarms: BTreeSet::new(),
                 drive_deadline: None,
                 polled_until: None,
@@ -484,7 +490,8 @@ impl Core {
 
     fn satisfied(&self, st: &mut State, want: Want<WaitKey>) -> bool {
         match want {
-            Want::Key(_) => st.lead.leader_fired() || (st.is_closed() && want != Want::Key(CLOSED)),
+            // The engine's own waits go on while the socket closes.
+            Want::Key(key) => st.lead.leader_fired() || (st.is_closed() && key.0 < UNBOUND),
             _ if st.is_closed() => true,
             Want::Recv => st.protocol.readiness().recv,
             Want::Send => st.protocol.readiness().send,
@@ -524,15 +531,17 @@ impl Core {
         want: Want<WaitKey>,
         deadline: Option<Instant>,
     ) -> (Guard<'a>, bool) {
+        let mut looked = false;
         loop {
             st = self.refresh(st, &mut d);
-            let now = deadline.map(|at| (at, Instant::now()));
-            let late = now.is_some_and(|(at, now)| now >= at);
+            // Also a deadline in the past deserves one look at what has arrived.
+            let late = looked && deadline.is_some_and(|at| Instant::now() >= at);
             if self.satisfied(&mut st, want) || late {
                 self.give(&mut st, d);
                 return (st, late);
             }
             st = self.lead_once(st, &mut d, want, deadline);
+            looked = true;
         }
     }
 
@@ -738,13 +747,17 @@ impl Core {
         Ok(fd)
     }
 
+    /// In a forked child the lock may be held by a thread that does not exist there: it is not touched.
+    pub(crate) fn look_at<R: Default>(&self, f: impl FnOnce(&State) -> R) -> R {
+        if self.forked() { R::default() } else { f(&self.lock()) }
+    }
+
     pub(crate) fn readiness(&self) -> Readiness {
-        let st = self.lock();
-        st.protocol.readiness()
+        self.look_at(|st| st.protocol.readiness())
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        super::stats::snapshot(&self.lock())
+        self.look_at(super::stats::snapshot)
     }
 }
 

@@ -4,11 +4,11 @@
 //!
 //! Owns: nothing. Never: reads or polls.
 
-use super::core::{Alarm, Core, Fresh, Guard, PEERS, Phase, State, Trash};
+use super::core::{Alarm, Core, Fresh, Guard, PEERS, Phase, State, Trash, UNBOUND};
 use super::drive::{Attach, Drive, Report, forget};
 use super::tx::Writer;
 use crate::events::Event;
-use crate::protocol::{Control, DropReason, Pipe, PipeInfo, Reason, Time};
+use crate::protocol::{Control, DropReason, Pipe, PipeInfo, Reason, Time, WaitKey};
 use crate::queue::{Frames, Outbound};
 use crate::wire::Side;
 
@@ -87,7 +87,11 @@ impl Core {
                 self.on_report(&mut st, d, report);
             }
         }
-        if !d.trash.is_empty() {
+        for endpoint in std::mem::take(&mut d.unbound) {
+            st.unbinding.remove(&endpoint);
+            st.lead.fire(WaitKey(UNBOUND, u64::from(endpoint)));
+        }
+        if !d.trash.is_empty() && !d.unbinding() {
             let trash = std::mem::take(&mut d.trash);
             st.trash.push(Trash::Conns(trash));
         }

@@ -322,6 +322,9 @@ pub(crate) struct Drive {
     pub(crate) writable: Vec<PipeId>,
     pub(crate) reports: Vec<Report>,
     pub(crate) trash: Vec<Conn>,
+    /// Endpoints of listeners in the trash, and of those that were dropped.
+    unbinding: Vec<u32>,
+    pub(crate) unbound: Vec<u32>,
 }
 
 impl Drive {
@@ -341,6 +344,8 @@ impl Drive {
             writable: Vec::new(),
             reports: Vec::new(),
             trash: Vec::new(),
+            unbinding: Vec::new(),
+            unbound: Vec::new(),
         }
     }
 
@@ -350,13 +355,14 @@ impl Drive {
 
     /// Whether something can be done without an event.
     pub(crate) fn sticky(&self) -> bool {
-        !self.ready.is_empty() || !self.jobs.is_empty()
+        !self.ready.is_empty() || !self.jobs.is_empty() || !self.trash.is_empty()
     }
 
     /// One round: jobs, a poll, and the service of what is ready. No lock is held. `true`: there may be more
     /// events than were seen.
     pub(crate) fn turn(&mut self, core: &Core, timeout: Option<Duration>) -> bool {
         self.trash.clear();
+        self.unbound.append(&mut self.unbinding);
         while let Some(job) = self.jobs.pop() {
             self.run(core, job);
         }
@@ -528,9 +534,19 @@ impl Drive {
                 self.opening -= 1;
                 self.trash.push(Conn::Opening(opening));
             }
-            conn => self.trash.push(conn),
+            conn => {
+                if let Conn::Listener { endpoint, .. } = &conn {
+                    self.unbinding.push(*endpoint);
+                }
+                self.trash.push(conn);
+            }
         }
         true
+    }
+
+    /// A listener lies in the trash: it is dropped by the next `turn`, which tells of it.
+    pub(crate) fn unbinding(&self) -> bool {
+        !self.unbinding.is_empty()
     }
 
     // ------------------------------------------------------------ accepting and dialling

@@ -9,14 +9,19 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::core::{Alarm, Core, Fresh, Phase, State, Trash};
+use super::core::{Alarm, Core, Fresh, Guard, Phase, State, Trash, UNBOUND};
 use super::drive::Job;
 use super::endpoint::{Backoff, Endpoint, EndpointConfig, Kind, NEXT_ADDRESS};
+use super::lead::Want;
 use crate::error::Error;
 use crate::events::Event;
-use crate::protocol::{PipeId, Reason, Time};
+use crate::protocol::{PipeId, Reason, Time, WaitKey};
 use crate::transport::{self, Dialer, Listener, Registrar, Target, Transport};
+
+/// Longest wait for a closed listener to be dropped.
+const UNBIND: Duration = Duration::from_secs(1);
 
 impl Core {
     fn transport(&self, url: &str) -> Result<Arc<dyn Transport>, Error> {
@@ -120,7 +125,19 @@ impl Core {
                 self.call(&mut st, |_, cx| cx.finish(id, Reason::Local));
             }
         }
+        st = self.wait_unbound(st, endpoint);
         self.finish(st);
+    }
+
+    /// Waits until a closed listener is dropped, so that its address can be bound again: at most a second, and
+    /// commonly one round of the event loop.
+    pub(crate) fn wait_unbound<'a>(&'a self, mut st: Guard<'a>, endpoint: u32) -> Guard<'a> {
+        let deadline = Instant::now().checked_add(UNBIND);
+        let mut late = false;
+        while st.unbinding.contains(&endpoint) && !late {
+            (st, late) = self.wait(st, Want::Key(WaitKey(UNBOUND, u64::from(endpoint))), deadline);
+        }
+        st
     }
 
     /// No more connections through this endpoint; its pipes stay.
@@ -129,7 +146,10 @@ impl Core {
         st.alarms
             .retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
         match &ended.kind {
-            Kind::Listener { token } => st.fresh.push(Fresh::Drop { token: *token, drain: false }),
+            Kind::Listener { token } => {
+                st.fresh.push(Fresh::Drop { token: *token, drain: false });
+                st.unbinding.insert(endpoint);
+            }
             Kind::Dialer { attempts, .. } => {
                 for &token in attempts {
                     st.fresh.push(Fresh::Drop { token, drain: false });

@@ -152,6 +152,16 @@ impl Writer {
         };
     }
 
+    /// Gives the buffers of a writer with nothing to write back.
+    fn release(&mut self) {
+        match self {
+            Writer::Framed { current, .. } => current.release(),
+            Writer::Encoded { bytes, at, .. } if *at == bytes.len() => (*bytes, *at) = (Vec::new(), 0),
+            Writer::Messages { batch, .. } if batch.is_empty() => *batch = VecDeque::new(),
+            _ => {}
+        }
+    }
+
     fn reclaim(&mut self) -> Option<Message> {
         match self {
             Writer::Framed { current, .. } => current.reclaim(),
@@ -208,6 +218,12 @@ impl Tx {
     /// Whether the first frame that is left was written in part.
     pub(crate) fn begun(&self) -> bool {
         matches!(self.writer.as_deref(), Some(Writer::Framed { current, .. }) if current.begun())
+    }
+
+    pub(crate) fn release(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.release();
+        }
     }
 
     pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {

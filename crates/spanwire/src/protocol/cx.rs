@@ -619,7 +619,7 @@ impl<'a> Cx<'a> {
             self.fx.dirty.push(pipe);
         }
         p.sent.0 += 1;
-        p.sent.1 += msg.len() as u64;
+        p.sent.1 += msg.wire_len() as u64;
         p.out.push(msg);
         if p.out_full() {
             p.was_full = true;
@@ -669,7 +669,7 @@ impl<'a> Cx<'a> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.tx.reclaim().or_else(|| p.out.reclaim())?;
         p.sent.0 = p.sent.0.saturating_sub(1);
-        p.sent.1 = p.sent.1.saturating_sub(msg.len() as u64);
+        p.sent.1 = p.sent.1.saturating_sub(msg.wire_len() as u64);
         Some(msg)
     }
 

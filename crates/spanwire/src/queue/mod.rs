@@ -166,6 +166,23 @@ impl Outbound {
         }
     }
 
+    /// Gives the buffers of an empty queue back.
+    pub(crate) fn release(&mut self) {
+        match self {
+            Outbound::Framed(frames) => frames.release(),
+            Outbound::Messages(batch) if batch.is_empty() => *batch = Batch::default(),
+            Outbound::Messages(_) => {}
+        }
+    }
+
+    /// Whether it holds on to buffers.
+    pub(crate) fn retains(&self) -> bool {
+        match self {
+            Outbound::Framed(frames) => frames.retains(),
+            Outbound::Messages(batch) => batch.messages.capacity() > 64,
+        }
+    }
+
     /// Takes the oldest message out, to be sent elsewhere.
     pub(crate) fn reclaim(&mut self) -> Option<Message> {
         match self {

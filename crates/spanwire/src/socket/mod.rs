@@ -158,11 +158,12 @@ impl<P: Protocol> Socket<P> {
     pub fn events(&self) -> Receiver<Event> {
         const EVENTS: usize = 1024;
         let (sender, receiver) = crossbeam_channel::bounded(EVENTS);
-        let mut st = self.core().lock();
-        if !st.is_closed() {
-            st.subscribers.push(sender);
+        if !self.core().forked() {
+            let mut st = self.core().lock();
+            if !st.is_closed() {
+                st.subscribers.push(sender);
+            }
         }
-        drop(st);
         receiver
     }
 
@@ -173,7 +174,7 @@ impl<P: Protocol> Socket<P> {
 
     /// Number of peers that are attached.
     pub fn peers(&self) -> usize {
-        self.core().lock().pipes.live()
+        self.core().look_at(|st| st.pipes.live())
     }
 
     /// Waits until at least `n` peers are attached; `false` when they were not in time, or the socket closed.
@@ -193,7 +194,8 @@ impl<P: Protocol> Socket<P> {
     }
 
     /// Runs `f` on the protocol, under the socket's lock: the door for verbs of your own protocol. It must
-    /// not block, call into this or another socket, or call user code. On a closed socket it still runs.
+    /// not block, call into this or another socket, or call user code. On a closed socket it still runs. In a
+    /// forked child it must not be called: the lock may be held by a thread that only the parent has.
     pub fn with<R>(&self, f: impl FnOnce(&mut P, &mut Cx<'_>) -> R) -> R {
         let core = self.core();
         let mut st = core.lock();
