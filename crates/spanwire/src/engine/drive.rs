@@ -250,7 +250,9 @@ impl StreamRx {
         if decoded_all && need <= rest.len() && rest.len() > full / 2 {
             need = rest.len() + OWN; // a decoder that gives no hint, and a frame larger than the buffer
         }
-        if decoded_all && need > rest.len() && need - rest.len() > OWN {
+        // A little more than the shared buffer holds is large too: with the buffer full there would be no room to
+        // read, which looks like the peer's end.
+        if decoded_all && need > rest.len() && (need - rest.len() > OWN || need > full) {
             if need > self.recv_max.saturating_add(2 * READ) {
                 return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
             }

@@ -502,6 +502,8 @@ pub(crate) struct Effects {
 /// The clock of a call: read at most once, and only if asked, since a read costs as much as a message.
 #[derive(Debug)]
 pub(crate) enum Clock {
+    /// The script's.
+    #[cfg(any(test, feature = "testkit"))]
     At(Time),
     Lazy(Cell<Option<Time>>),
 }
@@ -529,6 +531,7 @@ impl<'a> Cx<'a> {
     /// The time of this call: the same for all of it.
     pub fn now(&self) -> Time {
         match &self.clock {
+            #[cfg(any(test, feature = "testkit"))]
             Clock::At(at) => *at,
             Clock::Lazy(read) => match read.get() {
                 Some(at) => at,
