@@ -2,6 +2,8 @@
 #![deny(missing_docs)]
 
 mod engine;
+mod error;
+mod events;
 mod message;
 pub mod protocol;
 mod queue;

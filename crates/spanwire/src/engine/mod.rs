@@ -1,18 +1,45 @@
-//! The engine: who moves the bytes. Work in progress: the notifier and the writing state of a pipe.
+//! The engine: who moves the bytes.
+//!
+//! Each socket owns an event loop, and whoever waits for the socket drives it: a blocked caller reads,
+//! accepts and reconnects for its own socket, so that one thread does what else takes two or four. When nobody waits,
+//! one background thread for the process does it. What a caller sends, it writes itself when the pipe is
+//! idle; when it sends faster than it can write, messages gather and leave together.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `lead` | who drives, and who is woken: the bookkeeping alone, checked by a loom model |
+//! | `core` | the state behind its lock; calls into the protocol; waiting |
+//! | `drive` | the event loop: polls, accepts, shakes hands, reads |
+//! | `deliver` | between loop and state |
+//! | `tx`, `flush` | when and how a pipe is written |
+//! | `setup`, `endpoint` | binding, dialling, trying again |
+//! | `close` | flushing, linger, the count of what was lost |
+//! | `driver` | the background thread |
+//! | `notes` | waking a loop without a descriptor |
+//! | `sys` | what needs `unsafe` |
+//!
+//! Owns: all threads of the library. Never: holds a lock across a call that can block, a callback, or a
+//! wake; polls at intervals; lets one peer cost another its pipe.
 
+mod close;
+mod core;
+mod deliver;
+mod drive;
+mod driver;
+mod endpoint;
+mod flush;
+mod lead;
 mod notes;
+mod setup;
+mod stats;
+mod sys;
+mod tx;
+mod waiters;
 
-pub use notes::Notifier;
+pub(crate) use self::core::{Accept, Config, Core, PEERS};
+pub(crate) use endpoint::EndpointConfig;
+pub(crate) use lead::{Lead, Parent, Want};
 pub(crate) use notes::Notes;
-
-use crate::Message;
-
-/// Writing state of a pipe.
-#[derive(Debug, Default)]
-pub(crate) struct Tx {}
-
-impl Tx {
-    pub(crate) fn reclaim(&mut self) -> Option<Message> {
-        None
-    }
-}
+pub use notes::Notifier;
+pub(crate) use tx::Tx;
+pub(crate) use waiters::Who;

@@ -299,6 +299,8 @@ pub(crate) struct Pipe {
     pub(crate) taken_bytes: usize,
     pub(crate) open: bool,
     pub(crate) was_full: bool,
+    /// The inbound queue is full and nothing is read.
+    pub(crate) stalled: bool,
     pub(crate) urgent: bool,
     pub(crate) dirty: bool,
     pub(crate) finishing: Option<Reason>,
@@ -371,6 +373,7 @@ impl Pipes {
             taken_bytes: 0,
             open: true,
             was_full: false,
+            stalled: false,
             urgent: false,
             dirty: false,
             finishing: None,
@@ -421,6 +424,8 @@ impl Pipes {
 /// Timers of one protocol: by key to change them, by time to find the next.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
+    /// A timer was set that is due before all others: whoever sleeps may have to be told.
+    moved: bool,
     by_key: HashMap<TimerKey, Time>,
     by_time: BTreeSet<(Time, TimerKey)>,
 }
@@ -433,7 +438,12 @@ impl Timers {
             }
             self.by_time.remove(&(old, key));
         }
+        self.moved |= self.next().is_none_or(|first| at < first);
         self.by_time.insert((at, key));
+    }
+    #[inline]
+    pub(crate) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
     fn clear(&mut self, key: TimerKey) {
         if let Some(old) = self.by_key.remove(&key) {
@@ -462,6 +472,8 @@ pub(crate) struct Effects {
     pub(crate) closes: Vec<(PipeId, Reason)>,
     /// Pipes with something new to send.
     pub(crate) dirty: Vec<PipeId>,
+    /// Pipes that were full inbound and have drained to half: they may be read again.
+    pub(crate) unstalled: Vec<PipeId>,
     pub(crate) drops: DropCounts,
     /// Drop counts that reached a power of two: worth an event.
     pub(crate) drop_marks: Vec<(Option<PipeId>, DropReason, u64)>,
@@ -535,7 +547,13 @@ impl<'a> Cx<'a> {
     /// Takes the next message that arrived on `pipe`.
     #[inline]
     pub fn take(&mut self, pipe: PipeId) -> Option<Message> {
-        self.pipes.get_mut(pipe)?.inq.pop()
+        let p = self.pipes.get_mut(pipe)?;
+        let msg = p.inq.pop();
+        if p.stalled && p.info.recv_limit.half(p.inq.len(), p.inq.bytes) {
+            p.stalled = false;
+            self.fx.unstalled.push(pipe);
+        }
+        msg
     }
 
     /// Looks at the next message that arrived on `pipe`.

@@ -44,18 +44,34 @@
 //! }
 //! ```
 
+mod balance;
+#[cfg(test)]
+mod check;
 mod cx;
+mod fair;
+pub mod pair;
 mod pipemap;
+pub mod publish;
+pub mod pull;
+pub mod push;
+pub mod raw;
+pub mod rep;
+pub mod req;
 #[cfg(any(test, feature = "testkit"))]
 pub mod script;
+pub mod subscribe;
+mod topics;
 
 use std::any::Any;
 use std::fmt;
 
-pub use cx::{Control, Cx, DropReason, Offered, Overflow, PipeId, PipeInfo, PutError, Reason, Room};
 pub use crate::queue::Limit;
+pub use balance::Balance;
 pub(crate) use cx::{Clock, DropCounts, Effects, Pipe, Pipes};
+pub use cx::{Control, Cx, DropReason, Offered, Overflow, PipeId, PipeInfo, PutError, Reason, Room};
+pub use fair::FairQueue;
 pub use pipemap::{PipeMap, Ring};
+pub use topics::Topics;
 
 use crate::Message;
 pub use crate::time::Time;
@@ -243,6 +259,13 @@ pub fn discard(cx: &mut Cx<'_>, pipe: PipeId) {
     }
 }
 
+/// In [`Protocol::pipe_closed`]: counts what the dead pipe had not begun to send as dropped.
+pub fn write_off(cx: &mut Cx<'_>, pipe: PipeId) {
+    while cx.reclaim(pipe).is_some() {
+        cx.dropped(Some(pipe), DropReason::PipeClosed);
+    }
+}
+
 /// Moves the stack of words at the front of a received message into its header: words with the top bit
 /// clear, then one with it set, which is returned. At most `ttl` words, that one included (SP request/reply
 /// RFC; nanomsg `rep.c`).
@@ -270,4 +293,3 @@ pub fn split_stack(msg: &mut Message, ttl: u8) -> Result<u32, DropReason> {
 pub fn may_forward(a: &ProtocolInfo, b: &ProtocolInfo) -> bool {
     a.forwardable && b.forwardable && a.peer == b.id && b.peer == a.id
 }
-

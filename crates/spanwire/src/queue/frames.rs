@@ -50,6 +50,10 @@ impl Frames {
         }
     }
 
+    pub(crate) fn prefix(&self) -> &'static [u8] {
+        self.prefix
+    }
+
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.ends.len()

@@ -10,7 +10,7 @@ mod frames;
 
 use std::collections::VecDeque;
 
-pub(crate) use frames::Frames;
+pub(crate) use frames::{Frames, SEGMENTS};
 
 use crate::Message;
 

@@ -15,9 +15,13 @@
 //! See the guide `docs/guide-custom-transport.md` and the example `custom_transport`; the crate
 //! `spanwire-testkit` has the conformance suite that the built-in transports pass.
 
+mod halves;
+#[cfg(test)]
+mod harness;
 mod inproc;
 #[cfg(unix)]
 mod ipc;
+mod sys;
 mod tcp;
 
 use std::any::{Any, TypeId};
@@ -32,7 +36,7 @@ use mio::{Interest, Registry, Token};
 pub use inproc::Inproc;
 #[cfg(unix)]
 pub use ipc::{Credentials, Ipc, IpcOptions};
-pub use tcp::{Tcp, TcpOptions};
+pub use tcp::{Keepalive, Tcp, TcpOptions};
 
 use crate::Message;
 pub use crate::engine::Notifier;
@@ -234,6 +238,12 @@ pub trait Stream: Send {
     /// # Errors
     /// The connection fails with it.
     fn establish(&mut self) -> io::Result<bool>;
+
+    /// Whether a read that gave fewer bytes than asked for has emptied the stream, so that the next edge may be
+    /// awaited without reading again. True for sockets; false, the default, is always safe.
+    fn short_read_is_empty(&self) -> bool {
+        false
+    }
 
     /// Addresses, and what else is known; asked once established.
     fn facts(&self) -> Facts;

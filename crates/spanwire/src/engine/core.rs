@@ -1,0 +1,715 @@
+//! The state of one socket behind its lock, and the two ways through it: a call into the protocol, and a wait.
+//!
+//! Every path is lock, call the protocol, write what it queued, [`leave`](super::lead), unlock, wake whom the
+//! lead names. Lock order: the state of one socket, then the driver's inbox, then the notices. Never two
+//! sockets at once; never the lock across a system call that can block, a callback, or a wake.
+//!
+//! Owns: the state. Never: knows what a protocol means or how a transport works.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Poll as TaskPoll, Waker};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::Notes;
+use super::drive::{Conn, Drive, Job, WAKE};
+use super::driver::{Driver, driver};
+use super::endpoint::Endpoint;
+use super::lead::{Lead, Now, Parent, Todo, Want};
+use super::sys::{self, CALLERS_LEAD, Level};
+use super::tx::Writer;
+use super::waiters::{Parker, Who};
+use crate::error::{Error, WaitError};
+use crate::events::{Event, Stats};
+use crate::protocol::{
+    Clock, Cx, DropReason, Effects, PipeId, Pipes, Protocol, ProtocolInfo, Readiness, Reason, Time, WaitKey,
+};
+use crate::queue::Limit;
+use crate::transport::{Bag, Facts, Listener, Schemes};
+
+/// Fired whenever a pipe opens or closes: `wait_for_peers`.
+pub(crate) const PEERS: WaitKey = WaitKey(u32::MAX, 0);
+/// Fired when the last pipe of a closing socket has gone.
+pub(crate) const CLOSED: WaitKey = WaitKey(u32::MAX, 1);
+
+/// The application's say on who may attach.
+#[derive(Clone)]
+pub(crate) struct Accept(pub(crate) Arc<AcceptFn>);
+
+pub(crate) type AcceptFn = dyn Fn(&Facts) -> Result<(), String> + Send + Sync;
+
+impl fmt::Debug for Accept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Accept(..)")
+    }
+}
+
+/// Settings of a socket, fixed for its life.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) send_limit: Limit,
+    pub(crate) recv_limit: Limit,
+    pub(crate) linger: Duration,
+    pub(crate) recv_max_size: usize,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) reconnect_min: Duration,
+    pub(crate) reconnect_max: Duration,
+    pub(crate) reconnect: bool,
+    pub(crate) send_priority: u8,
+    pub(crate) recv_priority: u8,
+    pub(crate) options: Bag,
+    pub(crate) schemes: Schemes,
+    pub(crate) accept: Option<Accept>,
+}
+
+/// Times at which the engine itself has something to do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Alarm {
+    Dial(u32),
+    NextTarget(u32),
+    Linger,
+}
+
+/// News for who drives.
+pub(crate) enum Fresh {
+    Listener { endpoint: u32, token: usize, url: Arc<str>, listener: Box<dyn Listener> },
+    Drop { token: usize, drain: bool },
+}
+
+/// Dropped after unlocking: it may be a user's type.
+pub(crate) enum Trash {
+    Writer(Option<Box<Writer>>),
+    Fresh(Fresh),
+    Conns(Vec<Conn>),
+    Endpoint(Endpoint),
+}
+
+/// How far a socket is on its way out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Open,
+    /// Refuses users, sends what is queued.
+    Closing,
+    Closed,
+}
+
+pub(crate) struct State {
+    pub(crate) lead: Lead<Box<Drive>, Who, WaitKey>,
+    pub(crate) protocol: Box<dyn Protocol>,
+    pub(crate) pipes: Pipes,
+    pub(crate) fx: Effects,
+    pub(crate) fresh: Vec<Fresh>,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) trash: Vec<Trash>,
+    pub(crate) tokens: slab::Slab<()>,
+    pub(crate) endpoints: BTreeMap<u32, Endpoint>,
+    pub(crate) next_endpoint: u32,
+    pub(crate) alarms: BTreeSet<(Time, Alarm)>,
+    /// Next deadline of the event loop itself, while it lies here.
+    pub(crate) drive_deadline: Option<Time>,
+    /// Until when whoever polls (a caller, or the driver) sleeps.
+    pub(crate) polled_until: Option<Time>,
+    /// Pipes whose kernel buffer is full.
+    pub(crate) blocked: usize,
+    /// Pipes with bytes left to gather.
+    pub(crate) asked: Vec<PipeId>,
+    /// The driver is to be told of `asked`.
+    pub(crate) ask: bool,
+    pub(crate) in_inbox: bool,
+    pub(crate) phase: Phase,
+    /// While closing: messages that will not be sent.
+    pub(crate) undelivered: usize,
+    /// Connections that are only awaited to be closed by their peers.
+    pub(crate) draining: usize,
+    pub(crate) level: Option<Level>,
+    pub(crate) subscribers: Vec<Sender<Event>>,
+    /// Counts of what is gone; those of live pipes are with the pipes.
+    pub(crate) totals: Stats,
+}
+
+impl State {
+    fn next_due(&self) -> Option<Time> {
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        [self.fx.timers.next(), alarm, self.drive_deadline].into_iter().flatten().min()
+    }
+
+    /// Until when the event loop may sleep.
+    pub(crate) fn due_with(&self, d: &Drive) -> Option<Time> {
+        [self.next_due(), d.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Whether there is something that whoever drives must take in.
+    pub(crate) fn has_news(&self) -> bool {
+        !(self.fresh.is_empty() && self.jobs.is_empty() && self.fx.unstalled.is_empty())
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
+    pub(crate) fn emit(&mut self, event: Event) {
+        if self.subscribers.is_empty() {
+            return;
+        }
+        let lost = &mut self.totals.events_lost;
+        self.subscribers.retain(|s| match s.try_send(event.clone()) {
+            Ok(()) => true,
+            Err(crossbeam_channel::TrySendError::Full(_)) => {
+                *lost += 1;
+                true
+            }
+            Err(crossbeam_channel::TrySendError::Disconnected(_)) => false,
+        });
+    }
+
+    pub(crate) fn random(&mut self) -> u64 {
+        Cx::new(&mut self.pipes, &mut self.fx, Clock::lazy()).random()
+    }
+}
+
+pub(crate) type Guard<'a> = MutexGuard<'a, State>;
+
+/// One socket.
+pub(crate) struct Core {
+    st: Mutex<State>,
+    link: Link,
+    pub(crate) notes: Arc<Notes>,
+    pub(crate) registry: mio::Registry,
+    pub(crate) info: ProtocolInfo,
+    pub(crate) cfg: Config,
+    pub(crate) me: Weak<Core>,
+    born: u32,
+}
+
+/// The socket's place in the driver's poll.
+pub(crate) struct Link {
+    nested: sys::nested::Nested,
+    notes: Arc<Notes>,
+    inner: RawFd,
+    pub(crate) token: usize,
+}
+
+impl Parent for Link {
+    fn arm(&self) -> bool {
+        self.nested.set(true);
+        !self.notes.sleep()
+    }
+    fn disarm(&self) {
+        self.nested.set(false);
+        self.notes.awake();
+    }
+}
+
+/// What to carry out after unlocking.
+#[must_use]
+pub(crate) struct Leave {
+    todo: Option<Todo<Who>>,
+    post: bool,
+    trash: Vec<Trash>,
+}
+
+impl Core {
+    pub(crate) fn new(protocol: Box<dyn Protocol>, cfg: Config) -> Result<Arc<Core>, Error> {
+        let driver: &Driver = driver().map_err(Error::System)?;
+        let poll = mio::Poll::new().map_err(Error::System)?;
+        let notes = Notes::new(mio::Waker::new(poll.registry(), WAKE).map_err(Error::System)?);
+        let registry = poll.registry().try_clone().map_err(Error::System)?;
+        let inner = poll.as_raw_fd();
+        let token = driver.reserve();
+        let nested = driver.nest(&poll, token).inspect_err(|_| driver.release(token)).map_err(Error::System)?;
+        let seed = seed();
+        let info = protocol.info();
+        let core = Arc::new_cyclic(|me| Core {
+            st: Mutex::new(State {
+                lead: Lead::new(Box::new(Drive::new(poll))),
+                protocol,
+                pipes: Pipes::new(seed as u32),
+                fx: Effects { rng: seed, ..Effects::default() },
+                fresh: Vec::new(),
+                jobs: Vec::new(),
+                trash: Vec::new(),
+                tokens: slab::Slab::new(),
+                endpoints: BTreeMap::new(),
+                next_endpoint: 0,
+                alarms: BTreeSet::new(),
+                drive_deadline: None,
+                polled_until: None,
+                blocked: 0,
+                asked: Vec::new(),
+                ask: false,
+                in_inbox: false,
+                phase: Phase::Open,
+                undelivered: 0,
+                draining: 0,
+                level: None,
+                subscribers: Vec::new(),
+                totals: Stats::default(),
+            }),
+            link: Link { nested, notes: notes.clone(), inner, token },
+            notes,
+            registry,
+            info,
+            cfg,
+            me: me.clone(),
+            born: sys::forks(),
+        });
+        driver.enter(token, core.me.clone());
+        if !CALLERS_LEAD {
+            let mut st = core.lock();
+            st.lead.keep_watched = 1;
+            core.finish(st);
+        }
+        Ok(core)
+    }
+
+    #[inline]
+    pub(crate) fn forked(&self) -> bool {
+        self.born != sys::forks()
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) -> Guard<'_> {
+        // A panic under the lock would be a defect of a protocol; the state is still the best there is.
+        self.st.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    pub(crate) fn inner_fd(&self) -> RawFd {
+        self.link.inner
+    }
+
+    // ------------------------------------------------------------ calls into the protocol
+
+    /// Any call into the protocol. Pipes that it closes are closed after it has returned.
+    #[inline]
+    pub(crate) fn call<R>(&self, st: &mut State, f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R) -> R {
+        let result = f(&mut *st.protocol, &mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()));
+        if !(st.fx.closes.is_empty() && st.fx.wakes.is_empty() && st.fx.drop_marks.is_empty()) {
+            self.settle(st);
+        }
+        result
+    }
+
+    #[cold]
+    pub(crate) fn settle(&self, st: &mut State) {
+        loop {
+            while let Some(key) = st.fx.wakes.pop() {
+                st.lead.fire(key);
+            }
+            for (pipe, reason, count) in std::mem::take(&mut st.fx.drop_marks) {
+                st.emit(Event::Dropped { pipe, reason, count });
+            }
+            if st.fx.closes.is_empty() {
+                return;
+            }
+            let (id, reason) = st.fx.closes.remove(0);
+            if let Some(p) = st.pipes.get_mut(id) {
+                p.open = true; // the protocol asked; the closing itself starts here
+            }
+            self.close_pipe(st, id, reason, true);
+        }
+    }
+
+    /// Ends a pipe, once: the protocol hears of it, and what is left is counted. `drain`: the peer may read
+    /// to the end of what was sent.
+    pub(crate) fn close_pipe(&self, st: &mut State, id: PipeId, reason: Reason, drain: bool) {
+        let Some(p) = st.pipes.get_mut(id) else { return };
+        p.open = false;
+        if p.tx.writing {
+            // Its writer holds what was not begun; it completes the close when it is back, at once.
+            p.tx.dying.get_or_insert((reason, drain));
+            return;
+        }
+        st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id);
+        let Some(mut p) = st.pipes.remove(id) else { return };
+        st.blocked -= usize::from(p.tx.blocked);
+        let token = p.tx.token;
+        let unsent = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
+        let lost = unsent + p.inq.len();
+        if lost > 0 {
+            let mut cx = Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy());
+            for _ in 0..lost {
+                cx.dropped(None, DropReason::PipeClosed);
+            }
+        }
+        if st.phase == Phase::Closing {
+            st.undelivered += unsent;
+        }
+        st.totals.tx_msgs += p.sent.0;
+        st.totals.tx_bytes += p.sent.1;
+        st.totals.rx_msgs += p.received.0;
+        st.totals.rx_bytes += p.received.1;
+        st.totals.detached += 1;
+        st.trash.push(Trash::Writer(p.tx.writer.take()));
+        st.fresh.push(Fresh::Drop { token, drain });
+        let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
+        st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason });
+        st.fx.wakes.push(PEERS);
+        if st.phase == Phase::Closing && st.pipes.len() == 0 {
+            st.fx.wakes.push(CLOSED);
+        }
+        self.endpoint_lost(st, endpoint, id);
+        if !st.fx.closes.is_empty() || !st.fx.wakes.is_empty() {
+            self.settle(st);
+        }
+    }
+
+    // ------------------------------------------------------------ leaving
+
+    /// Writes what the protocol queued, decides who must be told, unlocks, and tells.
+    #[inline]
+    pub(crate) fn finish<'a>(&'a self, mut st: Guard<'a>) {
+        if !st.fx.dirty.is_empty() {
+            st = self.write_dirty(st);
+        }
+        let leave = self.leave(&mut st);
+        drop(st);
+        self.carry_out(leave);
+    }
+
+    /// Asks the lead who must be told. The guard must be dropped next.
+    #[inline]
+    pub(crate) fn leave(&self, st: &mut State) -> Leave {
+        if st.level.is_some() {
+            self.show_level(st);
+        }
+        let mut must = !st.fresh.is_empty() || !st.jobs.is_empty();
+        if st.fx.timers.take_moved() {
+            must |= self.due_earlier(st);
+        }
+        let work = must || !st.fx.unstalled.is_empty();
+        let blocked = must || st.blocked > 0;
+        let was_watched = st.lead.watched();
+        let closed = st.is_closed();
+        let protocol = &st.protocol;
+        let now = || {
+            let Readiness { send, recv } = protocol.readiness();
+            Now { can_recv: recv || closed, can_send: send || closed }
+        };
+        let mut todo = st.lead.leave(work, blocked, now, &self.link);
+        if let Some(todo) = &mut todo
+            && !was_watched
+            && st.lead.watched()
+            && st.next_due().is_some()
+        {
+            todo.kick = true; // the driver does not know our next deadline
+        }
+        let kick = todo.as_ref().is_some_and(|t| t.kick);
+        let post = (st.ask || kick) && !std::mem::replace(&mut st.in_inbox, true);
+        st.ask = false;
+        let trash = if st.trash.is_empty() { Vec::new() } else { std::mem::take(&mut st.trash) };
+        Leave { todo, post, trash }
+    }
+
+    /// Whether a timer is due before whoever polls comes back by himself.
+    #[cold]
+    fn due_earlier(&self, st: &State) -> bool {
+        match (st.next_due(), st.polled_until) {
+            (Some(due), Some(until)) => due < until,
+            // Nobody sleeps, or sleeps without limit.
+            (Some(_), None) => true,
+            _ => false,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn carry_out(&self, leave: Leave) {
+        if leave.post
+            && let Some(me) = self.me.upgrade()
+            && let Ok(driver) = driver()
+        {
+            driver.post(me);
+        }
+        if let Some(todo) = leave.todo {
+            self.tell(todo);
+        }
+        drop(leave.trash);
+    }
+
+    #[cold]
+    fn tell(&self, todo: Todo<Who>) {
+        if todo.nudge {
+            self.notes.nudge();
+        }
+        for who in todo.wake.into_iter().flatten().chain(todo.wake_too) {
+            who.wake();
+        }
+    }
+
+    #[cold]
+    fn show_level(&self, st: &mut State) {
+        let up = st.is_closed() || st.protocol.readiness().recv;
+        if let Some(level) = &mut st.level {
+            level.show(up);
+        }
+    }
+
+    // ------------------------------------------------------------ waiting
+
+    fn satisfied(&self, st: &mut State, want: Want<WaitKey>) -> bool {
+        match want {
+            Want::Key(_) => st.lead.leader_fired() || (st.is_closed() && want != Want::Key(CLOSED)),
+            _ if st.is_closed() => true,
+            Want::Recv => st.protocol.readiness().recv,
+            Want::Send => st.protocol.readiness().send,
+            Want::Any => {
+                let ready = st.protocol.readiness();
+                ready.recv || ready.send
+            }
+        }
+    }
+
+    /// Blocks until `want` may be satisfied, or the deadline (`true`): by leading, or behind the leader.
+    pub(crate) fn wait<'a>(
+        &'a self,
+        mut st: Guard<'a>,
+        want: Want<WaitKey>,
+        deadline: Option<Instant>,
+    ) -> (Guard<'a>, bool) {
+        if !st.fx.dirty.is_empty() {
+            st = self.write_dirty(st);
+            return (st, false); // the lock was open: look again
+        }
+        // What this caller left to gather leaves before it sleeps.
+        if let Some(id) = self.left_to_gather(&st) {
+            return (self.flush(st, id, 1), false);
+        }
+        let lead = if CALLERS_LEAD { st.lead.take(want, &self.link) } else { None };
+        match lead {
+            Some(drive) => self.wait_leading(st, drive, want, deadline),
+            None => self.wait_behind(st, want, deadline),
+        }
+    }
+
+    fn wait_leading<'a>(
+        &'a self,
+        mut st: Guard<'a>,
+        mut d: Box<Drive>,
+        want: Want<WaitKey>,
+        deadline: Option<Instant>,
+    ) -> (Guard<'a>, bool) {
+        loop {
+            st = self.refresh(st, &mut d);
+            let now = deadline.map(|at| (at, Instant::now()));
+            let late = now.is_some_and(|(at, now)| now >= at);
+            if self.satisfied(&mut st, want) || late {
+                self.give(&mut st, d);
+                return (st, late);
+            }
+            st = self.lead_once(st, &mut d, want, deadline);
+        }
+    }
+
+    /// One round of a leader: sleeps in the poll until something happens, and delivers it.
+    pub(crate) fn lead_once<'a>(
+        &'a self,
+        mut st: Guard<'a>,
+        d: &mut Drive,
+        want: Want<WaitKey>,
+        deadline: Option<Instant>,
+    ) -> Guard<'a> {
+        let due = [st.due_with(d), deadline.map(Time::of)].into_iter().flatten().min();
+        st.polled_until = due;
+        st.lead.sleep(want);
+        let leave = self.leave(&mut st);
+        drop(st);
+        self.carry_out(leave);
+        let timeout = due.map(|at| at.instant().saturating_duration_since(Instant::now()));
+        d.turn(self, timeout);
+        let mut st = self.lock();
+        st.lead.awake();
+        st.polled_until = None;
+        self.deliver(st, d)
+    }
+
+    /// The leader gives the loop back. `leave` must follow.
+    pub(crate) fn give(&self, st: &mut State, d: Box<Drive>) {
+        st.drive_deadline = d.next_deadline();
+        let unread = d.sticky();
+        st.lead.give(d, unread);
+    }
+
+    fn wait_behind<'a>(
+        &'a self,
+        mut st: Guard<'a>,
+        want: Want<WaitKey>,
+        deadline: Option<Instant>,
+    ) -> (Guard<'a>, bool) {
+        let me = Parker::mine();
+        me.arm();
+        let id = st.lead.park(want, Who::Thread(me.clone()));
+        let leave = self.leave(&mut st);
+        drop(st);
+        self.carry_out(leave);
+        me.park(deadline);
+        let mut st = self.lock();
+        if !st.lead.cancel(want, id) {
+            st.lead.returned();
+            return (st, false);
+        }
+        // Still queued: the deadline, or a wake meant for an earlier wait of this thread.
+        let late = deadline.is_some_and(|at| Instant::now() >= at);
+        (st, late)
+    }
+
+    /// Runs `f` until it gives something; between two runs waits for `want`.
+    #[inline]
+    pub(crate) fn wait_on<R>(
+        &self,
+        want: Want<WaitKey>,
+        deadline: Option<Instant>,
+        mut f: impl FnMut(&mut dyn Protocol, &mut Cx<'_>) -> Option<R>,
+    ) -> Result<R, WaitError> {
+        if self.forked() {
+            return Err(WaitError::Forked);
+        }
+        let mut st = self.lock();
+        let mut late = false;
+        loop {
+            if st.is_closed() {
+                self.finish(st);
+                return Err(WaitError::Closed);
+            }
+            if let Some(result) = self.call(&mut st, &mut f) {
+                self.finish(st);
+                return Ok(result);
+            }
+            if late {
+                self.finish(st);
+                return Err(WaitError::TimedOut);
+            }
+            (st, late) = self.wait(st, want, deadline);
+        }
+    }
+
+    /// One run of `f` that does not wait.
+    #[inline]
+    pub(crate) fn try_on<R>(&self, f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R) -> Result<R, WaitError> {
+        if self.forked() {
+            return Err(WaitError::Forked);
+        }
+        let mut st = self.lock();
+        if st.is_closed() {
+            self.finish(st);
+            return Err(WaitError::Closed);
+        }
+        let result = self.call(&mut st, f);
+        self.finish(st);
+        Ok(result)
+    }
+
+    /// A look that first lets what has arrived in: for a `try` that found nothing, when nobody reads ahead.
+    pub(crate) fn pump(&self) {
+        let mut st = self.lock();
+        if CALLERS_LEAD
+            && !st.is_closed()
+            && !st.lead.watched()
+            && let Some(mut d) = st.lead.take(Want::Any, &self.link)
+        {
+            st = self.refresh(st, &mut d);
+            st = self.lead_once(st, &mut d, Want::Any, Some(Instant::now()));
+            st = self.refresh(st, &mut d);
+            self.give(&mut st, d);
+        }
+        self.finish(st);
+    }
+
+    /// The same for a task: queues its waker when `f` gives nothing. `slot` belongs to the future.
+    pub(crate) fn poll_on<R>(
+        &self,
+        want: Want<WaitKey>,
+        slot: &mut Option<u64>,
+        waker: &Waker,
+        f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> Option<R>,
+    ) -> TaskPoll<Result<R, WaitError>> {
+        if self.forked() {
+            return TaskPoll::Ready(Err(WaitError::Forked));
+        }
+        let mut st = self.lock();
+        if let Some(id) = slot.take() {
+            st.lead.cancel(want, id);
+        }
+        if st.is_closed() {
+            self.finish(st);
+            return TaskPoll::Ready(Err(WaitError::Closed));
+        }
+        let result = self.call(&mut st, f);
+        if let Some(result) = result {
+            self.finish(st);
+            return TaskPoll::Ready(Ok(result));
+        }
+        *slot = Some(st.lead.park(want, Who::Task(waker.clone())));
+        // It may have become possible while `finish` writes with the lock open: `leave` looks again.
+        self.finish(st);
+        TaskPoll::Pending
+    }
+
+    /// A future is dropped: if its task was woken for something it will not take, that is passed on.
+    pub(crate) fn unpark(&self, want: Want<WaitKey>, slot: Option<u64>) {
+        if let Some(id) = slot
+            && !self.forked()
+        {
+            let mut st = self.lock();
+            st.lead.cancel(want, id);
+            self.finish(st);
+        }
+    }
+
+    /// The exported descriptor: readable exactly while `recv` would not wait.
+    pub(crate) fn readable_fd(&self) -> Result<RawFd, Error> {
+        if self.forked() {
+            return Err(Error::Forked);
+        }
+        let mut st = self.lock();
+        if st.level.is_none() {
+            st.level = Some(Level::new().map_err(Error::System)?);
+            st.lead.keep_watched += 1; // nobody else would drive
+        }
+        let fd = st.level.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        self.finish(st);
+        Ok(fd)
+    }
+
+    pub(crate) fn readiness(&self) -> Readiness {
+        let st = self.lock();
+        st.protocol.readiness()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        super::stats::snapshot(&self.lock())
+    }
+}
+
+impl Drop for Core {
+    /// Nobody has a handle, the driver holds none: out of the parent before the poll closes, since a forked
+    /// child may still hold a copy of it.
+    fn drop(&mut self) {
+        if !self.forked() {
+            self.link.nested.remove();
+            if let Ok(driver) = driver() {
+                driver.release(self.link.token);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("protocol", &self.info.name).finish_non_exhaustive()
+    }
+}
+
+/// Differs between sockets and processes; not for secrets.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u64(Time::now().since_start().as_nanos() as u64);
+    hasher.finish()
+}

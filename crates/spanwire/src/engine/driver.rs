@@ -1,0 +1,350 @@
+//! The background driver: one thread for the process, which drives every socket that no caller drives.
+//!
+//! It sleeps in a poll that holds all sockets' polls, and does four things: drives a watched socket that has an
+//! event or a due timer; looks every tick at the sockets on its list, and watches those that nobody has used since; comes by
+//! every [`MIND`] at pipes that a hot sender left to gather; keeps lingering sockets alive. With nothing to
+//! do it sleeps without limit.
+//!
+//! Owns: the thread and its lists. Never: holds a socket's lock for longer than a call, or the table's lock
+//! while it drives.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+
+use super::core::Core;
+use super::lead::Look;
+use super::sys::nested::{Nested, Parent};
+use super::sys::{self};
+use crate::protocol::Time;
+
+/// A socket given back by its caller is looked at this often.
+const TICK: Duration = Duration::from_millis(2);
+/// A pipe left to gather is visited this often.
+const MIND: Duration = Duration::from_micros(200);
+const WAKE: Token = Token(usize::MAX);
+const EVENTS: usize = 256;
+
+pub(crate) struct Driver {
+    parent: Parent,
+    waker: mio::Waker,
+    table: Mutex<slab::Slab<Weak<Core>>>,
+    inbox: Mutex<Inbox>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    posts: Vec<Arc<Core>>,
+    lingering: Vec<Arc<Core>>,
+    sleeping: bool,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The process's driver, started at first use.
+pub(crate) fn driver() -> io::Result<&'static Driver> {
+    static DRIVER: OnceLock<&'static Driver> = OnceLock::new();
+    static START: Mutex<()> = Mutex::new(());
+    if let Some(driver) = DRIVER.get() {
+        return Ok(driver);
+    }
+    let _one = lock(&START);
+    if let Some(driver) = DRIVER.get() {
+        return Ok(driver);
+    }
+    sys::count_forks();
+    let poll = Poll::new()?;
+    let waker = mio::Waker::new(poll.registry(), WAKE)?;
+    let parent = Parent::of(&poll)?;
+    // Never freed: it lives as long as the process.
+    let driver: &'static Driver =
+        Box::leak(Box::new(Driver { parent, waker, table: Mutex::default(), inbox: Mutex::default() }));
+    std::thread::Builder::new().name("spanwire-driver".into()).spawn(move || Run::new(driver, poll).run())?;
+    Ok(DRIVER.get_or_init(|| driver))
+}
+
+impl Driver {
+    /// A place in the table for a socket that is being made.
+    pub(crate) fn reserve(&self) -> usize {
+        lock(&self.table).insert(Weak::new())
+    }
+
+    pub(crate) fn nest(&self, inner: &Poll, token: usize) -> io::Result<Nested> {
+        Nested::add(&self.parent, inner, token)
+    }
+
+    pub(crate) fn enter(&self, token: usize, core: Weak<Core>) {
+        if let Some(slot) = lock(&self.table).get_mut(token) {
+            *slot = core;
+        }
+    }
+
+    pub(crate) fn release(&self, token: usize) {
+        lock(&self.table).try_remove(token);
+    }
+
+    /// Puts a socket before the driver.
+    pub(crate) fn post(&self, core: Arc<Core>) {
+        self.give(|inbox| inbox.posts.push(core));
+    }
+
+    /// Keeps a socket alive until it has closed.
+    pub(crate) fn linger(&self, core: Arc<Core>) {
+        self.give(|inbox| inbox.lingering.push(core));
+    }
+
+    fn give(&self, put: impl FnOnce(&mut Inbox)) {
+        let mut inbox = lock(&self.inbox);
+        put(&mut inbox);
+        let asleep = std::mem::replace(&mut inbox.sleeping, false);
+        drop(inbox);
+        if asleep {
+            let _ = self.waker.wake(); // an error means that a wake is pending already
+        }
+    }
+
+    fn core(&self, token: usize) -> Option<Arc<Core>> {
+        lock(&self.table).get(token).and_then(Weak::upgrade)
+    }
+}
+
+/// What the thread works with.
+struct Run {
+    driver: &'static Driver,
+    poll: Poll,
+    events: Events,
+    /// Given back by callers, looked at every tick.
+    list: Vec<Arc<Core>>,
+    /// With pipes left to gather.
+    minds: Vec<Arc<Core>>,
+    /// Driven, and not yet at the end of what was there.
+    again: Vec<Arc<Core>>,
+    lingering: Vec<Arc<Core>>,
+    deadlines: BTreeSet<(Time, usize)>,
+    due: HashMap<usize, Time>,
+    tick: Instant,
+    round: Instant,
+}
+
+impl Run {
+    fn new(driver: &'static Driver, poll: Poll) -> Self {
+        let now = Instant::now();
+        Run {
+            driver,
+            poll,
+            events: Events::with_capacity(EVENTS),
+            list: Vec::new(),
+            minds: Vec::new(),
+            again: Vec::new(),
+            lingering: Vec::new(),
+            deadlines: BTreeSet::new(),
+            due: HashMap::new(),
+            tick: now,
+            round: now,
+        }
+    }
+
+    fn run(mut self) {
+        sys::exact_timers();
+        let mut posts = Vec::new();
+        loop {
+            self.sleep();
+            {
+                let mut inbox = lock(&self.driver.inbox);
+                inbox.sleeping = false;
+                std::mem::swap(&mut posts, &mut inbox.posts);
+                self.lingering.append(&mut inbox.lingering);
+            }
+            if self.list.is_empty() {
+                self.tick = Instant::now();
+            }
+            for core in posts.drain(..) {
+                self.on_post(core);
+            }
+            for core in std::mem::take(&mut self.again) {
+                self.drive(core);
+            }
+            let tokens: Vec<usize> = self.events.iter().map(|e| e.token()).filter(|t| *t != WAKE).map(|t| t.0).collect();
+            for token in tokens {
+                if let Some(core) = self.driver.core(token) {
+                    self.drive(core);
+                }
+            }
+            self.fire_deadlines();
+            self.mind();
+            self.look();
+            self.lingering.retain(|core| core.lingers());
+        }
+    }
+
+    fn sleep(&mut self) {
+        let now = Instant::now();
+        let mut until: Option<Instant> = None;
+        let mut sooner = |at: Instant| until = Some(until.map_or(at, |u| u.min(at)));
+        if !self.list.is_empty() {
+            sooner(self.tick + TICK);
+        }
+        if let Some((at, _)) = self.deadlines.first() {
+            sooner(at.instant());
+        }
+        if !self.again.is_empty() {
+            sooner(now);
+        }
+        let mut timeout = until.map(|at| at.saturating_duration_since(now));
+        {
+            let mut inbox = lock(&self.driver.inbox);
+            if inbox.posts.is_empty() && inbox.lingering.is_empty() {
+                inbox.sleeping = true;
+            } else {
+                timeout = Some(Duration::ZERO);
+            }
+        }
+        if !self.minds.is_empty() {
+            let left = (self.round + MIND).saturating_duration_since(now);
+            let left = timeout.map_or(left, |t| t.min(left));
+            if !left.is_zero() {
+                sys::wait_fine(&self.poll, left);
+            }
+            timeout = Some(Duration::ZERO);
+        }
+        if self.poll.poll(&mut self.events, timeout).is_err() {
+            self.events.clear(); // EINTR: nothing was seen
+        }
+    }
+
+    fn on_post(&mut self, core: Arc<Core>) {
+        let post = core.on_post();
+        if post.listed && !self.list.iter().any(|c| Arc::ptr_eq(c, &core)) {
+            self.list.push(core.clone());
+        }
+        if post.asked && !self.minds.iter().any(|c| Arc::ptr_eq(c, &core)) && core.visit() {
+            if self.minds.is_empty() {
+                self.round = Instant::now();
+            }
+            self.minds.push(core.clone());
+        }
+        if post.serve {
+            self.drive(core);
+        }
+    }
+
+    fn drive(&mut self, core: Arc<Core>) {
+        let token = core.link().token;
+        let Some(driven) = core.drive() else { return };
+        if let Some(old) = self.due.remove(&token) {
+            self.deadlines.remove(&(old, token));
+        }
+        if let Some(at) = driven.due {
+            self.due.insert(token, at);
+            self.deadlines.insert((at, token));
+        }
+        if driven.again {
+            self.again.push(core);
+        }
+    }
+
+    fn fire_deadlines(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = Time::now();
+        while let Some((at, token)) = self.deadlines.first().copied()
+            && at <= now
+        {
+            self.deadlines.pop_first();
+            self.due.remove(&token);
+            if let Some(core) = self.driver.core(token) {
+                self.drive(core);
+            }
+        }
+    }
+
+    fn mind(&mut self) {
+        if !self.minds.is_empty() && self.round.elapsed() >= MIND {
+            self.minds.retain(|core| core.visit());
+            self.round = Instant::now();
+        }
+    }
+
+    fn look(&mut self) {
+        if self.list.is_empty() || self.tick.elapsed() < TICK {
+            return;
+        }
+        let mut armed = Vec::new();
+        self.list.retain(|core| match core.look() {
+            Look::Keep => true,
+            Look::Drop => false,
+            Look::Armed => {
+                armed.push(core.clone());
+                false
+            }
+        });
+        for core in armed {
+            self.drive(core); // what no descriptor announces
+        }
+        self.tick = Instant::now();
+    }
+}
+
+/// What a posted socket wants.
+pub(crate) struct Post {
+    listed: bool,
+    asked: bool,
+    serve: bool,
+}
+
+/// What driving a socket left.
+pub(crate) struct Driven {
+    due: Option<Time>,
+    again: bool,
+}
+
+/// Rounds for one socket before others have their turn.
+const ROUNDS: usize = 16;
+
+impl Core {
+    fn on_post(&self) -> Post {
+        let mut st = self.lock();
+        st.in_inbox = false;
+        Post { listed: st.lead.listed, asked: !st.asked.is_empty(), serve: st.lead.watched() }
+    }
+
+    /// The driver drives: `None` when somebody else does.
+    fn drive(&self) -> Option<Driven> {
+        let mut st = self.lock();
+        let mut d = st.lead.take_as_driver()?;
+        self.notes.awake();
+        let mut again = true;
+        for _ in 0..ROUNDS {
+            st = self.refresh(st, &mut d);
+            let leave = self.leave(&mut st);
+            drop(st);
+            self.carry_out(leave);
+            let more = d.turn(self, Some(Duration::ZERO));
+            st = self.lock();
+            st = self.deliver(st, &mut d);
+            let quiet = !more && !d.sticky() && d.reports.is_empty() && !st.has_news();
+            if quiet && self.notes.sleep() {
+                again = false;
+                break;
+            }
+        }
+        let due = st.due_with(&d);
+        st.polled_until = due;
+        self.give(&mut st, d);
+        self.finish(st);
+        Some(Driven { due, again })
+    }
+
+    fn look(&self) -> Look {
+        let mut st = self.lock();
+        let look = st.lead.look(self.link());
+        self.finish(st);
+        look
+    }
+}

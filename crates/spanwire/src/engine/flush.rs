@@ -1,0 +1,190 @@
+//! Writing: who writes what was queued, and when.
+//!
+//! See `tx` for the policy. Every function here is called with the lock and gives it back; in between it may
+//! have been open for one `write`.
+//!
+//! Owns: nothing. Never: blocks, or writes on a pipe that another thread writes on.
+
+use std::io::ErrorKind;
+use std::time::Instant;
+
+use super::core::{Core, Guard, State};
+use super::tx::{FLUSH_AT, Wrote};
+use crate::protocol::{Pipe, PipeId, Reason};
+
+fn pending(p: &Pipe) -> bool {
+    !p.out.is_empty() || p.taken_messages > 0 || p.taken_bytes > 0 || !p.control.is_empty() || !p.tx.reply.is_empty()
+}
+
+impl Core {
+    /// Decides for each pipe with something new whether to write now.
+    pub(crate) fn write_dirty<'a>(&'a self, mut st: Guard<'a>) -> Guard<'a> {
+        while let Some(id) = st.fx.dirty.pop() {
+            st = self.write_one(st, id);
+        }
+        st
+    }
+
+    fn write_one<'a>(&'a self, mut st: Guard<'a>, id: PipeId) -> Guard<'a> {
+        let Some(p) = st.pipes.get_mut(id) else { return st };
+        p.dirty = false;
+        let urgent = std::mem::take(&mut p.urgent) || self.info.latency_bound;
+        p.tx.appended = p.tx.appended.wrapping_add(1);
+        if p.tx.writing || p.tx.blocked {
+            return st; // the writer looks again when it returns; the WRITABLE edge wakes whoever drives
+        }
+        let full = p.out.bytes() >= FLUSH_AT || p.out_full();
+        let write = full || urgent || p.finishing.is_some() || (!p.tx.left && !p.tx.hot());
+        if write {
+            return self.flush(st, id, 2);
+        }
+        self.ask(&mut st, id);
+        st
+    }
+
+    /// Bytes are left that nobody writes and no edge will announce: the driver minds them.
+    fn ask(&self, st: &mut State, id: PipeId) {
+        let Some(p) = st.pipes.get_mut(id) else { return };
+        if !pending(p) || p.tx.writing || p.tx.blocked {
+            return;
+        }
+        p.tx.left = true;
+        if !std::mem::replace(&mut p.tx.asked, true) {
+            st.asked.push(id);
+            st.ask = true;
+        }
+    }
+
+    /// A pipe whose bytes were left to gather.
+    pub(crate) fn left_to_gather(&self, st: &State) -> Option<PipeId> {
+        st.asked.iter().copied().find(|id| {
+            st.pipes.get(*id).is_some_and(|p| p.tx.left && pending(p) && !p.tx.writing && !p.tx.blocked)
+        })
+    }
+
+    /// Writes what has gathered, with the lock open, at most `rounds` times.
+    pub(crate) fn flush<'a>(&'a self, mut st: Guard<'a>, id: PipeId, mut rounds: u32) -> Guard<'a> {
+        loop {
+            let Some(p) = st.pipes.get_mut(id) else { return st };
+            if p.tx.writing || p.tx.blocked {
+                return st;
+            }
+            if !pending(p) {
+                p.tx.left = false;
+                if p.finishing.is_some() {
+                    return self.finish_pipe(st, id);
+                }
+                return st;
+            }
+            if rounds == 0 {
+                self.ask(&mut st, id); // appended meanwhile, and nobody else will write it
+                return st;
+            }
+            rounds -= 1;
+            let Some(mut writer) = p.tx.writer.take() else { return st };
+            writer.load(&mut p.out, &mut p.control, &mut p.tx.reply);
+            (p.taken_messages, p.taken_bytes) = writer.taken();
+            p.tx.writing = true;
+            p.tx.writable = false;
+            p.tx.left = false;
+            drop(st);
+            let began = Instant::now();
+            let result = writer.write();
+            let ended = Instant::now();
+            st = self.lock();
+            // It cannot have been removed: closing waits for its writer.
+            let Some(p) = st.pipes.get_mut(id) else { return st };
+            (p.taken_messages, p.taken_bytes) = match result {
+                Ok(Wrote::All) => (0, 0),
+                _ => writer.taken(),
+            };
+            p.tx.writer = Some(writer);
+            p.tx.writing = false;
+            p.tx.wrote(began, ended);
+            if let Some((reason, drain)) = p.tx.dying.take() {
+                self.close_pipe(&mut st, id, reason, drain);
+                return st;
+            }
+            match result {
+                Ok(Wrote::All) => {}
+                Ok(Wrote::Some) => rounds += 1, // until the kernel says so
+                Err(e) if e.kind() == ErrorKind::Interrupted => rounds += 1,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if p.tx.writable {
+                        rounds += 1; // the edge came while we were in `write`
+                    } else {
+                        p.tx.blocked = true;
+                        st.blocked += 1;
+                    }
+                }
+                Err(e) => {
+                    let reason = match e.kind() {
+                        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Reason::Peer,
+                        _ => Reason::Broken(e.to_string()),
+                    };
+                    self.close_pipe(&mut st, id, reason, false);
+                    return st;
+                }
+            }
+            self.tell_room(&mut st, id);
+        }
+    }
+
+    fn tell_room(&self, st: &mut State, id: PipeId) {
+        if st.pipes.get_mut(id).is_some_and(Pipe::room_again) {
+            self.call(st, |protocol, cx| protocol.writable(cx, id));
+        }
+    }
+
+    /// A WRITABLE edge.
+    pub(crate) fn on_writable<'a>(&'a self, mut st: Guard<'a>, id: PipeId) -> Guard<'a> {
+        let Some(p) = st.pipes.get_mut(id) else { return st };
+        p.tx.writable = true;
+        if std::mem::replace(&mut p.tx.blocked, false) {
+            st.blocked -= 1;
+        }
+        let Some(p) = st.pipes.get_mut(id) else { return st };
+        // A transport that buffers is given the chance, but only where nobody writes.
+        if let Some(writer) = &mut p.tx.writer
+            && let Err(e) = writer.flush()
+            && e.kind() != ErrorKind::WouldBlock
+        {
+            self.close_pipe(&mut st, id, Reason::Broken(e.to_string()), false);
+            return st;
+        }
+        self.flush(st, id, 4)
+    }
+
+    /// All that a finished pipe had to say has left: tells the peer, and closes.
+    fn finish_pipe<'a>(&'a self, mut st: Guard<'a>, id: PipeId) -> Guard<'a> {
+        let Some(p) = st.pipes.get_mut(id) else { return st };
+        let reason = p.finishing.clone().unwrap_or(Reason::Local);
+        if let Some(writer) = &mut p.tx.writer {
+            writer.shutdown();
+        }
+        self.close_pipe(&mut st, id, reason, true);
+        st
+    }
+
+    /// The driver's visit to the pipes that it minds: `true` while there is something to come back for.
+    pub(crate) fn visit(&self) -> bool {
+        let mut st = self.lock();
+        let mut again = Vec::new();
+        let asked = std::mem::take(&mut st.asked);
+        for id in asked {
+            let Some(p) = st.pipes.get_mut(id) else { continue };
+            let alive = std::mem::replace(&mut p.tx.seen, p.tx.appended) != p.tx.appended;
+            if alive || p.tx.writing {
+                again.push(id); // still asked: what is appended from here on belongs to the next visit
+            } else {
+                p.tx.asked = false; // from here on the next append asks again
+            }
+            st = self.flush(st, id, 1);
+        }
+        st.asked.append(&mut again);
+        let more = !st.asked.is_empty();
+        st.ask = false; // the driver is here: it need not be told
+        self.finish(st);
+        more
+    }
+}

@@ -1,0 +1,207 @@
+//! The writing side of a pipe: what its writer has taken and not yet written, and when to write.
+//!
+//! One thread at a time is a pipe's writer: it takes the [`Writer`] out of the pipe, unlocks, writes, and puts
+//! it back. Others only append. A lone message is written at once by its sender; a sender that comes back sooner than
+//! its last write took, several times in a row, is *hot*: then messages gather and leave [`FLUSH_AT`] bytes at a
+//! time, and the driver minds the pipe until it is quiet.
+//!
+//! Owns: the writer and its unfinished bytes. Never: locks, or decides which pipe gets a message.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, ErrorKind, IoSlice};
+use std::time::{Duration, Instant};
+
+use crate::Message;
+use crate::protocol::Reason;
+use crate::queue::{Frames, Outbound, SEGMENTS};
+use crate::transport::{MessageWriter, StreamWriter};
+use crate::wire::Encoder;
+
+/// A hot sender writes when this much has gathered, in bytes.
+pub(crate) const FLUSH_AT: usize = 32 * 1024;
+/// So many quick returns in a row make a sender hot.
+const STREAK: u32 = 4;
+
+/// How a pipe's bytes leave, with what was taken from its queue and not yet written.
+pub(crate) enum Writer {
+    /// Length-prefixed frames, encoded in place.
+    Framed { stream: Box<dyn StreamWriter>, current: Frames, reply: Vec<u8> },
+    /// The wire's own encoder.
+    Encoded { stream: Box<dyn StreamWriter>, encoder: Box<dyn Encoder>, bytes: Vec<u8>, at: usize, messages: usize },
+    /// Whole messages.
+    Messages { pipe: Box<dyn MessageWriter>, batch: VecDeque<Message> },
+}
+
+/// What a write achieved.
+pub(crate) enum Wrote {
+    All,
+    Some,
+}
+
+impl Writer {
+    /// Takes what has gathered, if nothing is left from before. `control` and `reply` go first.
+    pub(crate) fn load(&mut self, out: &mut Outbound, control: &mut Vec<(bool, Vec<u8>)>, replies: &mut Vec<u8>) {
+        match (self, out) {
+            (Writer::Framed { current, reply, .. }, Outbound::Framed(frames)) => {
+                if current.is_empty() {
+                    reply.append(replies);
+                    std::mem::swap(current, frames);
+                }
+                control.clear();
+            }
+            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch)) => {
+                if *at == bytes.len() {
+                    bytes.clear();
+                    *at = 0;
+                    bytes.append(replies);
+                    for (subscribe, topic) in control.drain(..) {
+                        encoder.control(subscribe, &topic, bytes);
+                    }
+                    *messages = batch.len();
+                    encoder.output(&mut batch.messages, bytes);
+                    batch.messages.clear();
+                    batch.bytes = 0;
+                }
+            }
+            (Writer::Messages { batch, .. }, Outbound::Messages(queue)) => {
+                if batch.is_empty() {
+                    std::mem::swap(batch, &mut queue.messages);
+                    queue.bytes = 0;
+                }
+                control.clear();
+                replies.clear();
+            }
+            _ => {}
+        }
+    }
+
+    /// Messages and bytes taken and not yet written.
+    pub(crate) fn taken(&self) -> (usize, usize) {
+        match self {
+            Writer::Framed { current, reply, .. } => (current.len(), current.bytes() + reply.len()),
+            Writer::Encoded { bytes, at, messages, .. } => {
+                if *at == bytes.len() {
+                    (0, 0)
+                } else {
+                    (*messages, bytes.len() - at)
+                }
+            }
+            Writer::Messages { batch, .. } => (batch.len(), batch.iter().map(|m| m.wire_len()).sum()),
+        }
+    }
+
+    /// Writes once. `WouldBlock`: an edge will tell of room.
+    pub(crate) fn write(&mut self) -> io::Result<Wrote> {
+        match self {
+            Writer::Framed { stream, current, reply } => {
+                if !reply.is_empty() {
+                    let n = some(stream.write(reply)?)?;
+                    reply.drain(..n);
+                    return Ok(if reply.is_empty() && current.is_empty() { Wrote::All } else { Wrote::Some });
+                }
+                let n = match current.contiguous() {
+                    Some([]) => 0,
+                    Some(bytes) => some(stream.write(bytes)?)?,
+                    None => {
+                        let mut slices = [IoSlice::new(&[]); SEGMENTS];
+                        let filled = current.segments(&mut slices);
+                        some(stream.write_vectored(&slices[..filled])?)?
+                    }
+                };
+                current.advance(n);
+                Ok(if current.is_empty() { Wrote::All } else { Wrote::Some })
+            }
+            Writer::Encoded { stream, bytes, at, .. } => {
+                if *at < bytes.len() {
+                    *at += some(stream.write(&bytes[*at..])?)?;
+                }
+                Ok(if *at == bytes.len() { Wrote::All } else { Wrote::Some })
+            }
+            Writer::Messages { pipe, batch } => {
+                pipe.send(batch)?;
+                if batch.is_empty() { Ok(Wrote::All) } else { Err(ErrorKind::WouldBlock.into()) }
+            }
+        }
+    }
+
+    /// On a writable edge: a transport that buffers (TLS) may have something left although we do not.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Writer::Framed { stream, .. } | Writer::Encoded { stream, .. } => stream.flush(),
+            Writer::Messages { .. } => Ok(()),
+        }
+    }
+
+    pub(crate) fn shutdown(&mut self) {
+        // Its failure or delay changes nothing: the connection is at its end.
+        let _ = match self {
+            Writer::Framed { stream, .. } | Writer::Encoded { stream, .. } => stream.shutdown(),
+            Writer::Messages { pipe, .. } => pipe.shutdown(),
+        };
+    }
+
+    fn reclaim(&mut self) -> Option<Message> {
+        match self {
+            Writer::Framed { current, .. } => current.reclaim(),
+            // Once encoded, a foreign wire's bytes cannot be told apart: they count as begun.
+            Writer::Encoded { .. } => None,
+            Writer::Messages { batch, .. } => batch.pop_front(),
+        }
+    }
+}
+
+fn some(n: usize) -> io::Result<usize> {
+    if n == 0 { Err(ErrorKind::WriteZero.into()) } else { Ok(n) }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Writer(taken: {:?})", self.taken())
+    }
+}
+
+/// Writing state of a pipe.
+#[derive(Debug, Default)]
+pub(crate) struct Tx {
+    /// Absent while a thread writes with it.
+    pub(crate) writer: Option<Box<Writer>>,
+    /// A thread is in `write`; it looks at the queue again when it returns.
+    pub(crate) writing: bool,
+    /// The kernel is full: the next WRITABLE edge is awaited.
+    pub(crate) blocked: bool,
+    /// A WRITABLE edge arrived since the writer began: it would be lost if the writer then said "blocked".
+    pub(crate) writable: bool,
+    /// Bytes were left to gather; the driver minds them.
+    pub(crate) left: bool,
+    pub(crate) asked: bool,
+    /// Bytes to answer the peer's wire with.
+    pub(crate) reply: Vec<u8>,
+    /// The pipe is to be closed as soon as its writer is back; `true`: let the peer read to the end.
+    pub(crate) dying: Option<(Reason, bool)>,
+    /// Token of the connection in the event loop.
+    pub(crate) token: usize,
+    /// Appends so far, and at the driver's last visit.
+    pub(crate) appended: u64,
+    pub(crate) seen: u64,
+    streak: u32,
+    last: Option<(Instant, Duration)>,
+}
+
+impl Tx {
+    /// What the dead pipe's writer had taken and not begun.
+    pub(crate) fn reclaim(&mut self) -> Option<Message> {
+        self.writer.as_mut()?.reclaim()
+    }
+
+    pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {
+        self.last = Some((ended, ended.saturating_duration_since(began)));
+    }
+
+    /// The sender came back sooner than the last write took, several times in a row: batching pays.
+    pub(crate) fn hot(&mut self) -> bool {
+        let Some((ended, cost)) = self.last else { return false };
+        self.streak = if ended.elapsed() < cost { self.streak.saturating_add(1) } else { 0 };
+        self.streak > STREAK
+    }
+}

@@ -1,0 +1,98 @@
+//! Sending each message to one peer: the next in turn that has room.
+//!
+//! Priorities first (1 before 16), round robin among equals (nanomsg `lb.c`). What a dead pipe had not begun
+//! to send comes back and goes to other peers before anything newer.
+//!
+//! Owns: the turn, and what came back. Never: holds a message that the application could still hold: while
+//! something waits here, nothing is taken.
+
+use std::collections::VecDeque;
+
+use super::{Cx, PipeId, Ring, Room};
+use crate::Message;
+
+/// Load balancing over pipes, for protocols that send to one peer at a time.
+#[derive(Clone, Debug, Default)]
+pub struct Balance {
+    /// Pipes with room. One that is full loses its turn until `writable`.
+    ring: Ring,
+    /// Taken back from dead pipes, oldest first. Not empty only while `ring` is.
+    stash: VecDeque<Message>,
+}
+
+impl Balance {
+    /// The pipe has room: call it when it opened and when it became writable.
+    pub fn ready(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        let Some(priority) = cx.info(pipe).map(|info| info.send_priority) else { return };
+        if cx.has_room(pipe) {
+            self.ring.insert(pipe, priority);
+        }
+        while let Some(msg) = self.stash.pop_front() {
+            if let Err(msg) = self.put(cx, msg) {
+                self.stash.push_front(msg);
+                break;
+            }
+        }
+    }
+
+    /// The pipe is gone; what it had not begun to send is sent to others, or waits for one.
+    pub fn reroute(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        self.ring.remove(pipe);
+        // What comes back is older than what waits: a pipe gets the stash from the front.
+        let mut back: VecDeque<Message> = std::iter::from_fn(|| cx.reclaim(pipe)).collect();
+        back.append(&mut self.stash);
+        while let Some(msg) = back.pop_front() {
+            if let Err(msg) = self.put(cx, msg) {
+                back.push_front(msg);
+                break;
+            }
+        }
+        self.stash = back;
+    }
+
+    /// The pipe is gone, and nothing is to be sent again.
+    pub fn remove(&mut self, pipe: PipeId) {
+        self.ring.remove(pipe);
+    }
+
+    /// Sends `msg` to the next in turn; says to whom.
+    ///
+    /// # Errors
+    /// The message, when nobody has room.
+    #[inline]
+    pub fn send(&mut self, cx: &mut Cx<'_>, msg: Message) -> Result<PipeId, Message> {
+        if self.stash.is_empty() { self.put(cx, msg) } else { Err(msg) }
+    }
+
+    #[inline]
+    fn put(&mut self, cx: &mut Cx<'_>, mut msg: Message) -> Result<PipeId, Message> {
+        while let Some(pipe) = self.ring.front() {
+            match cx.put(pipe, msg) {
+                Ok(Room::More) => {
+                    self.ring.rotate(pipe);
+                    return Ok(pipe);
+                }
+                Ok(Room::Full) => {
+                    self.ring.remove(pipe);
+                    return Ok(pipe);
+                }
+                Err(refused) => {
+                    self.ring.remove(pipe);
+                    msg = refused.into_message();
+                }
+            }
+        }
+        Err(msg)
+    }
+
+    /// Whether [`send`](Balance::send) would take a message.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        !self.ring.is_empty() && self.stash.is_empty()
+    }
+
+    /// Messages that came back and wait for a peer.
+    pub fn held(&self) -> usize {
+        self.stash.len()
+    }
+}

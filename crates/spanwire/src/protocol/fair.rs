@@ -1,0 +1,91 @@
+//! Receiving from all peers in turn.
+//!
+//! Messages stay in their pipes, where they are bounded and hold the peer back; this knows whose turn it is:
+//! priorities first (1 before 16), round robin among equals (nanomsg `fq.c`). Whole messages that came
+//! before a pipe's end are kept and delivered first, up to one pipe's bounds in all: otherwise peers that
+//! connect, send and leave would fill the memory.
+//!
+//! Owns: the turn, and what dead pipes left. Never: empties a live pipe ahead of the application.
+
+use super::{Cx, DropReason, PipeId, Ring, split_stack};
+use crate::Message;
+use crate::queue::Batch;
+
+/// Fair queueing over pipes, for protocols that receive.
+#[derive(Debug, Default)]
+pub struct FairQueue {
+    /// Pipes with messages to take. Invariant: exactly those, so it is readiness, too.
+    ring: Ring,
+    left: Batch,
+}
+
+impl FairQueue {
+    /// Messages arrived on `pipe`, or may have.
+    pub fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        if cx.pending(pipe) > 0
+            && let Some(priority) = cx.info(pipe).map(|info| info.recv_priority)
+        {
+            self.ring.insert(pipe, priority);
+        }
+    }
+
+    /// `pipe` is gone: keeps what it brought, within its own inbound limit for all dead pipes together. The
+    /// rest is dropped and counted.
+    pub fn keep(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        self.ring.remove(pipe);
+        let Some(limit) = cx.info(pipe).map(|info| info.recv_limit) else { return };
+        while let Some(msg) = cx.take(pipe) {
+            if limit.reached(self.left.len(), self.left.bytes) {
+                cx.dropped(Some(pipe), DropReason::PipeClosed);
+            } else {
+                self.left.push(msg);
+            }
+        }
+    }
+
+    /// `pipe` is gone: what it brought is dropped and counted.
+    pub fn drop_pipe(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        self.ring.remove(pipe);
+        while cx.take(pipe).is_some() {
+            cx.dropped(Some(pipe), DropReason::PipeClosed);
+        }
+    }
+
+    /// The next message, and its pipe unless that is gone.
+    #[inline]
+    pub fn take(&mut self, cx: &mut Cx<'_>) -> Option<(Option<PipeId>, Message)> {
+        if let Some(msg) = self.left.pop() {
+            return Some((None, msg));
+        }
+        loop {
+            let pipe = self.ring.front()?;
+            let msg = cx.take(pipe);
+            if cx.pending(pipe) == 0 {
+                self.ring.remove(pipe);
+            } else {
+                self.ring.rotate(pipe);
+            }
+            if let Some(msg) = msg {
+                return Some((Some(pipe), msg));
+            }
+        }
+    }
+
+    /// The next message with a whole stack of at most `ttl` words in front ([`split_stack`]), which becomes
+    /// its header. Others are dropped and counted.
+    pub fn take_stacked(&mut self, cx: &mut Cx<'_>, ttl: u8) -> Option<(Option<PipeId>, Message)> {
+        loop {
+            let (pipe, mut msg) = self.take(cx)?;
+            match split_stack(&mut msg, ttl) {
+                Ok(_) => return Some((pipe, msg)),
+                Err(why) => cx.dropped(pipe, why),
+            }
+        }
+    }
+
+    /// Whether there is nothing to take.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ring.is_empty() && self.left.is_empty()
+    }
+}
