@@ -165,7 +165,6 @@ impl Prepared {
 #[derive(Debug)]
 struct Step {
     base: Shown,
-    to: Shown,
     changes: Arc<ChangeSet>,
     size: usize,
 }
@@ -334,9 +333,7 @@ impl Distributor {
         self.seq = self.seq.max(head.seq);
         self.deltas.clear();
         match base {
-            Some(base) if !new_epoch => {
-                self.append(Step { base, to: head.shown(), size: size(&changes), changes })
-            }
+            Some(base) if !new_epoch => self.append(Step { base, size: size(&changes), changes }),
             // Steps lead to revisions of one epoch; equal content is recognised by its digest.
             _ => {
                 self.log.clear();
@@ -403,7 +400,14 @@ impl Distributor {
 
     /// Works off the pipes that have something to look at.
     fn run(&mut self, cx: &mut Cx<'_>) {
-        while let Some(pipe) = self.work.pop_front() {
+        loop {
+            // Who had waited may need no slot any more: the next in line must not wait for another to free one.
+            let free = self.slots < self.settings.slots;
+            let next = match self.work.pop_front() {
+                None if free => self.waiting.pop_front(),
+                next => next,
+            };
+            let Some(pipe) = next else { return };
             self.pump(cx, pipe);
         }
     }
@@ -512,11 +516,13 @@ impl Distributor {
     fn snapshot_for(&mut self, pipe: PipeId) -> Option<Arc<Payload>> {
         let (head, state) = self.published.as_ref()?;
         let session = self.sessions.get(pipe)?;
+        // Never below what was sent or is held: it would be ignored, and never acknowledged.
+        let from = session.sent.map(|sent| sent.base.position).or(session.floor);
         if let Some(old) = &self.snapshot {
             let at = old.head();
             let reached = at.position == head.position || self.step_from(&at.shown()).is_some();
-            let useful = !session.refused.contains(&at.position)
-                && session.acked.is_none_or(|acked| acked.base.position < at.position);
+            let useful =
+                !session.refused.contains(&at.position) && from.is_none_or(|from| from < at.position);
             if reached && useful {
                 return Some(old.clone());
             }
@@ -525,9 +531,7 @@ impl Distributor {
                 return None;
             }
         }
-        if session.acked.is_some_and(|acked| {
-            acked.base.position.epoch == head.position.epoch && acked.base.position.rev >= head.position.rev
-        }) {
+        if from.is_some_and(|from| from.partial_cmp(&head.position) != Some(std::cmp::Ordering::Less)) {
             return None;
         }
         let new = Arc::new(Payload::snapshot(head, state));
@@ -535,6 +539,9 @@ impl Distributor {
             for (other, session) in self.sessions.iter_mut() {
                 if other != pipe && session.sending.as_ref().is_some_and(|s| Arc::ptr_eq(&s.payload, &old)) {
                     session.sending = None;
+                    if std::mem::take(&mut session.slot) {
+                        self.slots = self.slots.saturating_sub(1);
+                    }
                     self.work.push_back(other);
                 }
             }
@@ -554,19 +561,12 @@ impl Distributor {
         self.release(pipe);
     }
 
-    /// Gives a slot back, to who waits longest.
+    /// Gives a slot back; `run` gives it to who waits longest.
     fn release(&mut self, pipe: PipeId) {
         if let Some(session) = self.sessions.get_mut(pipe)
             && std::mem::take(&mut session.slot)
         {
-            self.free_slot();
-        }
-    }
-
-    fn free_slot(&mut self) {
-        self.slots = self.slots.saturating_sub(1);
-        if let Some(next) = self.waiting.pop_front() {
-            self.work.push_back(next);
+            self.slots = self.slots.saturating_sub(1);
         }
     }
 
@@ -701,11 +701,15 @@ impl Distributor {
         }
         match nack.code {
             NackCode::Hook => {}
-            NackCode::Conflict => session.restart(None, true),
+            NackCode::Conflict => {
+                session.restart(None, true);
+                self.release(pipe);
+            }
             _ => {
                 session.refuse(nack.position);
                 let stays = session.acked.filter(|a| a.base.position == nack.stays_at).or(stays_at);
                 session.restart(stays, session.conflict);
+                session.floor = (nack.stays_at != Position::default()).then_some(nack.stays_at);
                 self.release(pipe);
             }
         }
@@ -732,7 +736,12 @@ impl Distributor {
         match (frame, session.node.is_some()) {
             (Frame::Hello(hello), false) => self.on_hello(cx, pipe, hello),
             (Frame::Want(reason, wants), true) => {
+                let before = (session.wants, session.unknown.len());
                 self.on_wants(cx, pipe, reason, wants);
+                let after = self.sessions.get(pipe).map(|session| (session.wants, session.unknown.len()));
+                if after != Some(before) {
+                    self.welcome(cx, pipe);
+                }
                 self.beacon_now(cx, pipe);
             }
             (Frame::Credit(taken), true) if taken <= session.sent_bytes => session.take(taken, cx.now()),
@@ -829,7 +838,7 @@ impl Protocol for Distributor {
         self.waiting.retain(|waiting| *waiting != pipe);
         if let Some(session) = self.sessions.remove(pipe) {
             if session.slot {
-                self.free_slot();
+                self.slots = self.slots.saturating_sub(1);
             }
             if let Some(node) = session.node {
                 self.nodes.left(node, pipe, cx.now());

@@ -156,6 +156,8 @@ struct Up {
     status: Option<NamespaceStatus>,
     taken: u64,
     credited: u64,
+    /// The smaller of both sides' windows: half of it is credited at once, or the sender would wait.
+    window: u32,
     /// Words that found no room.
     owed: BTreeSet<Word>,
 }
@@ -586,7 +588,7 @@ impl Replica {
         if let Some(up) = self.pipes.get_mut(pipe) {
             // Credited as it is taken, whether it is kept or not.
             up.taken += slice.bytes.len() as u64;
-            if up.taken - up.credited >= u64::from(self.settings.window / 2) {
+            if up.taken - up.credited >= u64::from(up.window / 2) {
                 self.say_on(cx, pipe, Word::Credit);
             }
         }
@@ -712,6 +714,7 @@ impl Replica {
         let first = up.server.is_none();
         up.server = Some(welcome.server);
         up.beacon = Duration::from_millis(u64::from(welcome.beacon_ms.clamp(10, 60_000)));
+        up.window = self.settings.window.min(welcome.window);
         let mine = welcome.namespaces.iter().find(|(name, _)| *name == self.settings.namespace);
         up.status = mine.map(|(_, status)| *status);
         if self.active == Some(pipe) && first {
@@ -879,6 +882,7 @@ impl Protocol for Replica {
             status: None,
             taken: 0,
             credited: 0,
+            window: self.settings.window,
             owed: BTreeSet::new(),
         };
         self.pipes.insert(pipe, up);

@@ -34,6 +34,8 @@ pub(super) struct Session {
     pub(super) have: Option<Head>,
     /// What it has for certain.
     pub(super) acked: Option<Shown>,
+    /// What it has at least, even where nothing more is known of that: a snapshot must be above it.
+    pub(super) floor: Option<Position>,
     /// What it will have when all that was sent has arrived.
     pub(super) sent: Option<Shown>,
     /// It asked for a snapshot.
@@ -64,6 +66,7 @@ impl Session {
             conflict: false,
             have: None,
             acked: None,
+            floor: None,
             sent: None,
             force: false,
             refused: Vec::new(),
@@ -81,6 +84,7 @@ impl Session {
     /// The cursor starts again at `shown`; a transfer under way is dropped.
     pub(super) fn restart(&mut self, shown: Option<Shown>, conflict: bool) {
         self.acked = shown;
+        self.floor = shown.map(|shown| shown.base.position);
         self.sent = shown;
         self.conflict = conflict;
         self.sending = None;
@@ -122,6 +126,7 @@ impl Session {
             && let Some((shown, _)) = self.flight.drain(..=at).next_back()
         {
             self.acked = Some(shown);
+            self.floor = Some(position);
         }
     }
 

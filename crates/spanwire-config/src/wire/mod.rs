@@ -220,7 +220,8 @@ pub struct Welcome {
     pub path: Vec<ServerId>,
     /// Time between beacons, in milliseconds.
     pub beacon_ms: u32,
-    /// The server's own window, in bytes (for OFFER, a later form).
+    /// Most payload bytes that the server has on their way, in bytes; the smaller of this and the window in
+    /// HELLO counts.
     pub window: u32,
     /// What it says of each namespace wanted.
     pub namespaces: Vec<(String, NamespaceStatus)>,
