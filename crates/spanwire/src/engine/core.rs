@@ -81,9 +81,9 @@ pub(crate) enum Fresh {
 }
 
 /// Dropped after unlocking: it may be a user's type.
+#[expect(dead_code, reason = "held only to be dropped")]
 pub(crate) enum Trash {
     Writer(Option<Box<Writer>>),
-    Fresh(Fresh),
     Conns(Vec<Conn>),
     Endpoint(Endpoint),
 }
@@ -527,6 +527,35 @@ impl Core {
         st.lead.awake();
         st.polled_until = None;
         self.deliver(st, d)
+    }
+
+    /// A `Poller` leads: what it must tell before it sleeps in a poll of its own.
+    pub(crate) fn before_sleep(&self, st: &mut State, d: &Drive, want: Want<WaitKey>) {
+        st.polled_until = st.due_with(d);
+        st.lead.sleep(want);
+    }
+
+    /// The `Poller`'s round: serves what its poll announced; `true` when `want` is satisfied.
+    pub(crate) fn serve(&self, d: &mut Drive, want: Want<WaitKey>) -> bool {
+        self.notes.awake();
+        loop {
+            let more = d.turn(self, Some(Duration::ZERO));
+            let mut st = self.lock();
+            st.lead.awake();
+            st.polled_until = None;
+            st = self.deliver(st, d);
+            st = self.refresh(st, d);
+            if self.satisfied(&mut st, want) {
+                self.finish(st);
+                return true;
+            }
+            let again = more || d.sticky() || st.has_news();
+            self.before_sleep(&mut st, d, want);
+            self.finish(st);
+            if !again && self.notes.sleep() {
+                return false;
+            }
+        }
     }
 
     /// The leader gives the loop back. `leave` must follow.

@@ -601,8 +601,14 @@ impl Drive {
             && at <= now
         {
             self.deadlines.pop_first();
-            match self.conns.get(key) {
-                Some(Some(Conn::Opening(o))) if o.deadline == at => self.fail(key, Reason::HandshakeTimeout),
+            match self.conns.get_mut(key) {
+                Some(Some(Conn::Opening(o))) if o.deadline == at => match &o.stage {
+                    Stage::Pipe(pipe) if pipe.waiting() => {
+                        o.deadline = now + core.cfg.handshake_timeout;
+                        self.deadlines.insert((o.deadline, key));
+                    }
+                    _ => self.fail(key, Reason::HandshakeTimeout),
+                },
                 Some(Some(Conn::Listener { .. })) => self.accept(core, key),
                 Some(Some(Conn::Draining(_))) => self.free(key),
                 _ => {}

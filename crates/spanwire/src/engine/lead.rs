@@ -392,10 +392,6 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
     pub(crate) fn watched(&self) -> bool {
         self.watched
     }
-
-    pub(crate) fn unread(&self) -> bool {
-        self.unread
-    }
 }
 
 fn remove<T>(queue: &mut VecDeque<T>, is: impl Fn(&T) -> bool) -> bool {

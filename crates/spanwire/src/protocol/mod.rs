@@ -67,7 +67,7 @@ use std::fmt;
 
 pub use crate::queue::Limit;
 pub use balance::Balance;
-pub(crate) use cx::{Clock, DropCounts, Effects, Pipe, Pipes};
+pub(crate) use cx::{Clock, Effects, Pipe, Pipes};
 pub use cx::{Control, Cx, DropReason, Offered, Overflow, PipeId, PipeInfo, PutError, Reason, Room};
 pub use fair::FairQueue;
 pub use pipemap::{PipeMap, Ring};

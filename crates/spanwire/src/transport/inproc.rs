@@ -257,6 +257,11 @@ impl MessagePipe for Pipe {
         Ok(peer)
     }
 
+    fn waiting(&self) -> bool {
+        let meeting = lock(&self.link.meeting);
+        self.side == DIALER && meeting.notifier[1 - DIALER].is_none() && !meeting.gone[1 - DIALER]
+    }
+
     fn facts(&self) -> Facts {
         let url = format!("inproc://{}", self.link.name);
         Facts::new(url.clone(), url)

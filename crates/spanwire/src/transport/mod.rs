@@ -282,6 +282,12 @@ pub trait MessagePipe: Send {
     /// The connection fails with it.
     fn handshake(&mut self, me: &Hello) -> io::Result<Option<PeerHello>>;
 
+    /// Whether the other end is not there yet, so that there is nobody to be impatient with: the handshake
+    /// timeout begins anew. Default: no.
+    fn waiting(&self) -> bool {
+        false
+    }
+
     /// Addresses, and what else is known; asked after the handshake.
     fn facts(&self) -> Facts;
 

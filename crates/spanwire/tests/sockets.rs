@@ -1,0 +1,138 @@
+//! Sockets end to end, every pattern over every transport.
+
+use std::time::Duration;
+
+use spanwire::{Pair, Pub, Pull, Push, RecvError, Rep, Req, Sub};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A fresh address for each transport, and each use.
+fn urls() -> Vec<String> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static N: AtomicU32 = AtomicU32::new(0);
+    let n = N.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("spanwire-test-{}-{n}.ipc", std::process::id()));
+    vec!["tcp://127.0.0.1:0".into(), format!("ipc://{}", dir.display()), format!("inproc://test-{n}")]
+}
+
+#[test]
+fn push_reaches_pull_in_order_on_every_transport() {
+    for url in urls() {
+        let pull = Pull::new().unwrap();
+        let at = pull.bind(&url).unwrap();
+        let push = Push::new().unwrap();
+        push.connect(at.url()).unwrap();
+        let sender = std::thread::spawn(move || {
+            for i in 0..20_000u32 {
+                push.send(&i.to_be_bytes()).unwrap();
+            }
+            push.close(SOON).unwrap()
+        });
+        for i in 0..20_000u32 {
+            assert_eq!(pull.recv_timeout(SOON).unwrap_or_else(|e| panic!("{url} {i}: {e}")), &i.to_be_bytes());
+        }
+        assert_eq!(sender.join().unwrap(), 0, "{url}");
+        assert_eq!(pull.try_recv().unwrap_err(), RecvError::Empty);
+    }
+}
+
+#[test]
+fn large_messages_come_back_whole() {
+    for url in urls() {
+        let rep = Rep::builder().recv_max_size(64 << 20).build().unwrap();
+        let at = rep.bind(&url).unwrap();
+        let req = Req::builder().recv_max_size(64 << 20).build().unwrap();
+        req.connect(at.url()).unwrap();
+        let echo = std::thread::spawn(move || {
+            for _ in 0..7 {
+                let request = rep.recv_timeout(SOON).unwrap();
+                let body = request.body().clone();
+                request.reply(body).unwrap();
+            }
+            rep.close(SOON).unwrap()
+        });
+        for size in [0usize, 1, 64, 65, 100_000, 1 << 20, 20 << 20] {
+            let body: Vec<u8> = (0..size).map(|i| (i * 31 % 251) as u8).collect();
+            let reply = req.request_timeout(body.clone(), SOON).unwrap_or_else(|e| panic!("{url} {size}: {e}"));
+            assert!(reply == body[..], "{url} {size}");
+        }
+        assert_eq!(echo.join().unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_subscriber_gets_what_it_asked_for() {
+    for url in urls() {
+        let publisher = Pub::new().unwrap();
+        let at = publisher.bind(&url).unwrap();
+        let sub = Sub::new().unwrap();
+        sub.subscribe("a.");
+        sub.connect(at.url()).unwrap();
+        assert!(publisher.wait_for_peers(1, SOON), "{url}");
+        for text in ["b.1", "a.1", "", "a.2"] {
+            publisher.send(text).unwrap();
+        }
+        assert_eq!(sub.recv_timeout(SOON).unwrap(), "a.1");
+        assert_eq!(sub.recv_timeout(SOON).unwrap(), "a.2");
+    }
+}
+
+#[test]
+fn pair_talks_both_ways_and_refuses_a_second_peer() {
+    for url in urls() {
+        let a = Pair::new().unwrap();
+        let events = a.events();
+        let at = a.bind(&url).unwrap();
+        let b = Pair::new().unwrap();
+        b.connect(at.url()).unwrap();
+        b.send("ping").unwrap();
+        assert_eq!(a.recv_timeout(SOON).unwrap(), "ping");
+        a.send("pong").unwrap();
+        assert_eq!(b.recv_timeout(SOON).unwrap(), "pong");
+        let c = Pair::new().unwrap();
+        c.connect(at.url()).unwrap();
+        let refused = loop {
+            if let spanwire::Event::Rejected { reason, .. } = events.recv_timeout(SOON).unwrap() {
+                break reason;
+            }
+        };
+        assert_eq!(refused, spanwire::Reason::Busy);
+        a.send("still here").unwrap();
+        assert_eq!(b.recv_timeout(SOON).unwrap(), "still here");
+    }
+}
+
+#[test]
+fn many_threads_ask_at_once_on_one_socket() {
+    for url in urls() {
+        let rep = Rep::new().unwrap();
+        let at = rep.bind(&url).unwrap();
+        let req = Req::new().unwrap();
+        req.connect(at.url()).unwrap();
+        let server = std::thread::spawn(move || {
+            while let Ok(request) = rep.recv() {
+                if &*request == b"stop" {
+                    return request.reply("").unwrap();
+                }
+                let body = request.body().clone();
+                request.reply(body).unwrap();
+            }
+        });
+        let askers: Vec<_> = (0..4u32)
+            .map(|t| {
+                let req = req.clone();
+                std::thread::spawn(move || {
+                    for i in 0..500u32 {
+                        let body = [t.to_be_bytes(), i.to_be_bytes()].concat();
+                        assert_eq!(req.request_timeout(body.clone(), SOON).unwrap(), &body[..]);
+                    }
+                })
+            })
+            .collect();
+        for asker in askers {
+            asker.join().unwrap();
+        }
+        req.request_timeout("stop", SOON).unwrap();
+        server.join().unwrap();
+    }
+}
