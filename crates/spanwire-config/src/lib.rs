@@ -24,11 +24,21 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+#[cfg(all(unix, feature = "sync"))]
+pub mod agent;
 mod authority;
 mod digest;
 mod model;
 mod position;
+#[cfg(all(unix, feature = "sync"))]
+pub mod process;
 mod replica;
+#[cfg(all(unix, feature = "sync"))]
+pub mod serve;
+#[cfg(all(unix, feature = "sync"))]
+pub mod store;
+#[cfg(all(unix, feature = "sync"))]
+pub mod tree;
 pub mod wire;
 
 pub use authority::{CommitError, Distributor, NodeStatus, Origin, Prepared, Settings};

@@ -310,11 +310,19 @@ impl Replica {
         CHANGED
     }
 
-    /// The node took a higher start number, after a server had told it to. Pipes opened from now on say it.
-    pub fn set_boot(&mut self, boot: u64) {
+    /// The node took another start number or id, after a server had said that it knows a higher start number
+    /// of it. Pipes opened from now on say it.
+    pub fn set_identity(&mut self, node: Id, boot: u64) {
+        self.settings.node = node;
         self.settings.boot = boot;
         self.attempt = 0;
         self.stale_boot = None;
+    }
+
+    /// Asks for what was refused to be offered again: the cause (a full disk) may have passed.
+    pub fn retry(&mut self, cx: &mut Cx<'_>) {
+        self.refused.clear();
+        self.ask(cx, WantReason::Retry);
     }
 
     /// The application reached `level` with the revision at `position`: the one given, or the visible one. At

@@ -259,6 +259,22 @@ fn invariant_10_a_refusal_holds_until_something_newer_is_accepted() {
 }
 
 #[test]
+fn what_was_refused_comes_again_when_asked_for() {
+    let (mut a, mut r, mut link) = pair();
+    let at = commit(&mut a, &puts([("a", "big")]));
+    link.flow(&mut a, &mut r);
+    let update = r.recv().expect("given");
+    r.call(|p, cx| p.nack(cx, update.position(), NackCode::Storage, "disk full")).expect("given");
+    link.flow(&mut a, &mut r);
+    assert!(r.recv().is_none());
+    r.call(|p, cx| p.retry(cx));
+    link.flow(&mut a, &mut r);
+    assert_eq!(accept(&mut r, Level::Applied).position(), at);
+    link.flow(&mut a, &mut r);
+    assert_eq!((a.protocol.reached(at, Level::Applied), &a.protocol.status()[0].refused[..]), (1, &[][..]));
+}
+
+#[test]
 fn a_failed_hook_leaves_the_revision_visible_and_is_reported() {
     let (mut a, mut r, mut link) = pair();
     let at = commit(&mut a, &puts([("a", "2")]));
@@ -526,7 +542,7 @@ fn a_boot_below_one_known_is_turned_away_and_the_node_told() {
     Link::new(&mut a, &mut new).flow(&mut a, &mut new);
     Link::new(&mut a, &mut old).flow(&mut a, &mut old);
     assert_eq!(old.protocol.status(old.now()).stale_boot, Some(7));
-    old.call(|r, _| r.set_boot(8));
+    old.call(|r, _| r.set_identity(Id([1; 16]), 8));
     let mut link = Link::new(&mut a, &mut old);
     link.flow(&mut a, &mut old);
     assert!(link.down.iter().any(|f| matches!(f, Frame::Welcome(_))));
