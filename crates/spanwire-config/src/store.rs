@@ -241,6 +241,12 @@ impl Store {
     }
 }
 
+/// The newest whole revision of a state folder, whoever uses it: for tools that look from outside.
+pub fn peek(dir: &Path, most: u64) -> Option<(Head, State)> {
+    let slots = SLOTS.iter().filter_map(|name| read_slot(&dir.join(name), most).ok().flatten());
+    slots.reduce(|a, b| if a.0.position < b.0.position { b } else { a })
+}
+
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).mode(0o600);

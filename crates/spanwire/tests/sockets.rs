@@ -24,12 +24,15 @@ fn push_reaches_pull_in_order_on_every_transport() {
         push.connect(at.url()).unwrap();
         let sender = std::thread::spawn(move || {
             for i in 0..20_000u32 {
-                push.send(&i.to_be_bytes()).unwrap();
+                push.send(i.to_be_bytes()).unwrap();
             }
             push.close(SOON).unwrap()
         });
         for i in 0..20_000u32 {
-            assert_eq!(pull.recv_timeout(SOON).unwrap_or_else(|e| panic!("{url} {i}: {e}")), &i.to_be_bytes());
+            assert_eq!(
+                pull.recv_timeout(SOON).unwrap_or_else(|e| panic!("{url} {i}: {e}")),
+                &i.to_be_bytes()
+            );
         }
         assert_eq!(sender.join().unwrap(), 0, "{url}");
         assert_eq!(pull.try_recv().unwrap_err(), RecvError::Empty);
@@ -53,7 +56,8 @@ fn large_messages_come_back_whole() {
         });
         for size in [0usize, 1, 64, 65, 100_000, 1 << 20, 20 << 20] {
             let body: Vec<u8> = (0..size).map(|i| (i * 31 % 251) as u8).collect();
-            let reply = req.request_timeout(body.clone(), SOON).unwrap_or_else(|e| panic!("{url} {size}: {e}"));
+            let reply =
+                req.request_timeout(body.clone(), SOON).unwrap_or_else(|e| panic!("{url} {size}: {e}"));
             assert!(reply == body[..], "{url} {size}");
         }
         assert_eq!(echo.join().unwrap(), 0);

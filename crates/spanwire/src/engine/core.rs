@@ -220,7 +220,8 @@ impl Core {
         let registry = poll.registry().try_clone().map_err(Error::System)?;
         let inner = poll.as_raw_fd();
         let token = driver.reserve();
-        let nested = driver.nest(&poll, token).inspect_err(|_| driver.release(token)).map_err(Error::System)?;
+        let nested =
+            driver.nest(&poll, token).inspect_err(|_| driver.release(token)).map_err(Error::System)?;
         let seed = seed();
         let info = protocol.info();
         let core = Arc::new_cyclic(|me| Core {
@@ -620,7 +621,10 @@ impl Core {
 
     /// One run of `f` that does not wait.
     #[inline]
-    pub(crate) fn try_on<R>(&self, f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R) -> Result<R, WaitError> {
+    pub(crate) fn try_on<R>(
+        &self,
+        f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R,
+    ) -> Result<R, WaitError> {
         if self.forked() {
             return Err(WaitError::Forked);
         }
@@ -729,9 +733,30 @@ impl Drop for Core {
     }
 }
 
+/// The whole state on one line, for bug reports; without it when another thread holds the lock.
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core").field("protocol", &self.info.name).finish_non_exhaustive()
+        let mut out = f.debug_struct("Socket");
+        out.field("protocol", &self.info.name);
+        if let Ok(st) = self.st.try_lock() {
+            let ready = st.protocol.readiness();
+            out.field("phase", &st.phase)
+                .field("ready", &(ready.send, ready.recv))
+                .field("lead", &st.lead)
+                .field("endpoints", &st.endpoints)
+                .field("fresh", &st.fresh.len())
+                .field("jobs", &st.jobs.len())
+                .field("unstalled", &st.fx.unstalled)
+                .field("dirty", &st.fx.dirty)
+                .field("asked", &st.asked)
+                .field("blocked", &st.blocked)
+                .field("posted", &st.in_inbox)
+                .field("notes", &self.notes);
+            for p in st.pipes.iter() {
+                out.field("pipe", p);
+            }
+        }
+        out.finish_non_exhaustive()
     }
 }
 

@@ -49,19 +49,47 @@ pub(crate) enum Job {
 
 /// What the loop found, for the state.
 pub(crate) enum Report {
-    Accepted { endpoint: u32, token: usize },
-    AcceptFailed { endpoint: u32, error: String },
-    DialFailed { endpoint: u32, token: usize, url: String, error: String },
+    Accepted {
+        endpoint: u32,
+        token: usize,
+    },
+    AcceptFailed {
+        endpoint: u32,
+        error: String,
+    },
+    DialFailed {
+        endpoint: u32,
+        token: usize,
+        url: String,
+        error: String,
+    },
     /// A connection on its way came to nothing.
-    Failed { endpoint: u32, token: usize, remote: String, established: bool, reason: Reason },
+    Failed {
+        endpoint: u32,
+        token: usize,
+        remote: String,
+        established: bool,
+        reason: Reason,
+    },
     /// The handshake is over: the pipe may be opened.
-    Ready { token: usize },
-    Dead { token: usize, reason: Reason },
-    Freed { token: usize },
+    Ready {
+        token: usize,
+    },
+    Dead {
+        token: usize,
+        reason: Reason,
+    },
+    Freed {
+        token: usize,
+    },
 }
 
 pub(crate) enum Conn {
-    Listener { endpoint: u32, url: Arc<str>, listener: Box<dyn Listener> },
+    Listener {
+        endpoint: u32,
+        url: Arc<str>,
+        listener: Box<dyn Listener>,
+    },
     Opening(Box<Opening>),
     Open(Box<Half>),
     /// Finished: only the end of the stream is awaited, so that closing does not reset what was sent.
@@ -330,7 +358,8 @@ impl Drive {
         while let Some(job) = self.jobs.pop() {
             self.run(core, job);
         }
-        let mut timeout = if self.sticky() || !self.reports.is_empty() { Some(Duration::ZERO) } else { timeout };
+        let mut timeout =
+            if self.sticky() || !self.reports.is_empty() { Some(Duration::ZERO) } else { timeout };
         if timeout != Some(Duration::ZERO) && !core.notes.sleep() {
             timeout = Some(Duration::ZERO);
         }
@@ -447,7 +476,13 @@ impl Drive {
         }
     }
 
-    pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, listener: Box<dyn Listener>) {
+    pub(crate) fn add_listener(
+        &mut self,
+        key: usize,
+        endpoint: u32,
+        url: Arc<str>,
+        listener: Box<dyn Listener>,
+    ) {
         self.set(key, Conn::Listener { endpoint, url, listener });
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
@@ -505,7 +540,9 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, listener })) = self.conns.get_mut(key) else { return };
+            let Some(Some(Conn::Listener { endpoint, url, listener })) = self.conns.get_mut(key) else {
+                return;
+            };
             let (endpoint, url) = (*endpoint, url.clone());
             match listener.accept() {
                 Ok(connection) => {
@@ -542,7 +579,15 @@ impl Drive {
         }
     }
 
-    fn adopt(&mut self, core: &Core, key: usize, endpoint: u32, side: Side, url: Arc<str>, connection: Connection) {
+    fn adopt(
+        &mut self,
+        core: &Core,
+        key: usize,
+        endpoint: u32,
+        side: Side,
+        url: Arc<str>,
+        connection: Connection,
+    ) {
         if self.opening >= OPENING {
             self.evict_oldest();
         }
@@ -695,8 +740,15 @@ fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<
                     recv_max: core.cfg.recv_max_size,
                 };
                 let inbox = Inbox::default();
-                opening.stage =
-                    Stage::Greeting(Box::new(Greeting { rx, writer, encoding, out, facts, wire: name, inbox }));
+                opening.stage = Stage::Greeting(Box::new(Greeting {
+                    rx,
+                    writer,
+                    encoding,
+                    out,
+                    facts,
+                    wire: name,
+                    inbox,
+                }));
             }
             Stage::Greeting(mut greeting) => {
                 let done = greet(&mut greeting, scratch);

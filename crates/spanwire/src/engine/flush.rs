@@ -13,7 +13,11 @@ use super::tx::{FLUSH_AT, Wrote};
 use crate::protocol::{Pipe, PipeId, Reason};
 
 fn pending(p: &Pipe) -> bool {
-    !p.out.is_empty() || p.taken_messages > 0 || p.taken_bytes > 0 || !p.control.is_empty() || !p.tx.reply.is_empty()
+    !p.out.is_empty()
+        || p.taken_messages > 0
+        || p.taken_bytes > 0
+        || !p.control.is_empty()
+        || !p.tx.reply.is_empty()
 }
 
 impl Core {

@@ -19,6 +19,7 @@
 //!   for it are told.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::hash::Hash;
 
 /// One who waits: a thread or a `Poller` can take the lead, a task cannot.
@@ -205,10 +206,7 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         let found = match want {
             Want::Recv | Want::Any => remove(&mut self.recv, |w| w.0 == id),
             Want::Send => remove(&mut self.send, |w| w.0 == id),
-            Want::Key(key) => {
-                remove(&mut self.keyed, |w| w.0 == id)
-                    || self.cancel_task(key, id)
-            }
+            Want::Key(key) => remove(&mut self.keyed, |w| w.0 == id) || self.cancel_task(key, id),
         };
         self.waiting -= usize::from(found);
         found
@@ -391,6 +389,21 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
 
     pub(crate) fn watched(&self) -> bool {
         self.watched
+    }
+}
+
+impl<D, W, K: fmt::Debug> fmt::Debug for Lead<D, W, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lead")
+            .field("here", &self.token.is_some())
+            .field("watched", &self.watched)
+            .field("sleeping", &self.sleeping)
+            .field("listed", &self.listed)
+            .field("unread", &self.unread)
+            .field("notified", &self.notified)
+            .field("keep_watched", &self.keep_watched)
+            .field("waiting", &(self.recv.len(), self.send.len(), self.keyed.len(), self.keyed_tasks.len()))
+            .finish_non_exhaustive()
     }
 }
 

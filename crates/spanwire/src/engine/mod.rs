@@ -37,11 +37,11 @@ mod tx;
 mod waiters;
 
 pub(crate) use self::core::{Accept, Config, Core, PEERS};
-pub(crate) use endpoint::EndpointConfig;
 pub(crate) use drive::Drive;
+pub(crate) use endpoint::EndpointConfig;
 pub(crate) use lead::Want;
-pub(crate) use sys::CALLERS_LEAD;
 pub(crate) use notes::Notes;
 pub use notes::Notifier;
+pub(crate) use sys::CALLERS_LEAD;
 pub(crate) use tx::Tx;
 pub(crate) use waiters::Who;

@@ -39,8 +39,11 @@ impl Core {
         let mut listener = transport.listen(url, &self.cfg.options).map_err(failed)?;
         let real = listener.url();
         let token = self.lock().tokens.insert(());
-        let registrar =
-            Registrar { registry: &self.registry, token: mio::Token(token), notifier: self.notes.notifier(mio::Token(token)) };
+        let registrar = Registrar {
+            registry: &self.registry,
+            token: mio::Token(token),
+            notifier: self.notes.notifier(mio::Token(token)),
+        };
         if let Err(e) = listener.register(&registrar) {
             self.lock().tokens.try_remove(token);
             return Err(failed(e));
@@ -123,7 +126,8 @@ impl Core {
     /// No more connections through this endpoint; its pipes stay.
     pub(crate) fn end_endpoint(&self, st: &mut State, endpoint: u32) {
         let Some(ended) = st.endpoints.remove(&endpoint) else { return };
-        st.alarms.retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
+        st.alarms
+            .retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
         match &ended.kind {
             Kind::Listener { token } => st.fresh.push(Fresh::Drop { token: *token, drain: false }),
             Kind::Dialer { attempts, .. } => {
@@ -221,7 +225,14 @@ impl Core {
     }
 
     /// `dial` itself said no.
-    pub(crate) fn attempt_failed(&self, st: &mut State, endpoint: u32, token: usize, url: String, error: String) {
+    pub(crate) fn attempt_failed(
+        &self,
+        st: &mut State,
+        endpoint: u32,
+        token: usize,
+        url: String,
+        error: String,
+    ) {
         forget_attempt(st, endpoint, token);
         self.connect_failed(st, endpoint, url, error);
     }
@@ -259,7 +270,8 @@ impl Core {
         let random = st.random();
         let give_up = st.phase == Phase::Closed;
         let Some(e) = st.endpoints.get_mut(&endpoint) else { return };
-        let Kind::Dialer { backoff, targets, attempts, pipe: None, resolving: false, waiting, .. } = &mut e.kind
+        let Kind::Dialer { backoff, targets, attempts, pipe: None, resolving: false, waiting, .. } =
+            &mut e.kind
         else {
             return;
         };

@@ -28,7 +28,13 @@ pub(crate) enum Writer {
     /// Length-prefixed frames, encoded in place.
     Framed { stream: Box<dyn StreamWriter>, current: Frames, reply: Vec<u8> },
     /// The wire's own encoder.
-    Encoded { stream: Box<dyn StreamWriter>, encoder: Box<dyn Encoder>, bytes: Vec<u8>, at: usize, messages: usize },
+    Encoded {
+        stream: Box<dyn StreamWriter>,
+        encoder: Box<dyn Encoder>,
+        bytes: Vec<u8>,
+        at: usize,
+        messages: usize,
+    },
     /// Whole messages.
     Messages { pipe: Box<dyn MessageWriter>, batch: VecDeque<Message> },
 }
@@ -41,7 +47,12 @@ pub(crate) enum Wrote {
 
 impl Writer {
     /// Takes what has gathered, if nothing is left from before. `control` and `reply` go first.
-    pub(crate) fn load(&mut self, out: &mut Outbound, control: &mut Vec<(bool, Vec<u8>)>, replies: &mut Vec<u8>) {
+    pub(crate) fn load(
+        &mut self,
+        out: &mut Outbound,
+        control: &mut Vec<(bool, Vec<u8>)>,
+        replies: &mut Vec<u8>,
+    ) {
         match (self, out) {
             (Writer::Framed { current, reply, .. }, Outbound::Framed(frames)) => {
                 if current.is_empty() {

@@ -16,7 +16,8 @@ use crate::Message;
 pub struct Balance {
     /// Pipes with room. One that is full loses its turn until `writable`.
     ring: Ring,
-    /// Taken back from dead pipes, oldest first. Not empty only while `ring` is.
+    /// Taken back from dead pipes, oldest first. Invariant: not empty only while `ring` is, so that nothing
+    /// newer overtakes it.
     stash: VecDeque<Message>,
 }
 
@@ -28,7 +29,7 @@ impl Balance {
             self.ring.insert(pipe, priority);
         }
         while let Some(msg) = self.stash.pop_front() {
-            if let Err(msg) = self.put(cx, msg) {
+            if let Err(msg) = self.send(cx, msg) {
                 self.stash.push_front(msg);
                 break;
             }
@@ -42,7 +43,7 @@ impl Balance {
         let mut back: VecDeque<Message> = std::iter::from_fn(|| cx.reclaim(pipe)).collect();
         back.append(&mut self.stash);
         while let Some(msg) = back.pop_front() {
-            if let Err(msg) = self.put(cx, msg) {
+            if let Err(msg) = self.send(cx, msg) {
                 back.push_front(msg);
                 break;
             }
@@ -60,12 +61,7 @@ impl Balance {
     /// # Errors
     /// The message, when nobody has room.
     #[inline]
-    pub fn send(&mut self, cx: &mut Cx<'_>, msg: Message) -> Result<PipeId, Message> {
-        if self.stash.is_empty() { self.put(cx, msg) } else { Err(msg) }
-    }
-
-    #[inline]
-    fn put(&mut self, cx: &mut Cx<'_>, mut msg: Message) -> Result<PipeId, Message> {
+    pub fn send(&mut self, cx: &mut Cx<'_>, mut msg: Message) -> Result<PipeId, Message> {
         while let Some(pipe) = self.ring.front() {
             match cx.put(pipe, msg) {
                 Ok(Room::More) => {
@@ -88,7 +84,7 @@ impl Balance {
     /// Whether [`send`](Balance::send) would take a message.
     #[inline]
     pub fn has_room(&self) -> bool {
-        !self.ring.is_empty() && self.stash.is_empty()
+        !self.ring.is_empty()
     }
 
     /// Messages that came back and wait for a peer.

@@ -195,7 +195,7 @@ mod tests {
         ] {
             let (s, tight, _) = overload(Slow::Drop(overflow));
             assert_eq!(tight, kept, "{overflow:?}");
-            assert_eq!(s.drops(why) > 0, true, "{overflow:?}");
+            assert!(s.drops(why) > 0, "{overflow:?}");
         }
         let (_, _, wide) = overload(Slow::Drop(Overflow::DropNewest));
         assert_eq!(wide, ["1", "2", "3", "4", "5"]);

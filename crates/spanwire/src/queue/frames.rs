@@ -22,7 +22,6 @@ pub(crate) const SEGMENTS: usize = 32;
 /// Buffers that grew beyond this are given back when they are empty.
 const KEEP: usize = 256 * 1024;
 
-#[derive(Debug)]
 pub(crate) struct Frames {
     prefix: &'static [u8],
     /// Frames one behind the other, without the large bodies; valid from `start`.
@@ -35,6 +34,12 @@ pub(crate) struct Frames {
     begun: usize,
     /// Bytes that are left to write.
     bytes: usize,
+}
+
+impl std::fmt::Debug for Frames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Frames({} frames, {} bytes)", self.ends.len(), self.bytes)
+    }
 }
 
 impl Frames {

@@ -83,7 +83,7 @@ impl Default for Limit {
 }
 
 /// Messages in order, with their bytes counted.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) messages: VecDeque<Message>,
     pub(crate) bytes: usize,
@@ -111,6 +111,12 @@ impl Batch {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Batch({} messages, {} bytes)", self.messages.len(), self.bytes)
     }
 }
 

@@ -65,7 +65,7 @@ impl<P> Clone for Socket<P> {
 
 impl<P> fmt::Debug for Socket<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Socket").field("protocol", &self.0.0.info.name).finish_non_exhaustive()
+        fmt::Debug::fmt(&self.0.0, f)
     }
 }
 
@@ -266,20 +266,25 @@ impl<P: Sends> Socket<P> {
     ///
     /// # Errors
     /// [`SendError::TimedOut`] when there was none; the item comes back.
-    pub fn send_timeout(&self, item: impl Into<P::Item>, timeout: Duration) -> Result<(), SendError<P::Item>> {
+    pub fn send_timeout(
+        &self,
+        item: impl Into<P::Item>,
+        timeout: Duration,
+    ) -> Result<(), SendError<P::Item>> {
         self.send_until(item.into(), deadline(timeout))
     }
 
     fn send_until(&self, item: P::Item, deadline: Option<Instant>) -> Result<(), SendError<P::Item>> {
         let mut held = Some(item);
-        let sent = self.core().wait_on(Want::Send, deadline, |p, cx| match down::<P>(p).send(cx, held.take()?) {
-            Ok(()) => Some(Ok(())),
-            Err(Refused::NotNow(item)) => {
-                held = Some(item);
-                None
-            }
-            Err(e) => Some(Err(e)),
-        });
+        let sent =
+            self.core().wait_on(Want::Send, deadline, |p, cx| match down::<P>(p).send(cx, held.take()?) {
+                Ok(()) => Some(Ok(())),
+                Err(Refused::NotNow(item)) => {
+                    held = Some(item);
+                    None
+                }
+                Err(e) => Some(Err(e)),
+            });
         match (sent, held) {
             (Ok(sent), _) => sent.map_err(refused(SendError::TimedOut)),
             (Err(e), Some(item)) => Err(unsent(e, item)),

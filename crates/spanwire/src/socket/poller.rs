@@ -156,7 +156,11 @@ impl Poller {
         loop {
             let mut holds = Vec::with_capacity(self.members.len());
             let mut ready = self.hold_all(&mut holds);
-            let slept = if ready.is_empty() { self.sleep(&mut holds, if late { Some(Instant::now()) } else { deadline }) } else { Ok(false) };
+            let slept = if ready.is_empty() {
+                self.sleep(&mut holds, if late { Some(Instant::now()) } else { deadline })
+            } else {
+                Ok(false)
+            };
             let found = self.release_all(holds);
             if ready.is_empty() {
                 ready = found;

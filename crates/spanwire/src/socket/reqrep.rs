@@ -109,7 +109,11 @@ impl Req {
     ///
     /// # Errors
     /// [`RequestError::TimedOut`], or see [`RequestError`].
-    pub fn request_timeout(&self, msg: impl Into<Message>, timeout: Duration) -> Result<Message, RequestError> {
+    pub fn request_timeout(
+        &self,
+        msg: impl Into<Message>,
+        timeout: Duration,
+    ) -> Result<Message, RequestError> {
         self.request_until(msg.into(), deadline(timeout))
     }
 
@@ -238,7 +242,8 @@ impl Future for Pending {
         let me = &mut *self;
         let id = me.id;
         let key = Want::Key(id.key());
-        let got = me.socket.core().poll_on(key, &mut me.slot, cx.waker(), |p, _| down::<req::Req>(p).poll(id));
+        let got =
+            me.socket.core().poll_on(key, &mut me.slot, cx.waker(), |p, _| down::<req::Req>(p).poll(id));
         let got = ready!(got);
         me.done = got.is_ok();
         Poll::Ready(ended(got))
