@@ -170,7 +170,8 @@ impl<'a> Agent<'a> {
             socket: Socket::new(replica)?,
             shown: None,
             owed: BTreeSet::new(),
-            dirty: false,
+            // Whatever is in the directory before the first revision was not put there by this process.
+            dirty: true,
             retry: None,
             repair: None,
             renewed: false,
@@ -204,6 +205,7 @@ impl<'a> Agent<'a> {
             self.log.say(format_args!("repaired what differed from it: {}", differed.join(", ")));
         }
         self.shown = Some((head.clone(), state.clone()));
+        self.dirty = false;
         if applied != Some(head.base()) {
             // The hook has not acted on it: with all that changed since the one that it did act on.
             let known = before.filter(|(old, _)| applied == Some(old.base())).map(|(_, state)| state);
@@ -272,7 +274,9 @@ impl<'a> Agent<'a> {
         match self.output.repair(&state, &self.config.limits) {
             Ok(differed) => {
                 (self.dirty, self.repair) = (false, None);
-                self.log.say(format_args!("repaired: {}", differed.join(", ")));
+                if !differed.is_empty() {
+                    self.log.say(format_args!("the directory was compared whole; put right: {}", differed.join(", ")));
+                }
                 self.ack(head.position, Level::Visible);
                 self.act();
             }
