@@ -318,6 +318,33 @@ impl Core {
         }
     }
 
+    /// The peer is gone, as the reading side found. What it sent may still be wanted.
+    pub(crate) fn end_pipe(&self, st: &mut State, id: PipeId, reason: Reason) {
+        let Some(p) = st.pipes.get(id) else { return };
+        if p.ended.is_some() || !p.open {
+            return;
+        }
+        let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
+        let gone = matches!(reason, Reason::Peer | Reason::Broken(_));
+        let keep = gone
+            && !st.is_closed()
+            && !p.inq.is_empty()
+            && self.call(st, |protocol, cx| protocol.pipe_ended(cx, id));
+        match st.pipes.get_mut(id) {
+            Some(p) if keep && !p.inq.is_empty() => p.ended = Some(reason.clone()),
+            _ => return self.close_pipe(st, id, reason, false),
+        }
+        self.say_gone(st, id, endpoint, remote, reason);
+        self.settle(st);
+    }
+
+    fn say_gone(&self, st: &mut State, id: PipeId, endpoint: u32, remote: String, reason: Reason) {
+        st.totals.detached += 1;
+        st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason });
+        st.fx.wakes.push(PEERS);
+        self.endpoint_lost(st, endpoint, id);
+    }
+
     /// Ends a pipe, once: the protocol hears of it, and what is left is counted. `drain`: the peer may read
     /// to the end of what was sent.
     pub(crate) fn close_pipe(&self, st: &mut State, id: PipeId, reason: Reason, drain: bool) {
@@ -347,16 +374,14 @@ impl Core {
         st.totals.tx_bytes += p.sent.1;
         st.totals.rx_msgs += p.received.0;
         st.totals.rx_bytes += p.received.1;
-        st.totals.detached += 1;
         st.trash.push(Trash::Writer(p.tx.writer.take()));
         st.fresh.push(Fresh::Drop { token, drain });
-        let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
-        st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason });
-        st.fx.wakes.push(PEERS);
         if st.phase == Phase::Closing && st.pipes.len() == 0 {
             st.fx.wakes.push(CLOSED);
         }
-        self.endpoint_lost(st, endpoint, id);
+        if p.ended.is_none() {
+            self.say_gone(st, id, p.info.endpoint, p.info.facts.remote.clone(), reason);
+        }
         if !st.fx.closes.is_empty() || !st.fx.wakes.is_empty() {
             self.settle(st);
         }

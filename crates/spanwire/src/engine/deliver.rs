@@ -174,7 +174,7 @@ impl Core {
                 let id = half.pipe;
                 // The loop keeps the reading half until the pipe's end comes back as `Fresh::Drop`: only then is
                 // its token free, also when a writer delays that.
-                self.close_pipe(st, id, reason, false);
+                self.end_pipe(st, id, reason);
             }
             Report::Freed { token } => {
                 st.draining -= 1;

@@ -304,6 +304,8 @@ pub(crate) struct Pipe {
     pub(crate) urgent: bool,
     pub(crate) dirty: bool,
     pub(crate) finishing: Option<Reason>,
+    /// The peer has gone; the pipe lives until what it sent is taken.
+    pub(crate) ended: Option<Reason>,
     pub(crate) control: Vec<(bool, Vec<u8>)>,
     /// Whether the wire knows control words.
     pub(crate) has_control: bool,
@@ -314,6 +316,12 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
+    /// Whether anything may be put.
+    #[inline]
+    fn sends(&self) -> bool {
+        self.open && self.finishing.is_none() && self.ended.is_none()
+    }
+
     #[inline]
     pub(crate) fn out_full(&self) -> bool {
         self.info
@@ -377,6 +385,7 @@ impl Pipes {
             urgent: false,
             dirty: false,
             finishing: None,
+            ended: None,
             control: Vec::new(),
             has_control: false,
             drops: DropCounts::default(),
@@ -414,6 +423,11 @@ impl Pipes {
 
     pub(crate) fn len(&self) -> usize {
         self.slab.len()
+    }
+
+    /// Those whose peers are there.
+    pub(crate) fn live(&self) -> usize {
+        self.iter().filter(|p| p.ended.is_none()).count()
     }
 
     pub(crate) fn ids(&self) -> Vec<PipeId> {
@@ -553,6 +567,13 @@ impl<'a> Cx<'a> {
             p.stalled = false;
             self.fx.unstalled.push(pipe);
         }
+        if p.inq.is_empty()
+            && p.open
+            && let Some(why) = &p.ended
+        {
+            p.open = false;
+            self.fx.closes.push((pipe, why.clone()));
+        }
         msg
     }
 
@@ -571,7 +592,7 @@ impl<'a> Cx<'a> {
     /// Whether `put` would take a message now.
     #[inline]
     pub fn has_room(&self, pipe: PipeId) -> bool {
-        self.pipes.get(pipe).is_some_and(|p| p.open && p.finishing.is_none() && !p.out_full())
+        self.pipes.get(pipe).is_some_and(|p| p.sends() && !p.out_full())
     }
 
     /// Messages and bytes (as framed) that are queued on `pipe` and not yet taken by its writer.
@@ -586,7 +607,7 @@ impl<'a> Cx<'a> {
     #[inline]
     pub fn put(&mut self, pipe: PipeId, msg: Message) -> Result<Room, PutError> {
         let Some(p) = self.pipes.get_mut(pipe) else { return Err(PutError::Gone(msg)) };
-        if !p.open || p.finishing.is_some() {
+        if !p.sends() {
             return Err(PutError::Gone(msg));
         }
         if p.out_full() {

@@ -173,12 +173,12 @@ impl<P: Protocol> Socket<P> {
 
     /// Number of peers that are attached.
     pub fn peers(&self) -> usize {
-        self.core().lock().pipes.len()
+        self.core().lock().pipes.live()
     }
 
     /// Waits until at least `n` peers are attached; `false` when they were not in time, or the socket closed.
     pub fn wait_for_peers(&self, n: usize, timeout: Duration) -> bool {
-        let enough = |_: &mut dyn Protocol, cx: &mut Cx<'_>| (cx.pipes.len() >= n).then_some(());
+        let enough = |_: &mut dyn Protocol, cx: &mut Cx<'_>| (cx.pipes.live() >= n).then_some(());
         self.core().wait_on(Want::Key(PEERS), deadline(timeout), enough).is_ok()
     }
 
