@@ -275,7 +275,10 @@ impl<'a> Agent<'a> {
             Ok(differed) => {
                 (self.dirty, self.repair) = (false, None);
                 if !differed.is_empty() {
-                    self.log.say(format_args!("the directory was compared whole; put right: {}", differed.join(", ")));
+                    self.log.say(format_args!(
+                        "the directory was compared whole; put right: {}",
+                        differed.join(", ")
+                    ));
                 }
                 self.ack(head.position, Level::Visible);
                 self.act();

@@ -698,7 +698,11 @@ impl Replica {
         self.confirmed = true;
         // Only a higher epoch gets here while two histories contradict each other: it ends that.
         self.conflict = None;
-        if self.target.as_ref().is_some_and(|target| !(target.position > position)) {
+        if self
+            .target
+            .as_ref()
+            .is_some_and(|target| target.position.partial_cmp(&position) != Some(std::cmp::Ordering::Greater))
+        {
             self.target = None;
             self.behind = None;
         }
@@ -776,7 +780,7 @@ impl Replica {
                 }
             }
             Frame::Beacon(_) => {}
-            Frame::Slice(slice) => self.on_slice(cx, pipe, slice),
+            Frame::Slice(slice) => self.on_slice(cx, pipe, *slice),
             Frame::Goodbye(goodbye) => {
                 self.on_goodbye(cx, pipe, &goodbye);
                 return false;
@@ -934,9 +938,7 @@ impl Protocol for Replica {
     }
 
     fn readiness(&self) -> Readiness {
-        let mut readiness = Readiness::default();
-        readiness.recv = self.ready.is_some();
-        readiness
+        Readiness { recv: self.ready.is_some(), ..Readiness::default() }
     }
 
     fn closing(&mut self, cx: &mut Cx<'_>) {

@@ -37,7 +37,8 @@ pub struct Config {
     pub new_epoch: Option<u64>,
     /// Publish an empty tree even where there was another.
     pub allow_empty: bool,
-    /// Quiet time after a change before the tree is read. Default: 100 ms.
+    /// Quiet time after a change before the tree is read, and between two readings of one that changed lately.
+    /// Default: 50 ms.
     pub debounce: Duration,
     /// Time between readings without any word of a change, since those words get lost. Default: 5 s.
     pub rescan: Duration,
@@ -60,7 +61,7 @@ impl Config {
             limits: Limits::default(),
             new_epoch: None,
             allow_empty: false,
-            debounce: Duration::from_millis(100),
+            debounce: Duration::from_millis(50),
             rescan: Duration::from_secs(5),
             beacon: Duration::from_secs(1),
         }
@@ -157,7 +158,7 @@ impl<'a> Server<'a> {
         let socket = Socket::new(distributor)?;
         follow(socket.events(), log.clone());
         for url in &config.bind {
-            let endpoint = socket.bind(url)?;
+            let endpoint = bind(&socket, url)?;
             log.say(format_args!("listening at {}", endpoint.url()));
         }
         let mut server = Server { config, log, store, socket, behind: false, passed_over: Vec::new() };
@@ -179,7 +180,7 @@ impl<'a> Server<'a> {
 
     /// Reads the tree and publishes what differs from the last revision.
     fn publish_tree(&mut self) -> Result<(), ProcessError> {
-        let read = tree::read(&self.config.dir, &self.config.limits)?;
+        let read = tree::read_settled(&self.config.dir, &self.config.limits, self.config.debounce)?;
         tree::check(&read.state, false)?;
         if read.passed_over != self.passed_over {
             for (path, what) in &read.passed_over {
@@ -246,6 +247,21 @@ impl<'a> Server<'a> {
                 }
             }
         })
+    }
+}
+
+/// Binds; an address that the server before this one has not let go of yet is waited for.
+fn bind(socket: &Socket<Distributor>, url: &str) -> Result<spanwire::Endpoint, spanwire::Error> {
+    let latest = Instant::now() + Duration::from_secs(2);
+    loop {
+        match socket.bind(url) {
+            Err(spanwire::Error::Bind { source, .. })
+                if source.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < latest =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -82,6 +82,8 @@ pub struct Tree {
     pub passed_over: Vec<(PathBuf, &'static str)>,
     /// Directories without any file in them, below the root, deepest first.
     pub empty: Vec<PathBuf>,
+    /// When the file that changed last changed.
+    pub newest: Option<SystemTime>,
 }
 
 /// Whether `key` names a file below a root.
@@ -153,6 +155,38 @@ pub fn read(root: &Path, limits: &Limits) -> Result<Tree, TreeError> {
     reading.dir(&dir, &mut Vec::new(), 0)?;
     limits.check(reading.tree.state.keys(), reading.tree.state.bytes())?;
     Ok(reading.tree)
+}
+
+/// How long after a change a tree is looked at twice. Times of files are coarse, so that two writes may leave
+/// one time.
+const RECENT: Duration = Duration::from_secs(2);
+
+/// Reads a tree that may be changing: where a file changed lately, until two readings `pause` apart are equal.
+///
+/// That catches writers that are at work, not one that writes half a file and rests longer than `pause`:
+/// whoever writes a file should do it beside and rename.
+///
+/// # Errors
+/// As [`read`]; [`TreeError::Unsettled`] when it did not come to rest.
+pub fn read_settled(root: &Path, limits: &Limits, pause: Duration) -> Result<Tree, TreeError> {
+    settle(root, limits, || std::thread::sleep(pause))
+}
+
+fn settle(root: &Path, limits: &Limits, mut pause: impl FnMut()) -> Result<Tree, TreeError> {
+    let mut last = read(root, limits)?;
+    for _ in 0..AGAIN {
+        let age = last.newest.map(|newest| newest.elapsed().unwrap_or_default());
+        if age.is_none_or(|age| age >= RECENT) {
+            return Ok(last);
+        }
+        pause();
+        let next = read(root, limits)?;
+        if next.state == last.state {
+            return Ok(next);
+        }
+        last = next;
+    }
+    Err(TreeError::Unsettled(root.to_owned()))
 }
 
 struct Reading<'a> {
@@ -236,7 +270,7 @@ impl Reading<'_> {
     }
 
     /// Reads one file until it was the same before and after.
-    fn file(&self, dir: &OwnedFd, name: &[u8], key: &Key, path: &Path) -> Result<Entry, TreeError> {
+    fn file(&mut self, dir: &OwnedFd, name: &[u8], key: &Key, path: &Path) -> Result<Entry, TreeError> {
         for turn in 0..AGAIN {
             if turn > 0 {
                 // Somebody writes it. There is no condition to await but time.
@@ -257,6 +291,8 @@ impl Reading<'_> {
             let mut value = Vec::new();
             (&mut file).take(self.limits.value as u64 + 1).read_to_end(&mut value).map_err(at(path))?;
             if facts(&file).map_err(at(path))? == before && value.len() as u64 == before.1 {
+                let changed = file.metadata().and_then(|meta| meta.modified()).map_err(at(path))?;
+                self.tree.newest = self.tree.newest.max(Some(changed));
                 let flags = if before.6 & 0o100 != 0 { EXECUTABLE } else { 0 };
                 return Ok(Entry::new(flags, value));
             }

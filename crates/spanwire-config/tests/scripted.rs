@@ -82,7 +82,7 @@ impl Link {
     }
 
     fn slices(&self) -> Vec<&Slice> {
-        self.down.iter().filter_map(|f| if let Frame::Slice(s) = f { Some(s) } else { None }).collect()
+        self.down.iter().filter_map(|f| if let Frame::Slice(s) = f { Some(&**s) } else { None }).collect()
     }
 
     fn payload(&self) -> u64 {

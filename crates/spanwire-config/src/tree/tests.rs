@@ -74,7 +74,7 @@ fn a_missing_root_is_an_error_and_not_an_empty_tree() {
 fn an_unreadable_file_is_an_error_and_not_an_empty_value() {
     let d = dirs();
     write(&d.root, "a", "1");
-    fs::set_permissions(d.root.join("a"), fs::Permissions::from_mode(0)).expect("ours");
+    fs::set_permissions(d.root.join("a"), fs::Permissions::from_mode(0o000)).expect("ours");
     // Whoever may read everything (root) reads it; nobody gets an empty value.
     match read(&d.root, &Limits::default()) {
         Ok(tree) => assert_eq!(tree.state, state([("a", "1")])),
@@ -95,31 +95,53 @@ fn what_is_over_the_limits_is_refused() {
 }
 
 #[test]
-fn a_file_that_is_being_written_is_read_whole() {
+fn a_file_that_is_replaced_is_read_whole() {
     let d = dirs();
-    write(&d.root, "a", "start");
-    let path = d.root.join("a");
+    write(&d.root, "a", "0000");
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let writer = std::thread::spawn({
-        let stop = stop.clone();
-        move || {
-            let mut n = 0u8;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                n = n.wrapping_add(1);
-                let temp = path.with_extension("new");
-                fs::write(&temp, vec![n; 50_000]).expect("writable");
-                fs::rename(&temp, &path).expect("writable");
-            }
+    let (path, stopped) = (d.root.join("a"), stop.clone());
+    let writer = std::thread::spawn(move || {
+        let mut n = 0u8;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            n = n.wrapping_add(1);
+            let temp = path.with_extension("new");
+            fs::write(&temp, vec![n; 50_000]).expect("writable");
+            fs::rename(&temp, &path).expect("writable");
         }
     });
-    for _ in 0..30 {
-        if let Ok(tree) = read(&d.root, &Limits::default()) {
-            let value = tree.state.get("a").map(|e| e.value().clone()).unwrap_or_default();
-            assert!(value.iter().all(|b| *b == value[0]), "two versions in one value");
-        }
+    for _ in 0..10 {
+        // The temporary one may be half there, or gone when it is opened.
+        let Ok(tree) = read(&d.root, &Limits::default()) else { continue };
+        let value = tree.state.get("a").map(|e| e.value().clone()).unwrap_or_default();
+        assert!(value.iter().all(|b| *b == value[0]), "two versions in one value");
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     writer.join().expect("it does not panic");
+}
+
+#[test]
+fn a_tree_that_is_being_written_is_not_taken_before_it_rests() {
+    let d = dirs();
+    let mut turns = 0;
+    let mut write_until = |last: u32| {
+        settle(&d.root, &Limits::default(), || {
+            turns += 1;
+            if turns <= last {
+                write(&d.root, "a", &turns.to_string());
+            }
+        })
+    };
+    fs::create_dir(&d.root).expect("writable");
+    write(&d.root, "a", "0");
+    assert_eq!(write_until(3).expect("at rest").state, state([("a", "3")]));
+    assert!(matches!(write_until(u32::MAX), Err(TreeError::Unsettled(_))));
+    // What has rested for a while is taken at once.
+    let old = std::time::SystemTime::now() - RECENT * 2;
+    let file = fs::File::options().write(true).open(d.root.join("a")).expect("ours");
+    file.set_modified(old).expect("ours");
+    let mut asked = 0;
+    settle(&d.root, &Limits::default(), || asked += 1).expect("at rest");
+    assert_eq!(asked, 0);
 }
 
 #[test]

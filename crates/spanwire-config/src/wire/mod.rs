@@ -294,7 +294,7 @@ pub enum Frame {
     /// Type 3: wants, and why.
     Want(WantReason, Vec<Want>),
     /// Type 4 (with a base) or 5 (without).
-    Slice(Slice),
+    Slice(Box<Slice>),
     /// Type 7: HEADs of what this pipe wants; empty only keeps the pipe alive.
     Beacon(Vec<Head>),
     /// Type 8: payload bytes taken off this pipe since HELLO.
@@ -505,7 +505,7 @@ impl Frame {
             1 => Frame::Hello(Hello::decode(&mut r)?),
             2 => Frame::Welcome(Welcome::decode(&mut r)?),
             3 => Frame::Want(WantReason::decode(&mut r)?, get_wants(&mut r)?),
-            4 | 5 => Frame::Slice(Slice::decode(&mut r, kind == 4)?),
+            4 | 5 => Frame::Slice(Box::new(Slice::decode(&mut r, kind == 4)?)),
             7 => {
                 let len = usize::from(r.u16()?);
                 Frame::Beacon(r.list(len, MAX_WANTS, "heads", Head::decode)?)

@@ -98,13 +98,13 @@ fn frame() -> impl Strategy<Value = Frame> {
         (prop_oneof![Just(WantReason::New), Just(WantReason::Digest)], vec(want(), 0..3))
             .prop_map(|(reason, wants)| Frame::Want(reason, wants)),
         (head(), proptest::option::of(base()), any::<u64>(), any::<bool>(), vec(any::<u8>(), 0..300))
-            .prop_map(|(head, base, offset, last, bytes)| Frame::Slice(Slice {
+            .prop_map(|(head, base, offset, last, bytes)| Frame::Slice(Box::new(Slice {
                 head,
                 base,
                 offset,
                 last,
                 bytes: bytes.into()
-            })),
+            }))),
         vec(head(), 0..4).prop_map(Frame::Beacon),
         any::<u64>().prop_map(Frame::Credit),
         (namespace(), position(), any::<bool>()).prop_map(|(namespace, position, volatile)| Frame::Ack(
