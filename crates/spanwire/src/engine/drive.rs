@@ -212,6 +212,10 @@ impl StreamRx {
             return self.fill_large(inbox);
         }
         let keep = self.partial.len();
+        if scratch.len() <= keep {
+            // Whole messages of a large frame, which wait for room: a read of no bytes would look like an end.
+            scratch.resize(keep + READ, 0);
+        }
         let mut end = keep;
         let mut filled = Filled::More;
         scratch[..keep].copy_from_slice(&self.partial);
@@ -452,11 +456,7 @@ impl Drive {
             Some(Some(Conn::Open(_))) => self.read(key),
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
-            Some(Some(Conn::Draining(rx))) => {
-                if drained(rx, &mut self.scratch) {
-                    self.free(key);
-                }
-            }
+            Some(Some(Conn::Draining(rx))) if drained(rx, &mut self.scratch) => self.free(key),
             _ => {}
         }
     }
@@ -943,4 +943,50 @@ pub(crate) fn forget(messages: &mut VecDeque<Message>) -> u64 {
     let n = messages.len() as u64;
     messages.clear();
     n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ProtocolInfo;
+    use crate::wire::Sp;
+
+    /// Receives `sizes` from a stream of which everything is there at once, and tells how it ended.
+    fn receive(sizes: &[usize]) -> (Vec<usize>, Reason) {
+        let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
+        for size in sizes {
+            bytes.extend((*size as u64).to_be_bytes());
+            bytes.resize(bytes.len() + size, 7);
+        }
+        let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
+        let (decoder, _) =
+            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
+        let mut rx = StreamRx {
+            reader: Box::new(std::io::Cursor::new(bytes)),
+            decoder,
+            partial: Vec::new(),
+            large: None,
+            undecoded: false,
+            short_is_empty: false,
+            ending: false,
+            recv_max: 1 << 20,
+        };
+        let mut inbox = Inbox::with_budget(1000);
+        let mut scratch = Vec::new();
+        loop {
+            if let Filled::End(reason) = rx.fill(&mut scratch, &mut inbox) {
+                return (inbox.messages.iter().map(Message::len).collect(), reason);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_a_little_larger_than_the_read_buffer_does_not_look_like_an_end() {
+        // It filled the buffer, and the next read had no room: 0 bytes, as at the end of a stream.
+        let around = [READ - OWN, READ - 8, READ, READ + OWN];
+        for size in around.into_iter().flat_map(|at| at - 10..at + 10) {
+            let sizes = [size, 3, size, 0];
+            assert_eq!(receive(&sizes), (sizes.to_vec(), Reason::Peer), "{size}");
+        }
+    }
 }

@@ -61,19 +61,19 @@ impl Writer {
                 }
                 control.clear();
             }
-            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch)) => {
-                if *at == bytes.len() {
-                    bytes.clear();
-                    *at = 0;
-                    bytes.append(replies);
-                    for (subscribe, topic) in control.drain(..) {
-                        encoder.control(subscribe, &topic, bytes);
-                    }
-                    *messages = batch.len();
-                    encoder.output(&mut batch.messages, bytes);
-                    batch.messages.clear();
-                    batch.bytes = 0;
+            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch))
+                if *at == bytes.len() =>
+            {
+                bytes.clear();
+                *at = 0;
+                bytes.append(replies);
+                for (subscribe, topic) in control.drain(..) {
+                    encoder.control(subscribe, &topic, bytes);
                 }
+                *messages = batch.len();
+                encoder.output(&mut batch.messages, bytes);
+                batch.messages.clear();
+                batch.bytes = 0;
             }
             (Writer::Messages { batch, .. }, Outbound::Messages(queue)) => {
                 if batch.is_empty() {
