@@ -456,7 +456,12 @@ impl Drive {
             Some(Some(Conn::Open(_))) => self.read(key),
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
-            Some(Some(Conn::Draining(rx))) if drained(rx, &mut self.scratch) => self.free(key),
+            Some(Some(Conn::Draining(rx))) => {
+                let done = drained(rx, &mut self.scratch);
+                if done {
+                    self.free(key);
+                }
+            }
             _ => {}
         }
     }
