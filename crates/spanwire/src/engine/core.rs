@@ -679,6 +679,22 @@ impl Core {
         }
     }
 
+    /// One run of `f` on a socket that is open; nothing when it is not. The quick way of calls that find what
+    /// they want: errors are for the slow way.
+    #[inline]
+    pub(crate) fn quick<R>(&self, f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> Option<R>) -> Option<R> {
+        if self.forked() {
+            return None;
+        }
+        let mut st = self.lock();
+        if st.is_closed() {
+            return None;
+        }
+        let result = self.call(&mut st, f);
+        self.finish(st);
+        result
+    }
+
     /// One run of `f` that does not wait.
     #[inline]
     pub(crate) fn try_on<R>(

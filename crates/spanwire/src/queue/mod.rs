@@ -98,9 +98,9 @@ impl Batch {
 
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<Message> {
-        let msg = self.messages.pop_front()?;
-        self.bytes -= msg.wire_len();
-        Some(msg)
+        // Measured where it lies: a message that is looked at on the stack is copied in odd pieces.
+        self.bytes -= self.messages.front()?.wire_len();
+        self.messages.pop_front()
     }
 
     #[inline]

@@ -276,8 +276,29 @@ impl<P: Sends> Socket<P> {
         self.send_until(item.into(), deadline(timeout))
     }
 
+    #[inline]
     fn send_until(&self, item: P::Item, deadline: Option<Instant>) -> Result<(), SendError<P::Item>> {
+        // The quick way first: there is room. What is refused goes the slow way, with its error.
         let mut held = Some(item);
+        let quick = self.core().quick(|p, cx| match down::<P>(p).send(cx, held.take()?) {
+            Ok(()) => Some(()),
+            Err(refused) => {
+                held = Some(refused.into_inner());
+                None
+            }
+        });
+        match quick {
+            Some(()) => Ok(()),
+            None => self.send_slowly(held, deadline),
+        }
+    }
+
+    #[cold]
+    fn send_slowly(
+        &self,
+        mut held: Option<P::Item>,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError<P::Item>> {
         let sent =
             self.core().wait_on(Want::Send, deadline, |p, cx| match down::<P>(p).send(cx, held.take()?) {
                 Ok(()) => Some(Ok(())),
@@ -367,7 +388,11 @@ impl<P: Receives> Socket<P> {
     ///
     /// # Errors
     /// [`RecvError::Closed`], [`RecvError::Forked`].
+    #[inline]
     pub fn recv(&self) -> Result<P::Item, RecvError> {
+        if let Some(item) = self.core().quick(|p, cx| down::<P>(p).recv(cx)) {
+            return Ok(item);
+        }
         Ok(self.core().wait_on(Want::Recv, None, |p, cx| down::<P>(p).recv(cx))?)
     }
 
