@@ -324,7 +324,7 @@ impl MessageReader for FaultyReceiver {
 struct FaultySender(Box<dyn MessageWriter>, Lane);
 
 impl MessageWriter for FaultySender {
-    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<()> {
+    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<bool> {
         let n = match self.1.enter() {
             Ok(n) => n.min(batch.len()),
             // A writer says "not now" by leaving messages in the batch.
