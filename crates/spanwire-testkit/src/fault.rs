@@ -328,7 +328,7 @@ impl MessageWriter for FaultySender {
         let n = match self.1.enter() {
             Ok(n) => n.min(batch.len()),
             // A writer says "not now" by leaving messages in the batch.
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(e) => return Err(e),
         };
         let later = batch.split_off(n);
