@@ -676,3 +676,40 @@ fn the_table_of_nodes_is_bounded() {
     assert_eq!(names.len(), 3);
     assert!(names.contains(&"n9".to_owned()));
 }
+
+#[test]
+fn seq_goes_on_rising_over_a_restart_of_the_authority() {
+    let (mut a, mut r, mut link) = pair();
+    for _ in 0..5 {
+        a.advance(BEACON);
+        r.advance(BEACON);
+        link.flow(&mut a, &mut r);
+    }
+    let seq = |link: &Link| {
+        let heads =
+            link.down.iter().filter_map(|f| if let Frame::Beacon(heads) = f { heads.first() } else { None });
+        heads.map(|head| head.seq).max()
+    };
+    let before = seq(&link);
+    let (head, state) = (a.protocol.head().cloned(), a.protocol.state().cloned());
+    let origin = Origin::restored(head.expect("committed"), state.expect("committed"), 2);
+    let mut a = Script::new(Distributor::new(Settings::default(), origin));
+    r.lose(link.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert!(before.is_some() && seq(&link) > before, "{:?} after {before:?}", seq(&link));
+    assert!(r.protocol.status(r.now()).fresh && link.slices().is_empty());
+}
+
+#[test]
+fn invariant_14_a_node_that_came_back_is_here_when_its_old_pipe_ends_late() {
+    let (mut a, mut r, old) = pair();
+    r.lose(old.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    // The authority hears of the old pipe's end only now.
+    a.lose(old.above);
+    assert!(a.protocol.status()[0].connected);
+    a.lose(link.above);
+    assert!(!a.protocol.status()[0].connected);
+}
