@@ -254,7 +254,8 @@ impl StreamRx {
         if decoded_all && need <= rest.len() && rest.len() > full / 2 {
             need = rest.len() + OWN; // a decoder that gives no hint, and a frame larger than the buffer
         }
-        // What does not fit the shared buffer has no place there, however little of it is missing.
+        // A little more than the shared buffer holds is large too: with the buffer full there would be no room to
+        // read, which looks like the peer's end.
         if decoded_all && need > rest.len() && (need - rest.len() > OWN || need > full) {
             if need > self.recv_max.saturating_add(2 * READ) {
                 return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
@@ -456,7 +457,8 @@ impl Drive {
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
             Some(Some(Conn::Draining(rx))) => {
-                if drained(rx, &mut self.scratch) {
+                let done = drained(rx, &mut self.scratch);
+                if done {
                     self.free(key);
                 }
             }

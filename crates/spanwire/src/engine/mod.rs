@@ -16,6 +16,7 @@
 //! | `close` | flushing, linger, the count of what was lost |
 //! | `driver` | the background thread |
 //! | `notes` | waking a loop without a descriptor |
+//! | `sync` | what `notes` synchronizes by; the loom model has its own |
 //! | `sys` | what needs `unsafe` |
 //!
 //! Owns: all threads of the library. Never: holds a lock across a call that can block, a callback, or a
@@ -32,6 +33,7 @@ mod lead;
 mod notes;
 mod setup;
 mod stats;
+mod sync;
 mod sys;
 mod tx;
 mod waiters;

@@ -179,7 +179,7 @@ impl Core {
         let dialer = dialer.clone();
         st.jobs.push(Job::Dial { endpoint, url, token, dialer, target });
         if more {
-            st.alarms.insert((Time::now() + NEXT_ADDRESS, Alarm::NextTarget(endpoint)));
+            st.set_alarm(Time::now() + NEXT_ADDRESS, Alarm::NextTarget(endpoint));
         }
     }
 
@@ -291,7 +291,7 @@ impl Core {
         }
         *waiting = true;
         let delay = backoff.next(random);
-        st.alarms.insert((Time::now() + delay, Alarm::Dial(endpoint)));
+        st.set_alarm(Time::now() + delay, Alarm::Dial(endpoint));
         st.emit(Event::ConnectRetry { endpoint, delay });
     }
 

@@ -61,19 +61,19 @@ impl Writer {
                 }
                 control.clear();
             }
-            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch)) => {
-                if *at == bytes.len() {
-                    bytes.clear();
-                    *at = 0;
-                    bytes.append(replies);
-                    for (subscribe, topic) in control.drain(..) {
-                        encoder.control(subscribe, &topic, bytes);
-                    }
-                    *messages = batch.len();
-                    encoder.output(&mut batch.messages, bytes);
-                    batch.messages.clear();
-                    batch.bytes = 0;
+            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch))
+                if *at == bytes.len() =>
+            {
+                bytes.clear();
+                *at = 0;
+                bytes.append(replies);
+                for (subscribe, topic) in control.drain(..) {
+                    encoder.control(subscribe, &topic, bytes);
                 }
+                *messages = batch.len();
+                encoder.output(&mut batch.messages, bytes);
+                batch.messages.clear();
+                batch.bytes = 0;
             }
             (Writer::Messages { batch, .. }, Outbound::Messages(queue)) => {
                 if batch.is_empty() {
@@ -161,6 +161,16 @@ impl Writer {
         };
     }
 
+    /// Gives the buffers of a writer with nothing to write back.
+    fn release(&mut self) {
+        match self {
+            Writer::Framed { current, .. } => current.release(),
+            Writer::Encoded { bytes, at, .. } if *at == bytes.len() => (*bytes, *at) = (Vec::new(), 0),
+            Writer::Messages { batch, .. } if batch.is_empty() => *batch = VecDeque::new(),
+            _ => {}
+        }
+    }
+
     fn reclaim(&mut self) -> Option<Message> {
         match self {
             Writer::Framed { current, .. } => current.reclaim(),
@@ -212,6 +222,12 @@ impl Tx {
     /// What the dead pipe's writer had taken and not begun.
     pub(crate) fn reclaim(&mut self) -> Option<Message> {
         self.writer.as_mut()?.reclaim()
+    }
+
+    pub(crate) fn release(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.release();
+        }
     }
 
     pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {
