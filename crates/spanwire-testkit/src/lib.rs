@@ -14,3 +14,12 @@ pub mod conformance;
 pub mod fault;
 
 pub use spanwire::protocol::script;
+
+/// The guides' code, compiled and run.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../docs/guide-custom-transport.md")]
+    struct CustomTransport;
+    #[doc = include_str!("../../../docs/guide-custom-protocol.md")]
+    struct CustomProtocol;
+}

@@ -95,7 +95,8 @@ pub fn requests_and_replies_find_their_way(setup: &Setup) {
 /// Two sockets on one thread, as two futures of an executor that knows nothing of them, with little room; and
 /// a future that is dropped takes nothing with it.
 pub fn futures_work_on_any_executor(setup: &Setup) {
-    const ALL: u32 = 500;
+    const ALL: u32 = 300;
+    const SIZE: usize = 1000;
     let little = Limit::messages(4);
     let pull = setup.on(Pull::builder()).recv_queue(little).build().expect("a socket");
     let at = setup.bind(&pull);
@@ -103,13 +104,13 @@ pub fn futures_work_on_any_executor(setup: &Setup) {
     setup.connect(&push, at.url());
     let sending = async {
         for n in 0..ALL {
-            push.send_async(Message::from(numbered(n, 2000))).await.expect("it is sent");
+            push.send_async(Message::from(numbered(n, SIZE))).await.expect("it is sent");
         }
     };
     let receiving = async {
         for n in 0..ALL {
             drop(pull.recv_async());
-            check(&pull.recv_async().await.expect("a message"), n, 2000);
+            check(&pull.recv_async().await.expect("a message"), n, SIZE);
         }
     };
     run_all([Box::pin(sending), Box::pin(receiving)], SOON);

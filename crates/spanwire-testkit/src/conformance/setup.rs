@@ -100,6 +100,13 @@ impl Setup {
         self
     }
 
+    /// Addresses that cannot be bound.
+    #[must_use]
+    pub fn bad_to_bind<'a>(mut self, urls: impl IntoIterator<Item = &'a str>) -> Self {
+        self.bad_to_bind.extend(urls.into_iter().map(str::to_owned));
+        self
+    }
+
     /// Largest message to send, in bytes. Default: 1 MiB.
     #[must_use]
     pub fn largest(mut self, bytes: usize) -> Self {
