@@ -47,3 +47,12 @@ pub use socket::{
     Builder, Endpoint, EndpointOptions, Interest, Pair, Pending, Poller, Pub, Pull, Push, Rep, Req, Request,
     RequestError, Socket, Sub, device,
 };
+
+/// The README's and the guide's code, compiled and run.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/guide.md")]
+    struct Guide;
+}

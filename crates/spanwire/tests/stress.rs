@@ -128,7 +128,9 @@ fn round(seed: u64) {
     let mut rng = Rng(seed);
     let url = match rng.below(3) {
         0 => "tcp://127.0.0.1:0".to_owned(),
-        1 => format!("ipc://{}/spanwire-stress-{}-{seed}", std::env::temp_dir().display(), std::process::id()),
+        1 => {
+            format!("ipc://{}/spanwire-stress-{}-{seed}", std::env::temp_dir().display(), std::process::id())
+        }
         _ => format!("inproc://stress-{seed}"),
     };
     let total = 4000u64;
@@ -186,7 +188,10 @@ fn round(seed: u64) {
                     assert_eq!(seen[n as usize].fetch_add(1, Ordering::Relaxed), 0, "doubled, seed {seed}");
                     got.fetch_add(1, Ordering::Relaxed);
                 }
-                assert!(began.elapsed() < GIVE_UP, "stuck at {got:?} of {total}, seed {seed} {pull:#?} {shared:#?}");
+                assert!(
+                    began.elapsed() < GIVE_UP,
+                    "stuck at {got:?} of {total}, seed {seed} {pull:#?} {shared:#?}"
+                );
             }
         }));
     }
@@ -228,7 +233,7 @@ fn requests_from_threads_and_tasks_each_get_their_own_reply() {
                     let mut held = Vec::new();
                     while let Ok(request) = rep.recv() {
                         held.push(request); // answered out of order, in batches
-                        while held.len() > 3 || (!held.is_empty() && rep.readiness().recv == false) {
+                        while held.len() > 3 || (!held.is_empty() && !rep.readiness().recv) {
                             let request = held.swap_remove(held.len() / 2);
                             let body = request.body().clone();
                             if request.reply(body).is_err() {

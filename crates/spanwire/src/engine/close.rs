@@ -27,8 +27,7 @@ impl Core {
         loop {
             if self.all_gone(&st) || late {
                 self.give_up(&mut st);
-                let undelivered = st.undelivered;
-                st.undelivered = 0; // told once
+                let undelivered = std::mem::take(&mut st.undelivered); // told once
                 self.finish(st);
                 return Ok(undelivered);
             }
@@ -50,7 +49,7 @@ impl Core {
         if self.all_gone(&st) || self.cfg.linger.is_zero() {
             self.give_up(&mut st);
         } else {
-            st.alarms.insert((Time::now() + self.cfg.linger, Alarm::Linger));
+            st.set_alarm(Time::now() + self.cfg.linger, Alarm::Linger);
         }
         let stays = self.stays(&st);
         st.lead.keep_watched += u32::from(stays);

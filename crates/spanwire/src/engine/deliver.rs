@@ -24,7 +24,7 @@ impl Core {
         }
         for fresh in std::mem::take(&mut st.fresh) {
             match fresh {
-                Fresh::Listener { endpoint, token, url, listener } => d.add_listener(token, endpoint, url, listener),
+                Fresh::Listener { endpoint, token, url, door } => d.add_listener(token, endpoint, url, door),
                 Fresh::Drop { token, drain } => {
                     if d.drop_conn(token, drain) {
                         st.tokens.try_remove(token);
@@ -172,7 +172,7 @@ impl Core {
                 let id = half.pipe;
                 // The loop keeps the reading half until the pipe's end comes back as `Fresh::Drop`: only then is
                 // its token free, also when a writer delays that.
-                self.close_pipe(st, id, reason, false);
+                self.end_pipe(st, id, reason);
             }
             Report::Freed { token } => {
                 st.draining -= 1;

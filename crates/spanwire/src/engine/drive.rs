@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::io::{ErrorKind, Read};
-use std::sync::Arc;
+use std::io::{self, ErrorKind, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,19 +49,71 @@ pub(crate) enum Job {
 
 /// What the loop found, for the state.
 pub(crate) enum Report {
-    Accepted { endpoint: u32, token: usize },
-    AcceptFailed { endpoint: u32, error: String },
-    DialFailed { endpoint: u32, token: usize, url: String, error: String },
+    Accepted {
+        endpoint: u32,
+        token: usize,
+    },
+    AcceptFailed {
+        endpoint: u32,
+        error: String,
+    },
+    DialFailed {
+        endpoint: u32,
+        token: usize,
+        url: String,
+        error: String,
+    },
     /// A connection on its way came to nothing.
-    Failed { endpoint: u32, token: usize, remote: String, established: bool, reason: Reason },
+    Failed {
+        endpoint: u32,
+        token: usize,
+        remote: String,
+        established: bool,
+        reason: Reason,
+    },
     /// The handshake is over: the pipe may be opened.
-    Ready { token: usize },
-    Dead { token: usize, reason: Reason },
-    Freed { token: usize },
+    Ready {
+        token: usize,
+    },
+    Dead {
+        token: usize,
+        reason: Reason,
+    },
+    Freed {
+        token: usize,
+    },
+}
+
+/// A listener, shared so that whoever closes its endpoint can end it there and then: when the close has
+/// returned, the address is free. Its lock is taken after the state's, and never held for longer than `accept`.
+#[derive(Clone)]
+pub(crate) struct Door(Arc<Mutex<Option<Box<dyn Listener>>>>);
+
+impl Door {
+    pub(crate) fn new(listener: Box<dyn Listener>) -> Self {
+        Door(Arc::new(Mutex::new(Some(listener))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn Listener>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: it is closed.
+    fn accept(&self) -> Option<io::Result<Connection>> {
+        self.lock().as_mut().map(|listener| listener.accept())
+    }
+
+    pub(crate) fn close(&self) -> Option<Box<dyn Listener>> {
+        self.lock().take()
+    }
 }
 
 pub(crate) enum Conn {
-    Listener { endpoint: u32, url: Arc<str>, listener: Box<dyn Listener> },
+    Listener {
+        endpoint: u32,
+        url: Arc<str>,
+        door: Door,
+    },
     Opening(Box<Opening>),
     Open(Box<Half>),
     /// Finished: only the end of the stream is awaited, so that closing does not reset what was sent.
@@ -160,6 +212,10 @@ impl StreamRx {
             return self.fill_large(inbox);
         }
         let keep = self.partial.len();
+        if scratch.len() <= keep {
+            // Whole messages of a large frame, which wait for room: a read of no bytes would look like an end.
+            scratch.resize(keep + READ, 0);
+        }
         let mut end = keep;
         let mut filled = Filled::More;
         scratch[..keep].copy_from_slice(&self.partial);
@@ -198,7 +254,9 @@ impl StreamRx {
         if decoded_all && need <= rest.len() && rest.len() > full / 2 {
             need = rest.len() + OWN; // a decoder that gives no hint, and a frame larger than the buffer
         }
-        if decoded_all && need > rest.len() && need - rest.len() > OWN {
+        // A little more than the shared buffer holds is large too: with the buffer full there would be no room to
+        // read, which looks like the peer's end.
+        if decoded_all && need > rest.len() && (need - rest.len() > OWN || need > full) {
             if need > self.recv_max.saturating_add(2 * READ) {
                 return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
             }
@@ -330,7 +388,8 @@ impl Drive {
         while let Some(job) = self.jobs.pop() {
             self.run(core, job);
         }
-        let mut timeout = if self.sticky() || !self.reports.is_empty() { Some(Duration::ZERO) } else { timeout };
+        let mut timeout =
+            if self.sticky() || !self.reports.is_empty() { Some(Duration::ZERO) } else { timeout };
         if timeout != Some(Duration::ZERO) && !core.notes.sleep() {
             timeout = Some(Duration::ZERO);
         }
@@ -398,7 +457,8 @@ impl Drive {
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
             Some(Some(Conn::Draining(rx))) => {
-                if drained(rx, &mut self.scratch) {
+                let done = drained(rx, &mut self.scratch);
+                if done {
                     self.free(key);
                 }
             }
@@ -447,8 +507,8 @@ impl Drive {
         }
     }
 
-    pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, listener: Box<dyn Listener>) {
-        self.set(key, Conn::Listener { endpoint, url, listener });
+    pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, door: Door) {
+        self.set(key, Conn::Listener { endpoint, url, door });
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
 
@@ -505,9 +565,15 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, listener })) = self.conns.get_mut(key) else { return };
+            let Some(Some(Conn::Listener { endpoint, url, door })) = self.conns.get_mut(key) else {
+                return;
+            };
             let (endpoint, url) = (*endpoint, url.clone());
-            match listener.accept() {
+            let Some(accepted) = door.accept() else {
+                self.spare.push(token);
+                return; // closed a moment ago; the news is on its way
+            };
+            match accepted {
                 Ok(connection) => {
                     self.reports.push(Report::Accepted { endpoint, token });
                     self.adopt(core, token, endpoint, Side::Listener, url, connection);
@@ -542,7 +608,15 @@ impl Drive {
         }
     }
 
-    fn adopt(&mut self, core: &Core, key: usize, endpoint: u32, side: Side, url: Arc<str>, connection: Connection) {
+    fn adopt(
+        &mut self,
+        core: &Core,
+        key: usize,
+        endpoint: u32,
+        side: Side,
+        url: Arc<str>,
+        connection: Connection,
+    ) {
         if self.opening >= OPENING {
             self.evict_oldest();
         }
@@ -695,8 +769,15 @@ fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<
                     recv_max: core.cfg.recv_max_size,
                 };
                 let inbox = Inbox::default();
-                opening.stage =
-                    Stage::Greeting(Box::new(Greeting { rx, writer, encoding, out, facts, wire: name, inbox }));
+                opening.stage = Stage::Greeting(Box::new(Greeting {
+                    rx,
+                    writer,
+                    encoding,
+                    out,
+                    facts,
+                    wire: name,
+                    inbox,
+                }));
             }
             Stage::Greeting(mut greeting) => {
                 let done = greet(&mut greeting, scratch);
@@ -772,6 +853,10 @@ fn greet(g: &mut Greeting, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
                 return Ok(false);
             }
             _ => {}
+        }
+        if g.inbox.peer.is_none() {
+            // What is left is a part of the handshake, not messages that wait for room: it takes more bytes.
+            g.rx.undecoded = false;
         }
         g.out.append(&mut g.inbox.reply);
         push_out(g)?;
@@ -863,4 +948,50 @@ pub(crate) fn forget(messages: &mut VecDeque<Message>) -> u64 {
     let n = messages.len() as u64;
     messages.clear();
     n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ProtocolInfo;
+    use crate::wire::Sp;
+
+    /// Receives `sizes` from a stream of which everything is there at once, and tells how it ended.
+    fn receive(sizes: &[usize]) -> (Vec<usize>, Reason) {
+        let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
+        for size in sizes {
+            bytes.extend((*size as u64).to_be_bytes());
+            bytes.resize(bytes.len() + size, 7);
+        }
+        let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
+        let (decoder, _) =
+            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
+        let mut rx = StreamRx {
+            reader: Box::new(std::io::Cursor::new(bytes)),
+            decoder,
+            partial: Vec::new(),
+            large: None,
+            undecoded: false,
+            short_is_empty: false,
+            ending: false,
+            recv_max: 1 << 20,
+        };
+        let mut inbox = Inbox::with_budget(1000);
+        let mut scratch = Vec::new();
+        loop {
+            if let Filled::End(reason) = rx.fill(&mut scratch, &mut inbox) {
+                return (inbox.messages.iter().map(Message::len).collect(), reason);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_a_little_larger_than_the_read_buffer_does_not_look_like_an_end() {
+        // It filled the buffer, and the next read had no room: 0 bytes, as at the end of a stream.
+        let around = [READ - OWN, READ - 8, READ, READ + OWN];
+        for size in around.into_iter().flat_map(|at| at - 10..at + 10) {
+            let sizes = [size, 3, size, 0];
+            assert_eq!(receive(&sizes), (sizes.to_vec(), Reason::Peer), "{size}");
+        }
+    }
 }

@@ -169,7 +169,8 @@ impl Run {
             for core in std::mem::take(&mut self.again) {
                 self.drive(core);
             }
-            let tokens: Vec<usize> = self.events.iter().map(|e| e.token()).filter(|t| *t != WAKE).map(|t| t.0).collect();
+            let tokens: Vec<usize> =
+                self.events.iter().map(|e| e.token()).filter(|t| *t != WAKE).map(|t| t.0).collect();
             for token in tokens {
                 if let Some(core) = self.driver.core(token) {
                     self.drive(core);

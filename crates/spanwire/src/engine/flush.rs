@@ -13,7 +13,11 @@ use super::tx::{FLUSH_AT, Wrote};
 use crate::protocol::{Pipe, PipeId, Reason};
 
 fn pending(p: &Pipe) -> bool {
-    !p.out.is_empty() || p.taken_messages > 0 || p.taken_bytes > 0 || !p.control.is_empty() || !p.tx.reply.is_empty()
+    !p.out.is_empty()
+        || p.taken_messages > 0
+        || p.taken_bytes > 0
+        || !p.control.is_empty()
+        || !p.tx.reply.is_empty()
 }
 
 impl Core {
@@ -152,7 +156,17 @@ impl Core {
             self.close_pipe(&mut st, id, Reason::Broken(e.to_string()), false);
             return st;
         }
-        self.flush(st, id, 4)
+        st = self.flush(st, id, 4);
+        // The backlog has left: have the driver come by once more, and give the buffers back if it is quiet.
+        if let Some(p) = st.pipes.get_mut(id)
+            && !pending(p)
+            && p.out.retains()
+            && !std::mem::replace(&mut p.tx.asked, true)
+        {
+            st.asked.push(id);
+            st.ask = true;
+        }
+        st
     }
 
     /// All that a finished pipe had to say has left: tells the peer, and closes.
@@ -178,6 +192,11 @@ impl Core {
                 again.push(id); // still asked: what is appended from here on belongs to the next visit
             } else {
                 p.tx.asked = false; // from here on the next append asks again
+                if !pending(p) {
+                    // It is quiet: a thousand pipes that were busy once must not keep their buffers.
+                    p.out.release();
+                    p.tx.release();
+                }
             }
             st = self.flush(st, id, 1);
         }

@@ -16,6 +16,7 @@
 //! | `close` | flushing, linger, the count of what was lost |
 //! | `driver` | the background thread |
 //! | `notes` | waking a loop without a descriptor |
+//! | `sync` | what `notes` synchronizes by; the loom model has its own |
 //! | `sys` | what needs `unsafe` |
 //!
 //! Owns: all threads of the library. Never: holds a lock across a call that can block, a callback, or a
@@ -32,16 +33,17 @@ mod lead;
 mod notes;
 mod setup;
 mod stats;
+mod sync;
 mod sys;
 mod tx;
 mod waiters;
 
 pub(crate) use self::core::{Accept, Config, Core, PEERS};
-pub(crate) use endpoint::EndpointConfig;
 pub(crate) use drive::Drive;
+pub(crate) use endpoint::EndpointConfig;
 pub(crate) use lead::Want;
-pub(crate) use sys::CALLERS_LEAD;
 pub(crate) use notes::Notes;
 pub use notes::Notifier;
+pub(crate) use sys::CALLERS_LEAD;
 pub(crate) use tx::Tx;
 pub(crate) use waiters::Who;

@@ -1,16 +1,19 @@
 //! Notices to a socket's event loop from things that are no descriptor: inproc, a transport's own threads.
 //!
 //! A notice costs a system call only when the loop sleeps. The handshake with the sleeper is the lock around the
-//! list: the sleeper says that it sleeps and then looks at the list; a notifier adds to the list and then
-//! looks whether somebody sleeps. Whoever comes second sees the other.
+//! list: under it the sleeper looks at the list and says that it sleeps; under it a notifier adds to the list
+//! and looks whether somebody sleeps. Whoever comes second sees the other. To say that it is awake
+//! the loop needs no lock: a notifier that misses it wakes the loop for nothing. Who says that it sleeps next is
+//! ordered after that by the socket's lock.
 //!
 //! Owns: the list and the waker. Never: touches the socket's state or its lock.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use mio::Token;
+
+use super::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 
 /// The notices of one socket.
 pub(crate) struct Notes {
@@ -30,23 +33,23 @@ impl Notes {
 
     /// The loop is about to sleep, or somebody watches it who does. `false`: there are notices, do not.
     pub(crate) fn sleep(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
-        let quiet = self.list().is_empty();
-        if !quiet {
-            self.asleep.store(false, Ordering::SeqCst);
-        }
+        let list = self.list();
+        let quiet = list.is_empty();
+        self.asleep.store(quiet, Ordering::Relaxed);
         quiet
     }
 
     /// The loop runs and will look at the notices before it sleeps.
     pub(crate) fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.asleep.store(false, Ordering::Relaxed);
     }
 
     /// Takes the notices; from here on each source may give another.
     pub(crate) fn take(&self, into: &mut Vec<Token>) {
         for (token, pending) in self.list().drain(..) {
-            pending.store(false, Ordering::Release);
+            // A swap, not a store: it must see what a notice that found this flag set stands for, also if its
+            // source has no lock that would order the two.
+            pending.swap(false, Ordering::AcqRel);
             into.push(token);
         }
     }
@@ -84,8 +87,11 @@ impl Notifier {
         if self.pending.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.notes.list().push((self.token, self.pending.clone()));
-        if self.notes.asleep.swap(false, Ordering::SeqCst) {
+        let mut list = self.notes.list();
+        list.push((self.token, self.pending.clone()));
+        let asleep = self.notes.asleep.swap(false, Ordering::Relaxed);
+        drop(list);
+        if asleep {
             self.notes.nudge();
         }
     }

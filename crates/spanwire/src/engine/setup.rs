@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::core::{Alarm, Core, Fresh, Phase, State, Trash};
-use super::drive::Job;
+use super::drive::{Door, Job};
 use super::endpoint::{Backoff, Endpoint, EndpointConfig, Kind, NEXT_ADDRESS};
 use crate::error::Error;
 use crate::events::Event;
@@ -39,8 +39,11 @@ impl Core {
         let mut listener = transport.listen(url, &self.cfg.options).map_err(failed)?;
         let real = listener.url();
         let token = self.lock().tokens.insert(());
-        let registrar =
-            Registrar { registry: &self.registry, token: mio::Token(token), notifier: self.notes.notifier(mio::Token(token)) };
+        let registrar = Registrar {
+            registry: &self.registry,
+            token: mio::Token(token),
+            notifier: self.notes.notifier(mio::Token(token)),
+        };
         if let Err(e) = listener.register(&registrar) {
             self.lock().tokens.try_remove(token);
             return Err(failed(e));
@@ -63,8 +66,10 @@ impl Core {
         }
         let url: Arc<str> = real.into();
         let endpoint = next_number(&mut st);
-        st.endpoints.insert(endpoint, Endpoint { url: url.clone(), cfg, kind: Kind::Listener { token } });
-        st.fresh.push(Fresh::Listener { endpoint, token, url, listener });
+        let door = Door::new(listener);
+        let kind = Kind::Listener { token, door: door.clone() };
+        st.endpoints.insert(endpoint, Endpoint { url: url.clone(), cfg, kind });
+        st.fresh.push(Fresh::Listener { endpoint, token, url, door });
         st.emit(Event::Listening { endpoint, url: real.to_owned() });
         self.finish(st);
         Ok(endpoint)
@@ -123,9 +128,13 @@ impl Core {
     /// No more connections through this endpoint; its pipes stay.
     pub(crate) fn end_endpoint(&self, st: &mut State, endpoint: u32) {
         let Some(ended) = st.endpoints.remove(&endpoint) else { return };
-        st.alarms.retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
+        st.alarms
+            .retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
         match &ended.kind {
-            Kind::Listener { token } => st.fresh.push(Fresh::Drop { token: *token, drain: false }),
+            Kind::Listener { token, door } => {
+                st.trash.push(Trash::Listener(door.close()));
+                st.fresh.push(Fresh::Drop { token: *token, drain: false });
+            }
             Kind::Dialer { attempts, .. } => {
                 for &token in attempts {
                     st.fresh.push(Fresh::Drop { token, drain: false });
@@ -170,7 +179,7 @@ impl Core {
         let dialer = dialer.clone();
         st.jobs.push(Job::Dial { endpoint, url, token, dialer, target });
         if more {
-            st.alarms.insert((Time::now() + NEXT_ADDRESS, Alarm::NextTarget(endpoint)));
+            st.set_alarm(Time::now() + NEXT_ADDRESS, Alarm::NextTarget(endpoint));
         }
     }
 
@@ -221,7 +230,14 @@ impl Core {
     }
 
     /// `dial` itself said no.
-    pub(crate) fn attempt_failed(&self, st: &mut State, endpoint: u32, token: usize, url: String, error: String) {
+    pub(crate) fn attempt_failed(
+        &self,
+        st: &mut State,
+        endpoint: u32,
+        token: usize,
+        url: String,
+        error: String,
+    ) {
         forget_attempt(st, endpoint, token);
         self.connect_failed(st, endpoint, url, error);
     }
@@ -259,7 +275,8 @@ impl Core {
         let random = st.random();
         let give_up = st.phase == Phase::Closed;
         let Some(e) = st.endpoints.get_mut(&endpoint) else { return };
-        let Kind::Dialer { backoff, targets, attempts, pipe: None, resolving: false, waiting, .. } = &mut e.kind
+        let Kind::Dialer { backoff, targets, attempts, pipe: None, resolving: false, waiting, .. } =
+            &mut e.kind
         else {
             return;
         };
@@ -274,7 +291,7 @@ impl Core {
         }
         *waiting = true;
         let delay = backoff.next(random);
-        st.alarms.insert((Time::now() + delay, Alarm::Dial(endpoint)));
+        st.set_alarm(Time::now() + delay, Alarm::Dial(endpoint));
         st.emit(Event::ConnectRetry { endpoint, delay });
     }
 

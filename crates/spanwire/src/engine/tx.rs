@@ -28,7 +28,13 @@ pub(crate) enum Writer {
     /// Length-prefixed frames, encoded in place.
     Framed { stream: Box<dyn StreamWriter>, current: Frames, reply: Vec<u8> },
     /// The wire's own encoder.
-    Encoded { stream: Box<dyn StreamWriter>, encoder: Box<dyn Encoder>, bytes: Vec<u8>, at: usize, messages: usize },
+    Encoded {
+        stream: Box<dyn StreamWriter>,
+        encoder: Box<dyn Encoder>,
+        bytes: Vec<u8>,
+        at: usize,
+        messages: usize,
+    },
     /// Whole messages.
     Messages { pipe: Box<dyn MessageWriter>, batch: VecDeque<Message> },
 }
@@ -41,7 +47,12 @@ pub(crate) enum Wrote {
 
 impl Writer {
     /// Takes what has gathered, if nothing is left from before. `control` and `reply` go first.
-    pub(crate) fn load(&mut self, out: &mut Outbound, control: &mut Vec<(bool, Vec<u8>)>, replies: &mut Vec<u8>) {
+    pub(crate) fn load(
+        &mut self,
+        out: &mut Outbound,
+        control: &mut Vec<(bool, Vec<u8>)>,
+        replies: &mut Vec<u8>,
+    ) {
         match (self, out) {
             (Writer::Framed { current, reply, .. }, Outbound::Framed(frames)) => {
                 if current.is_empty() {
@@ -50,19 +61,19 @@ impl Writer {
                 }
                 control.clear();
             }
-            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch)) => {
-                if *at == bytes.len() {
-                    bytes.clear();
-                    *at = 0;
-                    bytes.append(replies);
-                    for (subscribe, topic) in control.drain(..) {
-                        encoder.control(subscribe, &topic, bytes);
-                    }
-                    *messages = batch.len();
-                    encoder.output(&mut batch.messages, bytes);
-                    batch.messages.clear();
-                    batch.bytes = 0;
+            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch))
+                if *at == bytes.len() =>
+            {
+                bytes.clear();
+                *at = 0;
+                bytes.append(replies);
+                for (subscribe, topic) in control.drain(..) {
+                    encoder.control(subscribe, &topic, bytes);
                 }
+                *messages = batch.len();
+                encoder.output(&mut batch.messages, bytes);
+                batch.messages.clear();
+                batch.bytes = 0;
             }
             (Writer::Messages { batch, .. }, Outbound::Messages(queue)) => {
                 if batch.is_empty() {
@@ -88,6 +99,15 @@ impl Writer {
                 }
             }
             Writer::Messages { batch, .. } => (batch.len(), batch.iter().map(|m| m.wire_len()).sum()),
+        }
+    }
+
+    /// Whether a message was written in part, so that nobody can have it back.
+    pub(crate) fn has_begun(&self) -> bool {
+        match self {
+            Writer::Framed { current, .. } => current.has_begun(),
+            // Encoded ones all count as begun and stay counted in `taken`; whole messages are never in part.
+            Writer::Encoded { .. } | Writer::Messages { .. } => false,
         }
     }
 
@@ -141,6 +161,16 @@ impl Writer {
         };
     }
 
+    /// Gives the buffers of a writer with nothing to write back.
+    fn release(&mut self) {
+        match self {
+            Writer::Framed { current, .. } => current.release(),
+            Writer::Encoded { bytes, at, .. } if *at == bytes.len() => (*bytes, *at) = (Vec::new(), 0),
+            Writer::Messages { batch, .. } if batch.is_empty() => *batch = VecDeque::new(),
+            _ => {}
+        }
+    }
+
     fn reclaim(&mut self) -> Option<Message> {
         match self {
             Writer::Framed { current, .. } => current.reclaim(),
@@ -192,6 +222,12 @@ impl Tx {
     /// What the dead pipe's writer had taken and not begun.
     pub(crate) fn reclaim(&mut self) -> Option<Message> {
         self.writer.as_mut()?.reclaim()
+    }
+
+    pub(crate) fn release(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.release();
+        }
     }
 
     pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {

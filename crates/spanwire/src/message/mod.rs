@@ -38,8 +38,16 @@ pub struct Message(Repr);
 #[derive(Clone)]
 enum Repr {
     /// Header `buf[off..mid]`, big-endian words; body `buf[mid..end]`.
-    Inline { off: u8, mid: u8, end: u8, buf: [u8; BUF] },
-    Shared { words: Words, body: Bytes },
+    Inline {
+        off: u8,
+        mid: u8,
+        end: u8,
+        buf: [u8; BUF],
+    },
+    Shared {
+        words: Words,
+        body: Bytes,
+    },
 }
 
 impl Message {

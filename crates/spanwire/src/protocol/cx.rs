@@ -304,6 +304,8 @@ pub(crate) struct Pipe {
     pub(crate) urgent: bool,
     pub(crate) dirty: bool,
     pub(crate) finishing: Option<Reason>,
+    /// The peer has gone; the pipe lives until what it sent is taken.
+    pub(crate) ended: Option<Reason>,
     pub(crate) control: Vec<(bool, Vec<u8>)>,
     /// Whether the wire knows control words.
     pub(crate) has_control: bool,
@@ -314,6 +316,12 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
+    /// Whether anything may be put.
+    #[inline]
+    fn sends(&self) -> bool {
+        self.open && self.finishing.is_none() && self.ended.is_none()
+    }
+
     #[inline]
     pub(crate) fn out_full(&self) -> bool {
         self.info
@@ -377,6 +385,7 @@ impl Pipes {
             urgent: false,
             dirty: false,
             finishing: None,
+            ended: None,
             control: Vec::new(),
             has_control: false,
             drops: DropCounts::default(),
@@ -416,6 +425,11 @@ impl Pipes {
         self.slab.len()
     }
 
+    /// Those whose peers are there.
+    pub(crate) fn live(&self) -> usize {
+        self.iter().filter(|p| p.ended.is_none()).count()
+    }
+
     pub(crate) fn ids(&self) -> Vec<PipeId> {
         self.slab.iter().map(|(_, p)| p.id).collect()
     }
@@ -440,6 +454,10 @@ impl Timers {
         }
         self.moved |= self.next().is_none_or(|first| at < first);
         self.by_time.insert((at, key));
+    }
+    #[inline]
+    pub(crate) fn moved(&self) -> bool {
+        self.moved
     }
     #[inline]
     pub(crate) fn take_moved(&mut self) -> bool {
@@ -484,6 +502,8 @@ pub(crate) struct Effects {
 /// The clock of a call: read at most once, and only if asked, since a read costs as much as a message.
 #[derive(Debug)]
 pub(crate) enum Clock {
+    /// The script's.
+    #[cfg(any(test, feature = "testkit"))]
     At(Time),
     Lazy(Cell<Option<Time>>),
 }
@@ -511,6 +531,7 @@ impl<'a> Cx<'a> {
     /// The time of this call: the same for all of it.
     pub fn now(&self) -> Time {
         match &self.clock {
+            #[cfg(any(test, feature = "testkit"))]
             Clock::At(at) => *at,
             Clock::Lazy(read) => match read.get() {
                 Some(at) => at,
@@ -553,6 +574,13 @@ impl<'a> Cx<'a> {
             p.stalled = false;
             self.fx.unstalled.push(pipe);
         }
+        if p.inq.is_empty()
+            && p.open
+            && let Some(why) = &p.ended
+        {
+            p.open = false;
+            self.fx.closes.push((pipe, why.clone()));
+        }
         msg
     }
 
@@ -571,7 +599,7 @@ impl<'a> Cx<'a> {
     /// Whether `put` would take a message now.
     #[inline]
     pub fn has_room(&self, pipe: PipeId) -> bool {
-        self.pipes.get(pipe).is_some_and(|p| p.open && p.finishing.is_none() && !p.out_full())
+        self.pipes.get(pipe).is_some_and(|p| p.sends() && !p.out_full())
     }
 
     /// Messages and bytes (as framed) that are queued on `pipe` and not yet taken by its writer.
@@ -586,7 +614,7 @@ impl<'a> Cx<'a> {
     #[inline]
     pub fn put(&mut self, pipe: PipeId, msg: Message) -> Result<Room, PutError> {
         let Some(p) = self.pipes.get_mut(pipe) else { return Err(PutError::Gone(msg)) };
-        if !p.open || p.finishing.is_some() {
+        if !p.sends() {
             return Err(PutError::Gone(msg));
         }
         if p.out_full() {
@@ -598,7 +626,7 @@ impl<'a> Cx<'a> {
             self.fx.dirty.push(pipe);
         }
         p.sent.0 += 1;
-        p.sent.1 += msg.len() as u64;
+        p.sent.1 += msg.wire_len() as u64;
         p.out.push(msg);
         if p.out_full() {
             p.was_full = true;
@@ -648,7 +676,7 @@ impl<'a> Cx<'a> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.tx.reclaim().or_else(|| p.out.reclaim())?;
         p.sent.0 = p.sent.0.saturating_sub(1);
-        p.sent.1 = p.sent.1.saturating_sub(msg.len() as u64);
+        p.sent.1 = p.sent.1.saturating_sub(msg.wire_len() as u64);
         Some(msg)
     }
 

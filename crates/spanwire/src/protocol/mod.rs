@@ -207,6 +207,13 @@ pub trait Protocol: Any + Send {
     /// the end) and [`Cx::reclaim`] (what was not begun to be sent) still work, in this call only.
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId);
 
+    /// The peer has ended the connection, and messages from it are still pending. `true`: the pipe stays, for
+    /// receiving only, until they are taken (so what many short-lived peers sent is bounded by their pipes, as it was before);
+    /// `false`, the default: it closes now.
+    fn pipe_ended(&mut self, _cx: &mut Cx<'_>, _pipe: PipeId) -> bool {
+        false
+    }
+
     /// Messages were added to the pipe's inbound queue: once for each batch, and it may be spurious.
     ///
     /// A protocol that does not receive must take and drop them here ([`discard`]): a full queue stops

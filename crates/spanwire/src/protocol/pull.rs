@@ -31,6 +31,10 @@ impl Protocol for Pull {
         Ok(())
     }
 
+    fn pipe_ended(&mut self, _: &mut Cx<'_>, _: PipeId) -> bool {
+        true // what it sent is still to be received
+    }
+
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.queue.keep(cx, pipe);
     }
@@ -49,7 +53,7 @@ impl Receives for Pull {
 
     #[inline]
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Message> {
-        self.queue.take(cx).map(|(_, msg)| msg)
+        self.queue.take_any(cx)
     }
 }
 
@@ -107,6 +111,25 @@ mod tests {
         assert_eq!(s.recv(), Some("1".into()));
         assert_eq!(s.arrive(a, ["3"]), 1);
         assert_eq!((all(&mut s), s.all_drops()), (vec!["2".into(), "3".to_string()], 0));
+    }
+
+    #[test]
+    fn what_many_short_lived_peers_sent_is_all_delivered() {
+        let mut s = Script::new(Pull::new());
+        for peer in 0..50 {
+            let a = s.open(3);
+            assert_eq!(s.arrive(a, (0..3).map(|n| format!("{peer}.{n}"))), 3);
+            s.end(a);
+        }
+        assert!(s.closed.is_empty(), "each pipe bounds what its peer left");
+        let mut got = 0;
+        while s.recv().is_some() {
+            got += 1;
+        }
+        assert_eq!((got, s.all_drops(), s.closed.len()), (150, 0, 50));
+        let b = s.open(3);
+        s.end(b);
+        assert_eq!(s.closed.len(), 51, "one that left nothing goes at once");
     }
 
     #[test]

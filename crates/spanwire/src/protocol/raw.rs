@@ -217,6 +217,10 @@ impl Protocol for RawSub {
         Ok(())
     }
 
+    fn pipe_ended(&mut self, _: &mut Cx<'_>, _: PipeId) -> bool {
+        true // what it sent is still to be received
+    }
+
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.queue.keep(cx, pipe);
     }

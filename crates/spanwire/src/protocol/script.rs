@@ -99,6 +99,18 @@ impl<P: Protocol> Script<P> {
         self.call(|_, cx| cx.close(pipe, Reason::Peer));
     }
 
+    /// The peer of `pipe` ends the connection: what it sent before may still be taken, if the protocol wants it.
+    pub fn end(&mut self, pipe: PipeId) {
+        let pending = self.pipes.get(pipe).is_some_and(|p| !p.inq.is_empty());
+        if pending && self.call(|p, cx| p.pipe_ended(cx, pipe)) {
+            if let Some(p) = self.pipes.get_mut(pipe) {
+                p.ended = Some(Reason::Peer);
+            }
+        } else {
+            self.lose(pipe);
+        }
+    }
+
     /// Messages arrive as one batch; returns how many the inbound queue took.
     pub fn arrive<M: Into<Message>>(&mut self, pipe: PipeId, msgs: impl IntoIterator<Item = M>) -> usize {
         let mut n = 0;
@@ -109,7 +121,7 @@ impl<P: Protocol> Script<P> {
                 }
                 let msg = msg.into();
                 p.received.0 += 1;
-                p.received.1 += msg.len() as u64;
+                p.received.1 += msg.wire_len() as u64;
                 p.inq.push(msg);
                 n += 1;
             }

@@ -104,6 +104,10 @@ impl Protocol for Sub {
         Ok(())
     }
 
+    fn pipe_ended(&mut self, _: &mut Cx<'_>, _: PipeId) -> bool {
+        true // what it sent is still to be received
+    }
+
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.pipes.remove(pipe);
         self.inbound.keep(cx, pipe);

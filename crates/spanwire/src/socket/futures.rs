@@ -67,7 +67,8 @@ impl<P: Receives> Future for RecvFuture<P> {
     type Output = Result<P::Item, RecvError>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let me = &mut *self;
-        let got = me.socket.core().poll_on(Want::Recv, &mut me.slot, cx.waker(), |p, cx| down::<P>(p).recv(cx));
+        let got =
+            me.socket.core().poll_on(Want::Recv, &mut me.slot, cx.waker(), |p, cx| down::<P>(p).recv(cx));
         got.map(|got| got.map_err(RecvError::from))
     }
 }

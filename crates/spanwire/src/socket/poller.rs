@@ -86,6 +86,8 @@ struct Member {
     core: Arc<Core>,
     fd: RawFd,
     interest: Interest,
+    /// An event of its poll was spent while somebody else led: no other announces what is left.
+    missed: bool,
     /// Keeps the socket open.
     _socket: Box<dyn std::any::Any + Send>,
 }
@@ -125,7 +127,7 @@ impl Poller {
                 .register(&mut SourceFd(&fd), Token(key), mio::Interest::READABLE)
                 .map_err(Error::System)?;
         }
-        let member = Member { core, fd, interest, _socket: Box::new(socket.clone()) };
+        let member = Member { core, fd, interest, missed: false, _socket: Box::new(socket.clone()) };
         match self.members.get_mut(key) {
             Some(slot) => *slot = Some(member),
             None => self.members.push(Some(member)),
@@ -156,7 +158,11 @@ impl Poller {
         loop {
             let mut holds = Vec::with_capacity(self.members.len());
             let mut ready = self.hold_all(&mut holds);
-            let slept = if ready.is_empty() { self.sleep(&mut holds, if late { Some(Instant::now()) } else { deadline }) } else { Ok(false) };
+            let slept = if ready.is_empty() {
+                self.sleep(&mut holds, if late { Some(Instant::now()) } else { deadline })
+            } else {
+                Ok(false)
+            };
             let found = self.release_all(holds);
             if ready.is_empty() {
                 ready = found;
@@ -172,8 +178,8 @@ impl Poller {
     /// all that is.
     fn hold_all(&mut self, holds: &mut Vec<Hold>) -> Vec<Ready> {
         let mut ready = Vec::new();
-        for (key, member) in self.members.iter().enumerate() {
-            let Some(Member { core, interest, .. }) = member else {
+        for (key, member) in self.members.iter_mut().enumerate() {
+            let Some(Member { core, interest, missed, .. }) = member else {
                 holds.push(Hold::None);
                 continue;
             };
@@ -196,7 +202,7 @@ impl Poller {
                     st = core.refresh(st, &mut drive);
                     core.before_sleep(&mut st, &drive, want);
                     core.finish(st);
-                    if drive.sticky() || !core.notes.sleep() {
+                    if std::mem::take(missed) || drive.sticky() || !core.notes.sleep() {
                         core.notes.nudge(); // served below, by its own wake
                     }
                     holds.push(Hold::Lead(drive));
@@ -238,8 +244,12 @@ impl Poller {
             let told = self.events.iter().any(|e| e.token() == WAKE);
             let events: Vec<usize> = self.events.iter().map(|e| e.token().0).collect();
             let mut any = false;
-            for (key, (member, hold)) in self.members.iter().zip(holds.iter_mut()).enumerate() {
-                let (Some(member), Hold::Lead(drive)) = (member, hold) else { continue };
+            for (key, (member, hold)) in self.members.iter_mut().zip(holds.iter_mut()).enumerate() {
+                let Some(member) = member else { continue };
+                let Hold::Lead(drive) = hold else {
+                    member.missed |= events.contains(&key);
+                    continue;
+                };
                 let due = member.core.lock().due_with(drive).is_some_and(|at| at.instant() <= now);
                 if events.contains(&key) || due {
                     any |= member.core.serve(drive, member.interest.want());

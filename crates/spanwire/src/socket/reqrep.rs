@@ -109,7 +109,11 @@ impl Req {
     ///
     /// # Errors
     /// [`RequestError::TimedOut`], or see [`RequestError`].
-    pub fn request_timeout(&self, msg: impl Into<Message>, timeout: Duration) -> Result<Message, RequestError> {
+    pub fn request_timeout(
+        &self,
+        msg: impl Into<Message>,
+        timeout: Duration,
+    ) -> Result<Message, RequestError> {
         self.request_until(msg.into(), deadline(timeout))
     }
 
@@ -174,7 +178,7 @@ impl Req {
 
     /// Number of requests that have no reply yet.
     pub fn outstanding(&self) -> usize {
-        self.with(|p, _| p.outstanding())
+        if self.core().forked() { 0 } else { self.with(|p, _| p.outstanding()) }
     }
 }
 
@@ -238,7 +242,8 @@ impl Future for Pending {
         let me = &mut *self;
         let id = me.id;
         let key = Want::Key(id.key());
-        let got = me.socket.core().poll_on(key, &mut me.slot, cx.waker(), |p, _| down::<req::Req>(p).poll(id));
+        let got =
+            me.socket.core().poll_on(key, &mut me.slot, cx.waker(), |p, _| down::<req::Req>(p).poll(id));
         let got = ready!(got);
         me.done = got.is_ok();
         Poll::Ready(ended(got))
@@ -249,7 +254,7 @@ impl Drop for Pending {
     fn drop(&mut self) {
         let id = self.id;
         self.socket.core().unpark(Want::Key(id.key()), self.slot.take());
-        if !self.done {
+        if !self.done && !self.socket.core().forked() {
             self.socket.with(|p, cx| p.cancel(cx, id));
         }
     }
