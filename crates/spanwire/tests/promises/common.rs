@@ -154,16 +154,6 @@ pub(crate) fn frame(ipc: bool, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Reads one frame.
-pub(crate) fn read_frame(socket: &mut Socket, ipc: bool) -> std::io::Result<Vec<u8>> {
-    let mut head = vec![0; 8 + usize::from(ipc)];
-    socket.read_exact(&mut head)?;
-    let length = head[usize::from(ipc)..].iter().fold(0usize, |n, b| n << 8 | usize::from(*b));
-    let mut body = vec![0; length];
-    socket.read_exact(&mut body)?;
-    Ok(body)
-}
-
 /// Reads to the end: whole frames, and how many bytes of a cut one.
 pub(crate) fn read_to_end(socket: &mut Socket, ipc: bool) -> (Vec<Vec<u8>>, usize) {
     let mut bytes = Vec::new();

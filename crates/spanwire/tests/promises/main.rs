@@ -11,10 +11,10 @@ mod p08_sizes;
 mod p09_events;
 mod p10_requests;
 mod p11_cancel;
-
-
-
-
-
-
-
+mod p12_threads_and_forks;
+mod p14_redial;
+mod p15_bounds;
+mod p16_liveness;
+mod p20_descriptors;
+mod p21_names;
+mod p23_memory;

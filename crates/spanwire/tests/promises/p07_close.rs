@@ -199,14 +199,12 @@ fn promise_07_without_linger_a_drop_sends_no_more() {
         push.connect(&url).unwrap();
         (0..5000).for_each(|_| push.send(vec![7; 10_000]).unwrap());
         drop(push);
+        // The peer attached, or does yet, and goes; a full queue does not see that.
         let mut n = 0;
-        while let Ok(msg) = pull.recv_timeout(if pull.peers() == 0 { Duration::ZERO } else { SOON }) {
-            assert_eq!(msg.len(), 10_000);
-            n += 1;
-            if pull.peers() == 0 && !pull.readiness().recv {
-                break;
-            }
-        }
+        until("it has gone", || {
+            n += std::iter::from_fn(|| pull.try_recv().ok()).count();
+            pull.stats().detached == 1 && !pull.readiness().recv
+        });
         assert!(n < 5000, "{url}");
     }
 }

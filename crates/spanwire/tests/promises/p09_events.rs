@@ -62,7 +62,7 @@ fn promise_09_a_listener_tells_exactly_what_happened_to_it() {
         step(1);
         drop(second);
         step(1);
-        peer(&url, SUB).write_all(b"late").unwrap();
+        drop(peer(&url, SUB));
         step(1);
         dial(&url).write_all(b"GET /").unwrap();
         step(1);

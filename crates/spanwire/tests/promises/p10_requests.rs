@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use spanwire::{DropReason, Rep, Req, RequestError};
@@ -16,27 +17,27 @@ fn requester(resend: Option<Duration>) -> Req {
     Req::builder().reconnect(FAST.0, FAST.1).resend(resend).build().unwrap()
 }
 
-/// What a raw replier does to one connection: says the handshake and the reply up to so many bytes in all, and goes.
-fn answer(mut stream: TcpStream, upto: usize) -> Option<Vec<u8>> {
+/// What a raw replier does to one connection: says the handshake and its reply up to so many bytes in all, and goes.
+fn serve(mut stream: TcpStream, upto: usize, tell: &mpsc::Sender<Vec<u8>>) {
     stream.set_read_timeout(Some(SOON)).unwrap();
-    let hello = handshake(REP);
-    stream.write_all(&hello[..upto.min(8)]).unwrap();
-    if upto < 8 {
-        return None;
+    stream.write_all(&handshake(REP)[..upto.min(8)]).unwrap();
+    if upto < 8 || stream.read_exact(&mut [0; 8]).is_err() {
+        return;
     }
-    stream.read_exact(&mut [0; 8]).unwrap();
-    let mut head = [0; 8];
-    stream.read_exact(&mut head).ok()?; // the requester may be done, and gone
-    let mut request = vec![0; u64::from_be_bytes(head) as usize];
-    stream.read_exact(&mut request).unwrap();
-    let mut reply = request.clone(); // the id, and what was asked
-    reply.extend_from_slice(b"!");
-    let bytes = frame(false, &reply);
-    stream.write_all(&bytes[..bytes.len().min(upto - 8)]).unwrap();
-    if upto - 8 >= bytes.len() {
-        let _ = stream.read(&mut [0; 1]); // till the requester goes
+    loop {
+        let mut head = [0; 8];
+        if stream.read_exact(&mut head).is_err() {
+            return; // the requester is done
+        }
+        let mut request = vec![0; u64::from_be_bytes(head) as usize];
+        stream.read_exact(&mut request).unwrap();
+        tell.send(request[4..].to_vec()).unwrap();
+        let bytes = frame(false, &[&request[..], b"!"].concat()); // the id, and what was asked
+        stream.write_all(&bytes[..bytes.len().min(upto - 8)]).unwrap();
+        if upto < usize::MAX {
+            return;
+        }
     }
-    Some(request[4..].to_vec())
 }
 
 /// One connection after another is cut at the next byte; `ask` is called for each cut and for the whole.
@@ -47,16 +48,16 @@ fn cut_at_every_byte(resend: Option<Duration>, check: impl Fn(usize, usize, Resu
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("tcp://{}", listener.local_addr().unwrap());
         let (tell, seen) = mpsc::channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let last = over.clone();
         let server = std::thread::spawn(move || {
             let mut upto = cut;
             loop {
                 let (stream, _) = listener.accept().unwrap();
-                if let Some(request) = answer(stream, upto) {
-                    if request == b"stop" {
-                        return;
-                    }
-                    tell.send(request).unwrap();
+                if last.load(Ordering::SeqCst) {
+                    return;
                 }
+                serve(stream, upto, &tell);
                 upto = usize::MAX; // the next ones are served
             }
         });
@@ -68,10 +69,8 @@ fn cut_at_every_byte(resend: Option<Duration>, check: impl Fn(usize, usize, Resu
             assert_eq!(next.unwrap(), "next!", "cut at {cut}");
         }
         req.close(SOON).unwrap();
-        // The server's last connection.
-        let mut stop = TcpStream::connect(url.trim_start_matches("tcp://")).unwrap();
-        let _ = stop.write_all(&[&handshake(REQ)[..], &frame(false, &[&[0x80, 0, 0, 1][..], b"stop"].concat())].concat());
-        let _ = stop.shutdown(std::net::Shutdown::Write);
+        over.store(true, Ordering::SeqCst);
+        drop(TcpStream::connect(url.trim_start_matches("tcp://")));
         server.join().unwrap();
         let mut counts: HashMap<Vec<u8>, usize> = HashMap::new();
         seen.try_iter().for_each(|request| *counts.entry(request).or_default() += 1);

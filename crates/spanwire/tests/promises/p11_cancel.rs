@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::task::Poll;
 use std::time::Duration;
 
+use spanwire::transport::{IpcOptions, TcpOptions};
 use spanwire::{Limit, Pull, Push, Rep, Req, RequestError};
 
 use crate::common::*;
@@ -61,17 +62,24 @@ async fn receive(pull: &Pull, rng: &mut Rng, cancelled: &mut u64) -> (u32, u32) 
     }
 }
 
+fn pushing(limit: Limit, small: &TcpOptions, small_ipc: &IpcOptions) -> Push {
+    Push::builder().send_queue(limit).option(small.clone()).option(small_ipc.clone()).build().unwrap()
+}
+
 #[test]
 fn promise_11_hundreds_of_thousands_of_messages_through_cancelled_futures_none_lost_doubled_or_reordered() {
     for (seed, url) in urls().into_iter().enumerate() {
         let n = 35_000u32;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         let limit = Limit::messages(64);
-        let pull = Pull::builder().recv_queue(limit).build().unwrap();
+        // Small buffers of the kernel, so that senders have to wait.
+        let small = TcpOptions::default().send_buffer(Some(4096)).recv_buffer(Some(4096));
+        let small_ipc = IpcOptions::default().send_buffer(Some(4096));
+        let pull = Pull::builder().recv_queue(limit).option(small.clone()).build().unwrap();
         let url = pull.bind(&url).unwrap().url().to_owned();
-        let shared = Push::builder().send_queue(limit).build().unwrap();
+        let shared = pushing(limit, &small, &small_ipc);
         shared.connect(&url).unwrap();
-        let own = Push::builder().send_queue(limit).build().unwrap();
+        let own = pushing(limit, &small, &small_ipc);
         own.connect(&url).unwrap();
         let senders: Vec<_> = [shared.clone(), shared, own]
             .into_iter()
