@@ -22,7 +22,8 @@ use crate::store::{Identity, Store};
 use crate::tree::{self, Output};
 use crate::wire::NackCode;
 use crate::{
-    Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State, Update,
+    ChangeSet, Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State,
+    Update,
 };
 
 /// Longest list of keys that is put into the hook's environment, in bytes; the file has all of it.
@@ -263,16 +264,18 @@ impl<'a> Agent<'a> {
                     self.log.say(format_args!("{why}; the directory is compared whole"));
                 }
                 self.dirty = true;
-                self.repair();
+                self.repair(&changes);
             }
         }
     }
 
-    /// Makes the directory hold what is shown, whatever is in it.
-    fn repair(&mut self) {
+    /// Makes the directory hold what is shown, whatever is in it. `expected` to differ is what changes anyway.
+    fn repair(&mut self, expected: &ChangeSet) {
         let Some((head, state)) = self.shown.clone() else { return };
         match self.output.repair(&state, &self.config.limits) {
-            Ok(differed) => {
+            Ok(mut differed) => {
+                let changes: BTreeSet<String> = expected.keys().map(Key::to_string).collect();
+                differed.retain(|what| !changes.contains(what));
                 (self.dirty, self.repair) = (false, None);
                 if !differed.is_empty() {
                     self.log.say(format_args!(
@@ -335,7 +338,7 @@ impl<'a> Agent<'a> {
             self.socket.with(|r, cx| r.retry(cx));
         }
         if self.repair.is_some_and(|at| at <= now) {
-            self.repair();
+            self.repair(&ChangeSet::new());
         }
         let status: ReplicaStatus = self.socket.with(|r, cx| r.status(cx.now()));
         if let Some(boot) = status.stale_boot {

@@ -48,6 +48,12 @@ pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, 
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
 pub use wire::{Level, NackCode};
 
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../docs/guide-config-sync.md")]
+    struct Guide;
+}
+
 /// SP id of the sending side: 0xFCF0.
 pub const SENDER: u16 = 0xFCF0;
 /// SP id of the receiving side: 0xFCF1.

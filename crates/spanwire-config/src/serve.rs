@@ -231,7 +231,14 @@ impl<'a> Server<'a> {
                 });
                 match changed {
                     Ok((now, highest, own)) => {
-                        now.iter().filter(|node| !last.contains(node)).for_each(|node| log.say(line(node)));
+                        // The steps between a change and its end are not worth a line for each node.
+                        let told = |n: &NodeStatus| (n.connected, n.applied, n.refused.clone(), n.conflict);
+                        for node in &now {
+                            let before = last.iter().find(|old| old.node == node.node);
+                            if before.map(told) != Some(told(node)) {
+                                log.say(line(node));
+                            }
+                        }
                         if own.is_some_and(|own| highest > own) && highest != told_epoch {
                             told_epoch = highest;
                             log.say(format_args!(
@@ -241,6 +248,8 @@ impl<'a> Server<'a> {
                             ));
                         }
                         last = now;
+                        // Reports come in swarms; one look is enough for a tenth of a second of them.
+                        let _ = shutdown.0.recv_timeout(Duration::from_millis(100));
                     }
                     Err(spanwire::WaitError::TimedOut) => {}
                     Err(_) => return,

@@ -201,6 +201,26 @@ fn invariant_05_nothing_is_visible_before_its_digest_was_recomputed() {
 }
 
 #[test]
+fn invariant_09_a_step_from_elsewhere_is_not_tried_and_a_fresh_start_is_asked_for() {
+    let (mut a, mut r, mut link) = pair();
+    // The first of two steps is lost, as no pipe does it: the second does not fit.
+    commit(&mut a, &puts([("a", "2")]));
+    a.drain(link.above, usize::MAX);
+    let at = commit(&mut a, &puts([("b", "3")]));
+    link.down.clear();
+    link.flow(&mut a, &mut r);
+    assert!(link.up.iter().any(|f| matches!(f, Frame::Want(WantReason::Other, _))));
+    assert_eq!(r.counted("digest-failures"), 0);
+    assert_eq!(accept(&mut r, Level::Applied).position(), at);
+    // The same step once more, as no sender does it: nothing changes.
+    let again: Vec<Vec<u8>> =
+        link.down.iter().filter(|f| matches!(f, Frame::Slice(_))).map(Frame::encode).collect();
+    r.arrive(link.below, again);
+    assert!(r.recv().is_none());
+    assert_eq!((r.counted("verified"), data(&r)), (2, Data::Live));
+}
+
+#[test]
 fn a_snapshot_without_its_digest_ends_the_pipe() {
     let (mut a, mut r) = (authority(Settings::default()), replica(1));
     commit(&mut a, &puts([("a", "vvv")]));
@@ -319,6 +339,35 @@ fn invariant_12_conflicting_incarnations_freeze_what_is_visible_until_a_higher_e
 }
 
 #[test]
+fn invariant_07_a_node_of_a_lost_history_is_listed_and_gets_no_data() {
+    // A store put back from an older copy: the same epoch and incarnation, other commits.
+    for lost in [1, 2, 5] {
+        let (mut a, mut r, mut link) = pair();
+        for n in 1..lost {
+            commit(&mut a, &puts([("a", &format!("lost {n}"))]));
+            link.flow(&mut a, &mut r);
+            accept(&mut r, Level::Applied);
+        }
+        r.lose(link.below);
+        let mut b = authority(Settings::default());
+        commit(&mut b, &puts([("a", "other")]));
+        commit(&mut b, &puts([("a", "another")]));
+        let mut link = Link::new(&mut b, &mut r);
+        // Its HELLO alone says it.
+        b.arrive(link.above, r.drain(link.below, usize::MAX));
+        assert_eq!((b.protocol.status()[0].conflict, b.counted("conflicts")), (true, 1), "revision {lost}");
+        let before = r.protocol.visible().map(|(head, _)| head.position);
+        link.flow(&mut b, &mut r);
+        for n in 0..9 {
+            commit(&mut b, &puts([("a", &format!("more {n}"))]));
+            link.flow(&mut b, &mut r);
+        }
+        assert!(link.slices().is_empty() && r.recv().is_none(), "revision {lost}");
+        assert_eq!(r.protocol.visible().map(|(head, _)| head.position), before);
+    }
+}
+
+#[test]
 fn invariant_12_a_lower_epoch_is_ignored() {
     let (mut a, mut r, mut link) = pair();
     let prepared = a.protocol.prepare_epoch(epoch(5)).expect("above");
@@ -334,6 +383,7 @@ fn invariant_12_a_lower_epoch_is_ignored() {
     let mut link = Link::new(&mut old, &mut r);
     link.flow(&mut old, &mut r);
     assert!(link.slices().is_empty() && r.recv().is_none());
+    assert!(r.counted("upstream-behind") > 0);
     assert_eq!(old.protocol.highest_epoch(), 5);
     assert_eq!(r.protocol.visible().map(|(head, _)| head.position.epoch), Some(epoch(5)));
 }
@@ -625,4 +675,41 @@ fn the_table_of_nodes_is_bounded() {
     let names: Vec<String> = a.protocol.status().into_iter().map(|s| s.name).collect();
     assert_eq!(names.len(), 3);
     assert!(names.contains(&"n9".to_owned()));
+}
+
+#[test]
+fn seq_goes_on_rising_over_a_restart_of_the_authority() {
+    let (mut a, mut r, mut link) = pair();
+    for _ in 0..5 {
+        a.advance(BEACON);
+        r.advance(BEACON);
+        link.flow(&mut a, &mut r);
+    }
+    let seq = |link: &Link| {
+        let heads =
+            link.down.iter().filter_map(|f| if let Frame::Beacon(heads) = f { heads.first() } else { None });
+        heads.map(|head| head.seq).max()
+    };
+    let before = seq(&link);
+    let (head, state) = (a.protocol.head().cloned(), a.protocol.state().cloned());
+    let origin = Origin::restored(head.expect("committed"), state.expect("committed"), 2);
+    let mut a = Script::new(Distributor::new(Settings::default(), origin));
+    r.lose(link.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert!(before.is_some() && seq(&link) > before, "{:?} after {before:?}", seq(&link));
+    assert!(r.protocol.status(r.now()).fresh && link.slices().is_empty());
+}
+
+#[test]
+fn invariant_14_a_node_that_came_back_is_here_when_its_old_pipe_ends_late() {
+    let (mut a, mut r, old) = pair();
+    r.lose(old.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    // The authority hears of the old pipe's end only now.
+    a.lose(old.above);
+    assert!(a.protocol.status()[0].connected);
+    a.lose(link.above);
+    assert!(!a.protocol.status()[0].connected);
 }

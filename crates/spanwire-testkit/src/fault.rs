@@ -324,11 +324,11 @@ impl MessageReader for FaultyReceiver {
 struct FaultySender(Box<dyn MessageWriter>, Lane);
 
 impl MessageWriter for FaultySender {
-    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<()> {
+    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<bool> {
         let n = match self.1.enter() {
             Ok(n) => n.min(batch.len()),
             // A writer says "not now" by leaving messages in the batch.
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(e) => return Err(e),
         };
         let later = batch.split_off(n);

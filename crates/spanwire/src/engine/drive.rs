@@ -8,14 +8,14 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use mio::{Events, Poll, Token};
 
 use super::core::Core;
+use super::pool::Pool;
 use super::tx::Writer;
 use crate::Message;
 use crate::protocol::{PipeId, Reason, Time};
@@ -31,6 +31,8 @@ pub(crate) const WAKE: Token = Token(usize::MAX);
 const READ: usize = 256 * 1024;
 /// A frame of which more than this is missing gets a buffer of its own, read straight into.
 const OWN: usize = 32 * 1024;
+/// Read behind a large frame: the head of the next, and not so much of its body that copying it would hurt.
+const SPILL: usize = 1024;
 const EVENTS: usize = 256;
 /// Connections accepted from one listener in a round.
 const ACCEPTS: usize = 32;
@@ -184,8 +186,9 @@ pub(crate) struct StreamRx {
     decoder: Box<dyn Decoder>,
     /// What was left of the last read: less than a frame, or all that came while the queue was full.
     partial: Vec<u8>,
-    /// A large frame on its way: its buffer, how much of it is filled, and how long it will be.
-    large: Option<(Vec<u8>, usize, usize)>,
+    /// A large frame on its way.
+    large: Option<Large>,
+    pool: Arc<Pool>,
     /// `partial` holds whole frames: decode before reading more.
     undecoded: bool,
     /// A read that came back short has emptied the stream.
@@ -193,6 +196,16 @@ pub(crate) struct StreamRx {
     /// The peer has ended its direction: read until that is seen.
     ending: bool,
     recv_max: usize,
+}
+
+/// A large frame on its way.
+struct Large {
+    /// Where it goes; from the pool it may be longer.
+    buf: Vec<u8>,
+    /// How much of it is there.
+    have: usize,
+    /// How long it will be.
+    total: usize,
 }
 
 enum Filled {
@@ -209,7 +222,7 @@ impl StreamRx {
             scratch.resize(READ, 0);
         }
         if self.large.is_some() {
-            return self.fill_large(inbox);
+            return self.fill_large(scratch, inbox);
         }
         let keep = self.partial.len();
         if scratch.len() <= keep {
@@ -234,16 +247,20 @@ impl StreamRx {
                 Err(e) => return Filled::End(broken(&e)),
             }
         }
-        let mut input = Input::new(&scratch[..end]);
-        let result = self.decoder.input(&mut input, inbox);
-        let (used, need) = input.done();
-        if let Err(e) = result {
-            return Filled::End(wire_reason(e));
-        }
-        let full = scratch.len();
-        match self.keep(&scratch[used..end], need, inbox.wants_more(), full) {
+        match self.decode(&scratch[..end], scratch.len(), inbox) {
             Some(reason) => Filled::End(reason),
             None => filled,
+        }
+    }
+
+    /// Decodes `bytes`, which lie in a buffer of `full` bytes that others use next, and keeps the rest.
+    fn decode(&mut self, bytes: &[u8], full: usize, inbox: &mut Inbox) -> Option<Reason> {
+        let mut input = Input::new(bytes);
+        let result = self.decoder.input(&mut input, inbox);
+        let (used, need) = input.done();
+        match result {
+            Ok(()) => self.keep(&bytes[used..], need, inbox.wants_more(), full),
+            Err(e) => Some(wire_reason(e)),
         }
     }
 
@@ -260,7 +277,12 @@ impl StreamRx {
             if need > self.recv_max.saturating_add(2 * READ) {
                 return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
             }
-            self.large = Some((rest.to_vec(), rest.len(), need));
+            let mut buf = self.pool.take(need).unwrap_or_default();
+            if buf.len() < rest.len() {
+                buf.resize(rest.len(), 0);
+            }
+            buf[..rest.len()].copy_from_slice(rest);
+            self.large = Some(Large { buf, have: rest.len(), total: need });
             self.partial = Vec::new();
             return None;
         }
@@ -271,33 +293,39 @@ impl StreamRx {
         None
     }
 
-    fn fill_large(&mut self, inbox: &mut Inbox) -> Filled {
-        let Some((buf, have, total)) = &mut self.large else { return Filled::More };
+    /// Reads on in a large frame, straight into its place; what comes behind it goes to `scratch`, so that a
+    /// stream of large frames takes one read for each.
+    fn fill_large(&mut self, scratch: &mut [u8], inbox: &mut Inbox) -> Filled {
+        let Some(Large { buf, have, total }) = &mut self.large else { return Filled::More };
         if !inbox.wants_more() {
             return Filled::More;
         }
-        if *have == buf.len() {
+        if *have == buf.len() && buf.len() < *total {
             // Memory follows what has arrived: at most as much again.
             let grown = (*have * 2).max(2 * OWN).min(*total);
             buf.reserve_exact(grown - buf.len());
             buf.resize(grown, 0);
         }
-        let space = buf.len() - *have;
-        match self.reader.read(&mut buf[*have..]) {
+        let end = buf.len().min(*total);
+        let space = end - *have;
+        let spill = if end == *total { &mut scratch[..SPILL] } else { &mut [] };
+        let room = space + spill.len();
+        let mut slices = [IoSliceMut::new(&mut buf[*have..end]), IoSliceMut::new(spill)];
+        let n = match self.reader.read_vectored(&mut slices) {
             Ok(0) => return Filled::End(Reason::Peer),
-            Ok(n) => {
-                *have += n;
-                if *have < *total {
-                    let empty = n < space && self.short_is_empty && !self.ending;
-                    return if empty { Filled::Empty } else { Filled::More };
-                }
-            }
+            Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Filled::Empty,
             Err(e) if e.kind() == ErrorKind::Interrupted => return Filled::More,
             Err(e) => return Filled::End(broken(&e)),
+        };
+        let filled =
+            if n < room && self.short_is_empty && !self.ending { Filled::Empty } else { Filled::More };
+        *have += n.min(space);
+        if *have < *total {
+            return filled;
         }
-        let Some((buf, ..)) = self.large.take() else { return Filled::More };
-        let all = Bytes::from(buf);
+        let Some(Large { buf, total, .. }) = self.large.take() else { return filled };
+        let all = self.pool.lend(buf, total);
         let mut input = Input::own(all.clone());
         let result = self.decoder.input(&mut input, inbox);
         let (used, need) = input.done();
@@ -305,10 +333,14 @@ impl StreamRx {
         if let Err(e) = result {
             return Filled::End(wire_reason(e));
         }
-        match self.keep(&all[used..], need, inbox.wants_more(), READ) {
-            Some(reason) => Filled::End(reason),
-            None => Filled::More,
-        }
+        let behind = &scratch[..n - space];
+        let ended = if used == all.len() {
+            self.decode(behind, READ, inbox)
+        } else {
+            // A decoder that did not take all that it asked for: what is left goes before what came behind.
+            self.keep(&[&all[used..], behind].concat(), need, inbox.wants_more(), READ)
+        };
+        ended.map_or(filled, Filled::End)
     }
 }
 
@@ -338,6 +370,7 @@ pub(crate) struct Drive {
     /// Connections to serve, in turn.
     ready: VecDeque<usize>,
     scratch: Vec<u8>,
+    pool: Arc<Pool>,
     /// Handshakes that must be over, pauses, drains: times and tokens.
     deadlines: BTreeSet<(Time, usize)>,
     opening: usize,
@@ -360,6 +393,7 @@ impl Drive {
             conns: Vec::new(),
             ready: VecDeque::new(),
             scratch: Vec::new(),
+            pool: Arc::default(),
             deadlines: BTreeSet::new(),
             opening: 0,
             spare: Vec::new(),
@@ -694,7 +728,7 @@ impl Drive {
 
     fn step(&mut self, core: &Core, key: usize) {
         let Some(Some(Conn::Opening(opening))) = self.conns.get_mut(key) else { return };
-        match advance(core, opening, &mut self.scratch) {
+        match advance(core, opening, &mut self.scratch, &self.pool) {
             Ok(false) => {}
             Ok(true) => {
                 let deadline = opening.deadline;
@@ -742,7 +776,12 @@ impl Drive {
 }
 
 /// Moves a connection on its way as far as it goes: `true` when it is ready to attach.
-fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
+fn advance(
+    core: &Core,
+    opening: &mut Opening,
+    scratch: &mut Vec<u8>,
+    pool: &Arc<Pool>,
+) -> Result<bool, Reason> {
     loop {
         match std::mem::replace(&mut opening.stage, Stage::Gone) {
             Stage::Stream(mut stream, wire) => {
@@ -763,6 +802,7 @@ fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<
                     decoder,
                     partial: Vec::new(),
                     large: None,
+                    pool: pool.clone(),
                     undecoded: false,
                     short_is_empty,
                     ending: false,
@@ -971,6 +1011,7 @@ mod tests {
             decoder,
             partial: Vec::new(),
             large: None,
+            pool: Arc::default(),
             undecoded: false,
             short_is_empty: false,
             ending: false,

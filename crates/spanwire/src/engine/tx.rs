@@ -20,6 +20,8 @@ use crate::wire::Encoder;
 
 /// A hot sender writes when this much has gathered, in bytes.
 pub(crate) const FLUSH_AT: usize = 32 * 1024;
+/// Messages for a busy peer in the process are handed over so many at a time.
+pub(crate) const HAND_OVER_AT: usize = 64;
 /// So many quick returns in a row make a sender hot.
 const STREAK: u32 = 4;
 
@@ -42,6 +44,8 @@ pub(crate) enum Writer {
 /// What a write achieved.
 pub(crate) enum Wrote {
     All,
+    /// To a peer that has not taken yet what was sent before.
+    AllToBusy,
     Some,
 }
 
@@ -85,6 +89,11 @@ impl Writer {
             }
             _ => {}
         }
+    }
+
+    /// Whether bytes leave, as against whole messages.
+    pub(crate) fn is_stream(&self) -> bool {
+        !matches!(self, Writer::Messages { .. })
     }
 
     /// Messages and bytes taken and not yet written.
@@ -139,8 +148,14 @@ impl Writer {
                 Ok(if *at == bytes.len() { Wrote::All } else { Wrote::Some })
             }
             Writer::Messages { pipe, batch } => {
-                pipe.send(batch)?;
-                if batch.is_empty() { Ok(Wrote::All) } else { Err(ErrorKind::WouldBlock.into()) }
+                let behind = pipe.send(batch)?;
+                if batch.is_empty() && behind {
+                    Ok(Wrote::AllToBusy)
+                } else if batch.is_empty() {
+                    Ok(Wrote::All)
+                } else {
+                    Err(ErrorKind::WouldBlock.into())
+                }
             }
         }
     }
@@ -214,6 +229,8 @@ pub(crate) struct Tx {
     /// Appends so far, and at the driver's last visit.
     pub(crate) appended: u64,
     pub(crate) seen: u64,
+    /// The peer of a message pipe is behind: it has something to take, so messages may gather.
+    pub(crate) busy_peer: bool,
     streak: u32,
     last: Option<(Instant, Duration)>,
 }
@@ -236,6 +253,9 @@ impl Tx {
 
     /// The sender came back sooner than the last write took, several times in a row: batching pays.
     pub(crate) fn hot(&mut self) -> bool {
+        if self.busy_peer {
+            return true;
+        }
         let Some((ended, cost)) = self.last else { return false };
         self.streak = if ended.elapsed() < cost { self.streak.saturating_add(1) } else { 0 };
         self.streak > STREAK
