@@ -429,6 +429,7 @@ impl Core {
             && st.trash.is_empty()
             && st.fx.unstalled.is_empty()
             && !st.fx.timers.moved()
+            && !st.alarm_moved
             && st.level.is_none()
     }
 
