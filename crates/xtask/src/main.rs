@@ -24,6 +24,7 @@ cargo xtask COMMAND
   ci              `test`, then each feature and each crate built alone
   interop         only the tests against nanomsg and nng; installs the peers that are missing
   peers           only install the peers: nanocat, nngcat, and pynng in target/peers-venv
+  portable        the sockets' tests as on systems without nested epoll
   loom            the models of the lead hand-over
   fuzz [NAME [S]] one fuzz target, or all, for S seconds each (60); needs nightly and cargo-fuzz
   miri [ARGS]     the unit tests of spanwire under miri; needs nightly with miri and rust-src
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Some("ci") => ci(),
         Some("interop") => interop(rest),
         Some("peers") => peers::ensure(&root()),
+        Some("portable") => portable(&mut Report::default()),
         Some("loom") => loom(&mut Report::default()),
         Some("fuzz") => fuzz(rest),
         Some("miri") => miri(rest),
@@ -73,6 +75,8 @@ fn test(mut report: Report) -> Result<(), String> {
     // The dev profile: an optimised build costs more than the tests gain by it.
     let counted = report.count(&mut cargo(["test", "--workspace", "--no-fail-fast"]));
     report.step("test", counted);
+    let counted = portable(&mut report);
+    report.step("portable", counted);
     if has_loom() {
         let counted = loom(&mut report);
         report.step("loom", counted);
@@ -94,6 +98,15 @@ fn ci() -> Result<(), String> {
 fn interop(args: &[String]) -> Result<(), String> {
     peers::ensure(&root())?;
     run(cargo(["test", "--package", "spanwire", "--test", "interop", "--"]).args(args))
+}
+
+/// The sockets once more, as on systems where callers do not drive: the driver does, always.
+fn portable(report: &mut Report) -> Result<(), String> {
+    // A target directory of its own, or the flag would throw every other build away.
+    let tests = ["sockets", "stress", "times", "transports"].into_iter().flat_map(|test| ["--test", test]);
+    let mut cargo = cargo(["test", "--no-fail-fast", "-p", "spanwire", "-p", "spanwire-testkit"]);
+    cargo.env("RUSTFLAGS", "--cfg spanwire_portable").env("CARGO_TARGET_DIR", root().join("target/portable"));
+    report.count(cargo.args(tests))
 }
 
 fn doc() -> Result<(), String> {
