@@ -367,6 +367,8 @@ impl Core {
         }
         let begun = |p: &Pipe| p.tx.writer.as_ref().is_some_and(|w| w.has_begun());
         let had_begun = begun(p);
+        let queued = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
+        let held = st.protocol.held();
         st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id);
         let Some(mut p) = st.pipes.remove(id) else { return };
         st.blocked -= usize::from(p.tx.blocked);
@@ -381,8 +383,14 @@ impl Core {
                 cx.dropped(None, DropReason::PipeClosed);
             }
         }
-        if st.phase == Phase::Closing {
-            st.undelivered += unsent;
+        // Whether the protocol wrote it off or not, it did not leave; what it keeps is counted in the end, unless
+        // that is over: then this pipe's writer was still on its way.
+        match st.phase {
+            Phase::Open => {}
+            Phase::Closing => {
+                st.undelivered += queued.saturating_sub(st.protocol.held().saturating_sub(held))
+            }
+            Phase::Closed => st.undelivered += queued,
         }
         st.totals.tx_msgs += p.sent.0;
         st.totals.tx_bytes += p.sent.1;
@@ -390,7 +398,7 @@ impl Core {
         st.totals.rx_bytes += p.received.1;
         st.trash.push(Trash::Writer(p.tx.writer.take()));
         st.fresh.push(Fresh::Drop { token, drain });
-        if st.phase == Phase::Closing && st.pipes.len() == 0 {
+        if st.phase != Phase::Open && st.pipes.len() == 0 {
             st.fx.wakes.push(CLOSED);
         }
         if p.ended.is_none() {

@@ -77,13 +77,14 @@ impl Core {
         while let Some(key) = d.touched.pop() {
             self.deliver_batch(&mut st, d, key);
         }
-        while let Some(id) = d.writable.pop() {
-            st = self.on_writable(st, id);
-        }
+        // Before anything is written: the system tells why a connection broke once, to who read.
         if !d.reports.is_empty() {
             for report in std::mem::take(&mut d.reports) {
                 self.on_report(&mut st, d, report);
             }
+        }
+        while let Some(id) = d.writable.pop() {
+            st = self.on_writable(st, id);
         }
         if !d.trash.is_empty() {
             let trash = std::mem::take(&mut d.trash);

@@ -115,11 +115,13 @@ pub(crate) enum Conn {
         endpoint: u32,
         url: Arc<str>,
         door: Door,
+        /// Accepting failed: until then it is not tried, and the failure was told.
+        paused: Option<Time>,
     },
     Opening(Box<Opening>),
     Open(Box<Half>),
     /// Finished: only the end of the stream is awaited, so that closing does not reset what was sent.
-    Draining(Rx),
+    Draining(Rx, Time),
 }
 
 /// A connection on its way.
@@ -490,7 +492,7 @@ impl Drive {
             Some(Some(Conn::Open(_))) => self.read(key),
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
-            Some(Some(Conn::Draining(rx))) => {
+            Some(Some(Conn::Draining(rx, _))) => {
                 let done = drained(rx, &mut self.scratch);
                 if done {
                     self.free(key);
@@ -542,7 +544,7 @@ impl Drive {
     }
 
     pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, door: Door) {
-        self.set(key, Conn::Listener { endpoint, url, door });
+        self.set(key, Conn::Listener { endpoint, url, door, paused: None });
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
 
@@ -576,8 +578,9 @@ impl Drive {
         let Some(conn) = self.conns.get_mut(key).and_then(Option::take) else { return false };
         match conn {
             Conn::Open(half) if drain => {
-                self.conns[key] = Some(Conn::Draining(half.rx));
-                self.deadlines.insert((Time::now() + DRAIN, key));
+                let until = Time::now() + DRAIN;
+                self.conns[key] = Some(Conn::Draining(half.rx, until));
+                self.deadlines.insert((until, key));
                 self.ready.push_back(key);
                 return false;
             }
@@ -599,9 +602,14 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, door })) = self.conns.get_mut(key) else {
+            let Some(Some(Conn::Listener { endpoint, url, door, paused })) = self.conns.get_mut(key) else {
+                self.spare.push(token);
                 return;
             };
+            if paused.is_some_and(|until| Time::now() < until) {
+                self.spare.push(token);
+                return; // more have come; they wait with those that are there
+            }
             let (endpoint, url) = (*endpoint, url.clone());
             let Some(accepted) = door.accept() else {
                 self.spare.push(token);
@@ -609,19 +617,27 @@ impl Drive {
             };
             match accepted {
                 Ok(connection) => {
+                    *paused = None;
                     self.reports.push(Report::Accepted { endpoint, token });
                     self.adopt(core, token, endpoint, Side::Listener, url, connection);
                 }
                 Err(e) => {
                     self.spare.push(token);
                     match e.kind() {
-                        ErrorKind::WouldBlock => return,
+                        ErrorKind::WouldBlock => {
+                            *paused = None;
+                            return;
+                        }
                         // That connection is gone; the next may be good.
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted => continue,
                         _ => {}
                     }
-                    self.reports.push(Report::AcceptFailed { endpoint, error: e.to_string() });
-                    self.deadlines.insert((Time::now() + ACCEPT_PAUSE, key));
+                    let until = Time::now() + ACCEPT_PAUSE;
+                    // Told once, and again when it had worked in between.
+                    if paused.replace(until).is_none() {
+                        self.reports.push(Report::AcceptFailed { endpoint, error: e.to_string() });
+                    }
+                    self.deadlines.insert((until, key));
                     return;
                 }
             }
@@ -718,7 +734,8 @@ impl Drive {
                     _ => self.fail(key, Reason::HandshakeTimeout),
                 },
                 Some(Some(Conn::Listener { .. })) => self.accept(core, key),
-                Some(Some(Conn::Draining(_))) => self.free(key),
+                // A token is used again: one that had it before may have left its deadline.
+                Some(Some(Conn::Draining(_, until))) if *until == at => self.free(key),
                 _ => {}
             }
         }

@@ -33,6 +33,10 @@ pub(crate) struct Driver {
     waker: mio::Waker,
     table: Mutex<slab::Slab<Weak<Core>>>,
     inbox: Mutex<Inbox>,
+    /// Forks before its process: in a child it has no thread, and its poll is the parent's.
+    born: u32,
+    /// That of a forked child. In its memory alone: each process sees its own behind its ancestors'.
+    next: OnceLock<Box<Driver>>,
 }
 
 #[derive(Default)]
@@ -46,26 +50,46 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The process's driver, started at first use.
+/// The process's driver, started at first use. No lock is taken that a thread of a forked process's parent could have
+/// held: of two that start it at once, one is dropped.
 pub(crate) fn driver() -> io::Result<&'static Driver> {
-    static DRIVER: OnceLock<&'static Driver> = OnceLock::new();
-    static START: Mutex<()> = Mutex::new(());
-    if let Some(driver) = DRIVER.get() {
-        return Ok(driver);
-    }
-    let _one = lock(&START);
-    if let Some(driver) = DRIVER.get() {
-        return Ok(driver);
+    static FIRST: OnceLock<Driver> = OnceLock::new();
+    let mut last: Option<&'static Driver> = None;
+    while let Some(driver) = last.map_or(FIRST.get(), |d| d.next.get().map(|next| &**next)) {
+        if driver.born == sys::forks() {
+            return Ok(driver);
+        }
+        last = Some(driver);
     }
     sys::count_forks();
     let poll = Poll::new()?;
     let waker = mio::Waker::new(poll.registry(), WAKE)?;
     let parent = Parent::of(&poll)?;
-    // Never freed: it lives as long as the process.
-    let driver: &'static Driver =
-        Box::leak(Box::new(Driver { parent, waker, table: Mutex::default(), inbox: Mutex::default() }));
-    std::thread::Builder::new().name("spanwire-driver".into()).spawn(move || Run::new(driver, poll).run())?;
-    Ok(DRIVER.get_or_init(|| driver))
+    let fresh = Driver {
+        parent,
+        waker,
+        table: Mutex::default(),
+        inbox: Mutex::default(),
+        born: sys::forks(),
+        next: OnceLock::new(),
+    };
+    // It begins when it is known that it is the one; otherwise it ends with the channel.
+    let (begin, begun) = std::sync::mpsc::sync_channel::<&'static Driver>(1);
+    std::thread::Builder::new().name("spanwire-driver".into()).spawn(move || {
+        if let Ok(driver) = begun.recv() {
+            Run::new(driver, poll).run();
+        }
+    })?;
+    let won = match last {
+        None => FIRST.set(fresh).is_ok(),
+        Some(last) => last.next.set(Box::new(fresh)).is_ok(),
+    };
+    let there = last.map_or(FIRST.get(), |d| d.next.get().map(|next| &**next));
+    let driver = there.ok_or_else(|| io::Error::other("no driver was started"))?; // not reached: one was set
+    if won {
+        let _ = begin.send(driver); // its thread waits for it
+    }
+    Ok(driver)
 }
 
 impl Driver {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::Message;
 use crate::protocol::Reason;
-use crate::queue::{Frames, Outbound, SEGMENTS};
+use crate::queue::{Frames, Outbound, SEGMENTS, give_back};
 use crate::transport::{MessageWriter, StreamWriter};
 use crate::wire::Encoder;
 
@@ -22,6 +22,8 @@ use crate::wire::Encoder;
 pub(crate) const FLUSH_AT: usize = 32 * 1024;
 /// Messages for a busy peer in the process are handed over so many at a time.
 pub(crate) const HAND_OVER_AT: usize = 64;
+/// What a backlog took is given back when it has shrunk to so many messages.
+const SPARE: usize = 512;
 /// So many quick returns in a row make a sender hot.
 const STREAK: u32 = 4;
 
@@ -149,6 +151,9 @@ impl Writer {
             }
             Writer::Messages { pipe, batch } => {
                 let behind = pipe.send(batch)?;
+                if batch.len() <= SPARE {
+                    give_back(batch); // before the transport takes its buffer over with the rest
+                }
                 if batch.is_empty() && behind {
                     Ok(Wrote::AllToBusy)
                 } else if batch.is_empty() {

@@ -65,6 +65,8 @@ pub struct Req {
     /// Requests that have not ended.
     open: usize,
     max_open: usize,
+    /// Nobody can collect an answer any more.
+    closing: bool,
     balance: Balance,
     /// Requests that no connection carries, oldest first.
     waiting: List<PLACE>,
@@ -91,6 +93,7 @@ impl Default for Req {
             last: None,
             open: 0,
             max_open: 100_000,
+            closing: false,
             balance: Balance::default(),
             waiting: List::default(),
             carried: PipeMap::default(),
@@ -267,7 +270,7 @@ impl Protocol for Req {
         self.balance.remove(pipe);
         // From the youngest to the oldest, so that the oldest is in front in the end.
         while let Some(id) = self.carried.get(pipe).and_then(List::back) {
-            if self.table.get(id).is_some_and(|request| request.resend.is_none()) {
+            if self.closing || self.table.get(id).is_some_and(|request| request.resend.is_none()) {
                 self.end(cx, id, Err(Failed::ConnectionLost));
                 continue;
             }
@@ -295,6 +298,9 @@ impl Protocol for Req {
 
     fn timer(&mut self, cx: &mut Cx<'_>, _: TimerKey) {
         self.due.armed = None;
+        if self.closing {
+            return;
+        }
         while let Some(id) = self.due.pop(&mut self.table, cx.now()) {
             if let Some(request) = self.table.get_mut(id)
                 && let At::On(pipe) = mem::replace(&mut request.at, At::Waiting)
@@ -315,6 +321,14 @@ impl Protocol for Req {
 
     fn held(&self) -> usize {
         self.waiting.len
+    }
+
+    /// Requests that a connection has in its queue leave yet; there is no point in sending others.
+    fn closing(&mut self, cx: &mut Cx<'_>) {
+        self.closing = true;
+        while let Some(id) = self.waiting.front() {
+            self.end(cx, id, Err(Failed::ConnectionLost));
+        }
     }
 }
 
