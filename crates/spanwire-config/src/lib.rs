@@ -1,1 +1,60 @@
-//! spanwire-config
+//! Config-broadcast: configuration goes from an authority to every replica, whole, verified and in order.
+//!
+//! A namespace is an ordered map from key to value. Each commit gives it a new revision; every replica ends
+//! at the newest one, never shows a mixture or something unverified, never goes back, and tells the
+//! authority what it holds. It is a scalability protocol like the others ([`Distributor`] 0xFCF0,
+//! [`Replica`] 0xFCF1), built on the public traits of `spanwire` and nothing else. Messages and semantics are in
+//! `docs/config-broadcast.md`.
+//!
+//! Owns: the model (keys, states, positions, digests), the messages, the two protocols, and on top of them
+//! directory trees as states ([`tree`]), the verified disk cache ([`store`]), and the two processes of
+//! `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
+//!
+//! ```
+//! use spanwire_config::{ChangeSet, Distributor, Epoch, Id, Key, Origin, Settings};
+//!
+//! let mut changes = ChangeSet::new();
+//! changes.put(Key::new("db/host")?, 0, "10.0.0.1");
+//! let epoch = Epoch { number: 1, incarnation: Id::random()? };
+//! let authority = Distributor::new(Settings::default(), Origin::begin(epoch));
+//! let prepared = authority.prepare(&changes)?.expect("an empty namespace changes by a put");
+//! assert_eq!(prepared.head().position.rev, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+#[cfg(all(unix, feature = "sync"))]
+pub mod agent;
+mod authority;
+mod digest;
+mod model;
+mod position;
+#[cfg(all(unix, feature = "sync"))]
+pub mod process;
+mod replica;
+#[cfg(all(unix, feature = "sync"))]
+pub mod serve;
+#[cfg(all(unix, feature = "sync"))]
+pub mod store;
+#[cfg(all(unix, feature = "sync"))]
+pub mod tree;
+pub mod wire;
+
+pub use authority::{CommitError, Distributor, NodeStatus, Origin, Prepared, Settings};
+pub use digest::{Digest, LtHash};
+pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
+pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
+pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
+pub use wire::{Level, NackCode};
+
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../docs/guide-config-sync.md")]
+    struct Guide;
+}
+
+/// SP id of the sending side: 0xFCF0.
+pub const SENDER: u16 = 0xFCF0;
+/// SP id of the receiving side: 0xFCF1.
+pub const RECEIVER: u16 = 0xFCF1;

@@ -95,11 +95,11 @@ pub enum Event {
 pub struct Stats {
     /// Messages handed to pipes.
     pub tx_msgs: u64,
-    /// Their bodies, in bytes.
+    /// Their bytes, protocol headers counted, framing not.
     pub tx_bytes: u64,
     /// Messages that arrived.
     pub rx_msgs: u64,
-    /// Their bodies, in bytes.
+    /// Their bytes, protocol headers counted, framing not.
     pub rx_bytes: u64,
     /// Dropped messages by reason.
     pub drops: Vec<(DropReason, u64)>,
@@ -148,11 +148,11 @@ pub struct PipeStats {
     pub remote: String,
     /// Messages handed to it.
     pub tx_msgs: u64,
-    /// Their bodies, in bytes.
+    /// Their bytes, protocol headers counted, framing not.
     pub tx_bytes: u64,
     /// Messages that arrived.
     pub rx_msgs: u64,
-    /// Their bodies, in bytes.
+    /// Their bytes, protocol headers counted, framing not.
     pub rx_bytes: u64,
     /// Messages waiting to be sent.
     pub queued: usize,

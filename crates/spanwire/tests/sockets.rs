@@ -140,3 +140,50 @@ fn many_threads_ask_at_once_on_one_socket() {
         server.join().unwrap();
     }
 }
+
+#[test]
+fn an_address_is_free_as_soon_as_its_endpoint_or_socket_is_closed() {
+    for url in urls() {
+        let pull = Pull::new().unwrap();
+        let mut at = pull.bind(&url).unwrap();
+        let real = at.url().to_owned();
+        let push = Push::builder().reconnect(Duration::ZERO, Duration::from_millis(20)).build().unwrap();
+        push.connect(&real).unwrap();
+        for i in 0..20u32 {
+            push.send(i.to_be_bytes()).unwrap();
+            assert_eq!(pull.recv_timeout(SOON).unwrap(), &i.to_be_bytes());
+            at.close();
+            at = pull.bind(&real).unwrap_or_else(|e| panic!("round {i}: {e}"));
+            assert!(pull.wait_for_peers(1, SOON));
+        }
+        pull.close(SOON).unwrap();
+        Pull::new().unwrap().bind(&real).unwrap();
+    }
+}
+
+#[test]
+fn closing_wakes_whoever_waits_and_a_closed_socket_says_so() {
+    let pull = Pull::new().unwrap();
+    let push = Push::new().unwrap();
+    let waits = [
+        std::thread::spawn({
+            let pull = pull.clone();
+            move || pull.recv().unwrap_err().is_closed()
+        }),
+        std::thread::spawn({
+            let pull = pull.clone();
+            move || pull.recv_timeout(SOON * 10).unwrap_err().is_closed()
+        }),
+        std::thread::spawn({
+            let push = push.clone();
+            move || push.send("nobody").unwrap_err().is_closed()
+        }),
+    ];
+    while push.close(Duration::ZERO).unwrap() + pull.close(Duration::ZERO).unwrap() > 0 {}
+    for wait in waits {
+        assert!(wait.join().unwrap());
+    }
+    assert!(push.send("x").unwrap_err().is_closed());
+    assert!(pull.bind("tcp://127.0.0.1:0").unwrap_err().is_closed());
+    assert!(!pull.wait_for_peers(1, SOON));
+}

@@ -27,8 +27,7 @@ impl Core {
         loop {
             if self.all_gone(&st) || late {
                 self.give_up(&mut st);
-                let undelivered = st.undelivered;
-                st.undelivered = 0; // told once
+                let undelivered = std::mem::take(&mut st.undelivered); // told once
                 self.finish(st);
                 return Ok(undelivered);
             }

@@ -24,9 +24,7 @@ impl Core {
         }
         for fresh in std::mem::take(&mut st.fresh) {
             match fresh {
-                Fresh::Listener { endpoint, token, url, listener } => {
-                    d.add_listener(token, endpoint, url, listener)
-                }
+                Fresh::Listener { endpoint, token, url, door } => d.add_listener(token, endpoint, url, door),
                 Fresh::Drop { token, drain } => {
                     if d.drop_conn(token, drain) {
                         st.tokens.try_remove(token);

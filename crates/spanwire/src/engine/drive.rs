@@ -8,14 +8,14 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::io::{ErrorKind, Read};
-use std::sync::Arc;
+use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use mio::{Events, Poll, Token};
 
 use super::core::Core;
+use super::pool::Pool;
 use super::tx::Writer;
 use crate::Message;
 use crate::protocol::{PipeId, Reason, Time};
@@ -31,6 +31,8 @@ pub(crate) const WAKE: Token = Token(usize::MAX);
 const READ: usize = 256 * 1024;
 /// A frame of which more than this is missing gets a buffer of its own, read straight into.
 const OWN: usize = 32 * 1024;
+/// Read behind a large frame: the head of the next, and not so much of its body that copying it would hurt.
+const SPILL: usize = 1024;
 const EVENTS: usize = 256;
 /// Connections accepted from one listener in a round.
 const ACCEPTS: usize = 32;
@@ -84,11 +86,35 @@ pub(crate) enum Report {
     },
 }
 
+/// A listener, shared so that whoever closes its endpoint can end it there and then: when the close has
+/// returned, the address is free. Its lock is taken after the state's, and never held for longer than `accept`.
+#[derive(Clone)]
+pub(crate) struct Door(Arc<Mutex<Option<Box<dyn Listener>>>>);
+
+impl Door {
+    pub(crate) fn new(listener: Box<dyn Listener>) -> Self {
+        Door(Arc::new(Mutex::new(Some(listener))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn Listener>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: it is closed.
+    fn accept(&self) -> Option<io::Result<Connection>> {
+        self.lock().as_mut().map(|listener| listener.accept())
+    }
+
+    pub(crate) fn close(&self) -> Option<Box<dyn Listener>> {
+        self.lock().take()
+    }
+}
+
 pub(crate) enum Conn {
     Listener {
         endpoint: u32,
         url: Arc<str>,
-        listener: Box<dyn Listener>,
+        door: Door,
     },
     Opening(Box<Opening>),
     Open(Box<Half>),
@@ -160,8 +186,9 @@ pub(crate) struct StreamRx {
     decoder: Box<dyn Decoder>,
     /// What was left of the last read: less than a frame, or all that came while the queue was full.
     partial: Vec<u8>,
-    /// A large frame on its way: its buffer, how much of it is filled, and how long it will be.
-    large: Option<(Vec<u8>, usize, usize)>,
+    /// A large frame on its way.
+    large: Option<Large>,
+    pool: Arc<Pool>,
     /// `partial` holds whole frames: decode before reading more.
     undecoded: bool,
     /// A read that came back short has emptied the stream.
@@ -169,6 +196,16 @@ pub(crate) struct StreamRx {
     /// The peer has ended its direction: read until that is seen.
     ending: bool,
     recv_max: usize,
+}
+
+/// A large frame on its way.
+struct Large {
+    /// Where it goes; from the pool it may be longer.
+    buf: Vec<u8>,
+    /// How much of it is there.
+    have: usize,
+    /// How long it will be.
+    total: usize,
 }
 
 enum Filled {
@@ -185,9 +222,13 @@ impl StreamRx {
             scratch.resize(READ, 0);
         }
         if self.large.is_some() {
-            return self.fill_large(inbox);
+            return self.fill_large(scratch, inbox);
         }
         let keep = self.partial.len();
+        if scratch.len() <= keep {
+            // Whole messages of a large frame, which wait for room: a read of no bytes would look like an end.
+            scratch.resize(keep + READ, 0);
+        }
         let mut end = keep;
         let mut filled = Filled::More;
         scratch[..keep].copy_from_slice(&self.partial);
@@ -206,16 +247,20 @@ impl StreamRx {
                 Err(e) => return Filled::End(broken(&e)),
             }
         }
-        let mut input = Input::new(&scratch[..end]);
-        let result = self.decoder.input(&mut input, inbox);
-        let (used, need) = input.done();
-        if let Err(e) = result {
-            return Filled::End(wire_reason(e));
-        }
-        let full = scratch.len();
-        match self.keep(&scratch[used..end], need, inbox.wants_more(), full) {
+        match self.decode(&scratch[..end], scratch.len(), inbox) {
             Some(reason) => Filled::End(reason),
             None => filled,
+        }
+    }
+
+    /// Decodes `bytes`, which lie in a buffer of `full` bytes that others use next, and keeps the rest.
+    fn decode(&mut self, bytes: &[u8], full: usize, inbox: &mut Inbox) -> Option<Reason> {
+        let mut input = Input::new(bytes);
+        let result = self.decoder.input(&mut input, inbox);
+        let (used, need) = input.done();
+        match result {
+            Ok(()) => self.keep(&bytes[used..], need, inbox.wants_more(), full),
+            Err(e) => Some(wire_reason(e)),
         }
     }
 
@@ -226,11 +271,18 @@ impl StreamRx {
         if decoded_all && need <= rest.len() && rest.len() > full / 2 {
             need = rest.len() + OWN; // a decoder that gives no hint, and a frame larger than the buffer
         }
-        if decoded_all && need > rest.len() && need - rest.len() > OWN {
+        // A little more than the shared buffer holds is large too: with the buffer full there would be no room to
+        // read, which looks like the peer's end.
+        if decoded_all && need > rest.len() && (need - rest.len() > OWN || need > full) {
             if need > self.recv_max.saturating_add(2 * READ) {
                 return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
             }
-            self.large = Some((rest.to_vec(), rest.len(), need));
+            let mut buf = self.pool.take(need).unwrap_or_default();
+            if buf.len() < rest.len() {
+                buf.resize(rest.len(), 0);
+            }
+            buf[..rest.len()].copy_from_slice(rest);
+            self.large = Some(Large { buf, have: rest.len(), total: need });
             self.partial = Vec::new();
             return None;
         }
@@ -241,33 +293,39 @@ impl StreamRx {
         None
     }
 
-    fn fill_large(&mut self, inbox: &mut Inbox) -> Filled {
-        let Some((buf, have, total)) = &mut self.large else { return Filled::More };
+    /// Reads on in a large frame, straight into its place; what comes behind it goes to `scratch`, so that a
+    /// stream of large frames takes one read for each.
+    fn fill_large(&mut self, scratch: &mut [u8], inbox: &mut Inbox) -> Filled {
+        let Some(Large { buf, have, total }) = &mut self.large else { return Filled::More };
         if !inbox.wants_more() {
             return Filled::More;
         }
-        if *have == buf.len() {
+        if *have == buf.len() && buf.len() < *total {
             // Memory follows what has arrived: at most as much again.
             let grown = (*have * 2).max(2 * OWN).min(*total);
             buf.reserve_exact(grown - buf.len());
             buf.resize(grown, 0);
         }
-        let space = buf.len() - *have;
-        match self.reader.read(&mut buf[*have..]) {
+        let end = buf.len().min(*total);
+        let space = end - *have;
+        let spill = if end == *total { &mut scratch[..SPILL] } else { &mut [] };
+        let room = space + spill.len();
+        let mut slices = [IoSliceMut::new(&mut buf[*have..end]), IoSliceMut::new(spill)];
+        let n = match self.reader.read_vectored(&mut slices) {
             Ok(0) => return Filled::End(Reason::Peer),
-            Ok(n) => {
-                *have += n;
-                if *have < *total {
-                    let empty = n < space && self.short_is_empty && !self.ending;
-                    return if empty { Filled::Empty } else { Filled::More };
-                }
-            }
+            Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Filled::Empty,
             Err(e) if e.kind() == ErrorKind::Interrupted => return Filled::More,
             Err(e) => return Filled::End(broken(&e)),
+        };
+        let filled =
+            if n < room && self.short_is_empty && !self.ending { Filled::Empty } else { Filled::More };
+        *have += n.min(space);
+        if *have < *total {
+            return filled;
         }
-        let Some((buf, ..)) = self.large.take() else { return Filled::More };
-        let all = Bytes::from(buf);
+        let Some(Large { buf, total, .. }) = self.large.take() else { return filled };
+        let all = self.pool.lend(buf, total);
         let mut input = Input::own(all.clone());
         let result = self.decoder.input(&mut input, inbox);
         let (used, need) = input.done();
@@ -275,10 +333,14 @@ impl StreamRx {
         if let Err(e) = result {
             return Filled::End(wire_reason(e));
         }
-        match self.keep(&all[used..], need, inbox.wants_more(), READ) {
-            Some(reason) => Filled::End(reason),
-            None => Filled::More,
-        }
+        let behind = &scratch[..n - space];
+        let ended = if used == all.len() {
+            self.decode(behind, READ, inbox)
+        } else {
+            // A decoder that did not take all that it asked for: what is left goes before what came behind.
+            self.keep(&[&all[used..], behind].concat(), need, inbox.wants_more(), READ)
+        };
+        ended.map_or(filled, Filled::End)
     }
 }
 
@@ -308,6 +370,7 @@ pub(crate) struct Drive {
     /// Connections to serve, in turn.
     ready: VecDeque<usize>,
     scratch: Vec<u8>,
+    pool: Arc<Pool>,
     /// Handshakes that must be over, pauses, drains: times and tokens.
     deadlines: BTreeSet<(Time, usize)>,
     opening: usize,
@@ -330,6 +393,7 @@ impl Drive {
             conns: Vec::new(),
             ready: VecDeque::new(),
             scratch: Vec::new(),
+            pool: Arc::default(),
             deadlines: BTreeSet::new(),
             opening: 0,
             spare: Vec::new(),
@@ -427,7 +491,8 @@ impl Drive {
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
             Some(Some(Conn::Draining(rx))) => {
-                if drained(rx, &mut self.scratch) {
+                let done = drained(rx, &mut self.scratch);
+                if done {
                     self.free(key);
                 }
             }
@@ -476,14 +541,8 @@ impl Drive {
         }
     }
 
-    pub(crate) fn add_listener(
-        &mut self,
-        key: usize,
-        endpoint: u32,
-        url: Arc<str>,
-        listener: Box<dyn Listener>,
-    ) {
-        self.set(key, Conn::Listener { endpoint, url, listener });
+    pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, door: Door) {
+        self.set(key, Conn::Listener { endpoint, url, door });
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
 
@@ -540,11 +599,15 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, listener })) = self.conns.get_mut(key) else {
+            let Some(Some(Conn::Listener { endpoint, url, door })) = self.conns.get_mut(key) else {
                 return;
             };
             let (endpoint, url) = (*endpoint, url.clone());
-            match listener.accept() {
+            let Some(accepted) = door.accept() else {
+                self.spare.push(token);
+                return; // closed a moment ago; the news is on its way
+            };
+            match accepted {
                 Ok(connection) => {
                     self.reports.push(Report::Accepted { endpoint, token });
                     self.adopt(core, token, endpoint, Side::Listener, url, connection);
@@ -665,7 +728,7 @@ impl Drive {
 
     fn step(&mut self, core: &Core, key: usize) {
         let Some(Some(Conn::Opening(opening))) = self.conns.get_mut(key) else { return };
-        match advance(core, opening, &mut self.scratch) {
+        match advance(core, opening, &mut self.scratch, &self.pool) {
             Ok(false) => {}
             Ok(true) => {
                 let deadline = opening.deadline;
@@ -713,7 +776,12 @@ impl Drive {
 }
 
 /// Moves a connection on its way as far as it goes: `true` when it is ready to attach.
-fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
+fn advance(
+    core: &Core,
+    opening: &mut Opening,
+    scratch: &mut Vec<u8>,
+    pool: &Arc<Pool>,
+) -> Result<bool, Reason> {
     loop {
         match std::mem::replace(&mut opening.stage, Stage::Gone) {
             Stage::Stream(mut stream, wire) => {
@@ -734,6 +802,7 @@ fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<
                     decoder,
                     partial: Vec::new(),
                     large: None,
+                    pool: pool.clone(),
                     undecoded: false,
                     short_is_empty,
                     ending: false,
@@ -825,6 +894,10 @@ fn greet(g: &mut Greeting, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
             }
             _ => {}
         }
+        if g.inbox.peer.is_none() {
+            // What is left is a part of the handshake, not messages that wait for room: it takes more bytes.
+            g.rx.undecoded = false;
+        }
         g.out.append(&mut g.inbox.reply);
         push_out(g)?;
     }
@@ -915,4 +988,51 @@ pub(crate) fn forget(messages: &mut VecDeque<Message>) -> u64 {
     let n = messages.len() as u64;
     messages.clear();
     n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ProtocolInfo;
+    use crate::wire::Sp;
+
+    /// Receives `sizes` from a stream of which everything is there at once, and tells how it ended.
+    fn receive(sizes: &[usize]) -> (Vec<usize>, Reason) {
+        let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
+        for size in sizes {
+            bytes.extend((*size as u64).to_be_bytes());
+            bytes.resize(bytes.len() + size, 7);
+        }
+        let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
+        let (decoder, _) =
+            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
+        let mut rx = StreamRx {
+            reader: Box::new(std::io::Cursor::new(bytes)),
+            decoder,
+            partial: Vec::new(),
+            large: None,
+            pool: Arc::default(),
+            undecoded: false,
+            short_is_empty: false,
+            ending: false,
+            recv_max: 1 << 20,
+        };
+        let mut inbox = Inbox::with_budget(1000);
+        let mut scratch = Vec::new();
+        loop {
+            if let Filled::End(reason) = rx.fill(&mut scratch, &mut inbox) {
+                return (inbox.messages.iter().map(Message::len).collect(), reason);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_a_little_larger_than_the_read_buffer_does_not_look_like_an_end() {
+        // It filled the buffer, and the next read had no room: 0 bytes, as at the end of a stream.
+        let around = [READ - OWN, READ - 8, READ, READ + OWN];
+        for size in around.into_iter().flat_map(|at| at - 10..at + 10) {
+            let sizes = [size, 3, size, 0];
+            assert_eq!(receive(&sizes), (sizes.to_vec(), Reason::Peer), "{size}");
+        }
+    }
 }

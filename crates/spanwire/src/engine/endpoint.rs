@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::drive::Door;
 use crate::protocol::{PipeId, Time};
 use crate::transport::{Dialer, Target};
 
@@ -70,6 +71,7 @@ pub(crate) struct EndpointConfig {
 pub(crate) enum Kind {
     Listener {
         token: usize,
+        door: Door,
     },
     Dialer {
         dialer: Arc<dyn Dialer>,

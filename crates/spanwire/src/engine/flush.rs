@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::time::Instant;
 
 use super::core::{Core, Guard, State};
-use super::tx::{FLUSH_AT, Wrote};
+use super::tx::{FLUSH_AT, HAND_OVER_AT, Wrote};
 use crate::protocol::{Pipe, PipeId, Reason};
 
 fn pending(p: &Pipe) -> bool {
@@ -37,7 +37,8 @@ impl Core {
         if p.tx.writing || p.tx.blocked {
             return st; // the writer looks again when it returns; the WRITABLE edge wakes whoever drives
         }
-        let full = p.out.bytes() >= FLUSH_AT || p.out_full();
+        let full =
+            p.out.bytes() >= FLUSH_AT || p.out_full() || (p.tx.busy_peer && p.out.len() >= HAND_OVER_AT);
         let write = full || urgent || p.finishing.is_some() || (!p.tx.left && !p.tx.hot());
         if write {
             return self.flush(st, id, 2);
@@ -92,25 +93,29 @@ impl Core {
             p.tx.writable = false;
             p.tx.left = false;
             drop(st);
-            let began = Instant::now();
+            // Handing whole messages over costs less than to measure it.
+            let began = writer.is_stream().then(Instant::now);
             let result = writer.write();
-            let ended = Instant::now();
+            let spent = began.map(|began| (began, Instant::now()));
             st = self.lock();
             // It cannot have been removed: closing waits for its writer.
             let Some(p) = st.pipes.get_mut(id) else { return st };
             (p.taken_messages, p.taken_bytes) = match result {
-                Ok(Wrote::All) => (0, 0),
+                Ok(Wrote::All | Wrote::AllToBusy) => (0, 0),
                 _ => writer.taken(),
             };
             p.tx.writer = Some(writer);
             p.tx.writing = false;
-            p.tx.wrote(began, ended);
+            p.tx.busy_peer = matches!(result, Ok(Wrote::AllToBusy));
+            if let Some((began, ended)) = spent {
+                p.tx.wrote(began, ended);
+            }
             if let Some((reason, drain)) = p.tx.dying.take() {
                 self.close_pipe(&mut st, id, reason, drain);
                 return st;
             }
             match result {
-                Ok(Wrote::All) => {}
+                Ok(Wrote::All | Wrote::AllToBusy) => {}
                 Ok(Wrote::Some) => rounds += 1, // until the kernel says so
                 Err(e) if e.kind() == ErrorKind::Interrupted => rounds += 1,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -156,7 +161,17 @@ impl Core {
             self.close_pipe(&mut st, id, Reason::Broken(e.to_string()), false);
             return st;
         }
-        self.flush(st, id, 4)
+        st = self.flush(st, id, 4);
+        // The backlog has left: have the driver come by once more, and give the buffers back if it is quiet.
+        if let Some(p) = st.pipes.get_mut(id)
+            && !pending(p)
+            && p.out.retains()
+            && !std::mem::replace(&mut p.tx.asked, true)
+        {
+            st.asked.push(id);
+            st.ask = true;
+        }
+        st
     }
 
     /// All that a finished pipe had to say has left: tells the peer, and closes.
@@ -182,6 +197,11 @@ impl Core {
                 again.push(id); // still asked: what is appended from here on belongs to the next visit
             } else {
                 p.tx.asked = false; // from here on the next append asks again
+                if !pending(p) {
+                    // It is quiet: a thousand pipes that were busy once must not keep their buffers.
+                    p.out.release();
+                    p.tx.release();
+                }
             }
             st = self.flush(st, id, 1);
         }

@@ -276,6 +276,14 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         Some(w)
     }
 
+    /// Nobody waits, and somebody minds the socket: without `work` nobody must be told.
+    #[inline]
+    pub(crate) fn is_quiet(&self, must: bool) -> bool {
+        let quiet = self.waiting == 0 && self.sleeping.is_none() && self.fired.is_empty();
+        let lazy = self.listed && !must && self.keep_watched == 0;
+        quiet && (self.token.is_none() || self.watched || lazy)
+    }
+
     /// Before every unlock that may have changed something: who must be told?
     ///
     /// `work`: something that no descriptor announces waits for whoever drives. `must`: it cannot wait for
@@ -291,10 +299,7 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         now: impl FnOnce() -> Now,
         parent: &impl Parent,
     ) -> Option<Todo<W>> {
-        let quiet = self.waiting == 0 && self.sleeping.is_none() && self.fired.is_empty();
-        let lazy = self.listed && !must && self.keep_watched == 0;
-        let covered = self.token.is_none() || self.watched || lazy;
-        if quiet && covered && !work {
+        if !work && self.is_quiet(must) {
             return None;
         }
         Some(self.leave_slow(work, must, now(), parent))

@@ -15,6 +15,7 @@
 //! | `setup`, `endpoint` | binding, dialling, trying again |
 //! | `close` | flushing, linger, the count of what was lost |
 //! | `driver` | the background thread |
+//! | `pool` | buffers of large frames, used again |
 //! | `notes` | waking a loop without a descriptor |
 //! | `sync` | what `notes` synchronizes by; the loom model has its own |
 //! | `sys` | what needs `unsafe` |
@@ -31,6 +32,7 @@ mod endpoint;
 mod flush;
 mod lead;
 mod notes;
+mod pool;
 mod setup;
 mod stats;
 mod sync;

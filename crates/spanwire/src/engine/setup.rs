@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::core::{Alarm, Core, Fresh, Phase, State, Trash};
-use super::drive::Job;
+use super::drive::{Door, Job};
 use super::endpoint::{Backoff, Endpoint, EndpointConfig, Kind, NEXT_ADDRESS};
 use crate::error::Error;
 use crate::events::Event;
@@ -66,8 +66,10 @@ impl Core {
         }
         let url: Arc<str> = real.into();
         let endpoint = next_number(&mut st);
-        st.endpoints.insert(endpoint, Endpoint { url: url.clone(), cfg, kind: Kind::Listener { token } });
-        st.fresh.push(Fresh::Listener { endpoint, token, url, listener });
+        let door = Door::new(listener);
+        let kind = Kind::Listener { token, door: door.clone() };
+        st.endpoints.insert(endpoint, Endpoint { url: url.clone(), cfg, kind });
+        st.fresh.push(Fresh::Listener { endpoint, token, url, door });
         st.emit(Event::Listening { endpoint, url: real.to_owned() });
         self.finish(st);
         Ok(endpoint)
@@ -129,7 +131,10 @@ impl Core {
         st.alarms
             .retain(|(_, alarm)| *alarm != Alarm::Dial(endpoint) && *alarm != Alarm::NextTarget(endpoint));
         match &ended.kind {
-            Kind::Listener { token } => st.fresh.push(Fresh::Drop { token: *token, drain: false }),
+            Kind::Listener { token, door } => {
+                st.trash.push(Trash::Listener(door.close()));
+                st.fresh.push(Fresh::Drop { token: *token, drain: false });
+            }
             Kind::Dialer { attempts, .. } => {
                 for &token in attempts {
                     st.fresh.push(Fresh::Drop { token, drain: false });

@@ -20,6 +20,8 @@ use crate::wire::Encoder;
 
 /// A hot sender writes when this much has gathered, in bytes.
 pub(crate) const FLUSH_AT: usize = 32 * 1024;
+/// Messages for a busy peer in the process are handed over so many at a time.
+pub(crate) const HAND_OVER_AT: usize = 64;
 /// So many quick returns in a row make a sender hot.
 const STREAK: u32 = 4;
 
@@ -42,6 +44,8 @@ pub(crate) enum Writer {
 /// What a write achieved.
 pub(crate) enum Wrote {
     All,
+    /// To a peer that has not taken yet what was sent before.
+    AllToBusy,
     Some,
 }
 
@@ -61,19 +65,19 @@ impl Writer {
                 }
                 control.clear();
             }
-            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch)) => {
-                if *at == bytes.len() {
-                    bytes.clear();
-                    *at = 0;
-                    bytes.append(replies);
-                    for (subscribe, topic) in control.drain(..) {
-                        encoder.control(subscribe, &topic, bytes);
-                    }
-                    *messages = batch.len();
-                    encoder.output(&mut batch.messages, bytes);
-                    batch.messages.clear();
-                    batch.bytes = 0;
+            (Writer::Encoded { encoder, bytes, at, messages, .. }, Outbound::Messages(batch))
+                if *at == bytes.len() =>
+            {
+                bytes.clear();
+                *at = 0;
+                bytes.append(replies);
+                for (subscribe, topic) in control.drain(..) {
+                    encoder.control(subscribe, &topic, bytes);
                 }
+                *messages = batch.len();
+                encoder.output(&mut batch.messages, bytes);
+                batch.messages.clear();
+                batch.bytes = 0;
             }
             (Writer::Messages { batch, .. }, Outbound::Messages(queue)) => {
                 if batch.is_empty() {
@@ -85,6 +89,11 @@ impl Writer {
             }
             _ => {}
         }
+    }
+
+    /// Whether bytes leave, as against whole messages.
+    pub(crate) fn is_stream(&self) -> bool {
+        !matches!(self, Writer::Messages { .. })
     }
 
     /// Messages and bytes taken and not yet written.
@@ -99,6 +108,15 @@ impl Writer {
                 }
             }
             Writer::Messages { batch, .. } => (batch.len(), batch.iter().map(|m| m.wire_len()).sum()),
+        }
+    }
+
+    /// Whether a message was written in part, so that nobody can have it back.
+    pub(crate) fn has_begun(&self) -> bool {
+        match self {
+            Writer::Framed { current, .. } => current.has_begun(),
+            // Encoded ones all count as begun and stay counted in `taken`; whole messages are never in part.
+            Writer::Encoded { .. } | Writer::Messages { .. } => false,
         }
     }
 
@@ -130,8 +148,14 @@ impl Writer {
                 Ok(if *at == bytes.len() { Wrote::All } else { Wrote::Some })
             }
             Writer::Messages { pipe, batch } => {
-                pipe.send(batch)?;
-                if batch.is_empty() { Ok(Wrote::All) } else { Err(ErrorKind::WouldBlock.into()) }
+                let behind = pipe.send(batch)?;
+                if batch.is_empty() && behind {
+                    Ok(Wrote::AllToBusy)
+                } else if batch.is_empty() {
+                    Ok(Wrote::All)
+                } else {
+                    Err(ErrorKind::WouldBlock.into())
+                }
             }
         }
     }
@@ -150,6 +174,16 @@ impl Writer {
             Writer::Framed { stream, .. } | Writer::Encoded { stream, .. } => stream.shutdown(),
             Writer::Messages { pipe, .. } => pipe.shutdown(),
         };
+    }
+
+    /// Gives the buffers of a writer with nothing to write back.
+    fn release(&mut self) {
+        match self {
+            Writer::Framed { current, .. } => current.release(),
+            Writer::Encoded { bytes, at, .. } if *at == bytes.len() => (*bytes, *at) = (Vec::new(), 0),
+            Writer::Messages { batch, .. } if batch.is_empty() => *batch = VecDeque::new(),
+            _ => {}
+        }
     }
 
     fn reclaim(&mut self) -> Option<Message> {
@@ -195,6 +229,8 @@ pub(crate) struct Tx {
     /// Appends so far, and at the driver's last visit.
     pub(crate) appended: u64,
     pub(crate) seen: u64,
+    /// The peer of a message pipe is behind: it has something to take, so messages may gather.
+    pub(crate) busy_peer: bool,
     streak: u32,
     last: Option<(Instant, Duration)>,
 }
@@ -205,12 +241,21 @@ impl Tx {
         self.writer.as_mut()?.reclaim()
     }
 
+    pub(crate) fn release(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.release();
+        }
+    }
+
     pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {
         self.last = Some((ended, ended.saturating_duration_since(began)));
     }
 
     /// The sender came back sooner than the last write took, several times in a row: batching pays.
     pub(crate) fn hot(&mut self) -> bool {
+        if self.busy_peer {
+            return true;
+        }
         let Some((ended, cost)) = self.last else { return false };
         self.streak = if ended.elapsed() < cost { self.streak.saturating_add(1) } else { 0 };
         self.streak > STREAK

@@ -456,6 +456,10 @@ impl Timers {
         self.by_time.insert((at, key));
     }
     #[inline]
+    pub(crate) fn moved(&self) -> bool {
+        self.moved
+    }
+    #[inline]
     pub(crate) fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.moved)
     }
@@ -498,6 +502,8 @@ pub(crate) struct Effects {
 /// The clock of a call: read at most once, and only if asked, since a read costs as much as a message.
 #[derive(Debug)]
 pub(crate) enum Clock {
+    /// The script's.
+    #[cfg(any(test, feature = "testkit"))]
     At(Time),
     Lazy(Cell<Option<Time>>),
 }
@@ -525,6 +531,7 @@ impl<'a> Cx<'a> {
     /// The time of this call: the same for all of it.
     pub fn now(&self) -> Time {
         match &self.clock {
+            #[cfg(any(test, feature = "testkit"))]
             Clock::At(at) => *at,
             Clock::Lazy(read) => match read.get() {
                 Some(at) => at,
@@ -619,7 +626,7 @@ impl<'a> Cx<'a> {
             self.fx.dirty.push(pipe);
         }
         p.sent.0 += 1;
-        p.sent.1 += msg.len() as u64;
+        p.sent.1 += msg.wire_len() as u64;
         p.out.push(msg);
         if p.out_full() {
             p.was_full = true;
@@ -669,7 +676,7 @@ impl<'a> Cx<'a> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.tx.reclaim().or_else(|| p.out.reclaim())?;
         p.sent.0 = p.sent.0.saturating_sub(1);
-        p.sent.1 = p.sent.1.saturating_sub(msg.len() as u64);
+        p.sent.1 = p.sent.1.saturating_sub(msg.wire_len() as u64);
         Some(msg)
     }
 

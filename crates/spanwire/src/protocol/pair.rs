@@ -75,8 +75,9 @@ impl Sends for Pair {
 impl Receives for Pair {
     type Item = Message;
 
+    #[inline]
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Message> {
-        self.inbound.take(cx).map(|(_, msg)| msg)
+        self.inbound.take_any(cx)
     }
 }
 

@@ -53,7 +53,7 @@ impl Receives for Pull {
 
     #[inline]
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Message> {
-        self.queue.take(cx).map(|(_, msg)| msg)
+        self.queue.take_any(cx)
     }
 }
 

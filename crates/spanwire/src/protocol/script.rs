@@ -121,7 +121,7 @@ impl<P: Protocol> Script<P> {
                 }
                 let msg = msg.into();
                 p.received.0 += 1;
-                p.received.1 += msg.len() as u64;
+                p.received.1 += msg.wire_len() as u64;
                 p.inq.push(msg);
                 n += 1;
             }

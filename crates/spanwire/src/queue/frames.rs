@@ -19,8 +19,10 @@ const BY_REFERENCE: usize = 16 * 1024;
 const LARGE: u32 = 1 << 31;
 /// Segments given to one vectored write.
 pub(crate) const SEGMENTS: usize = 32;
+/// A quiet pipe may keep this much.
+const RETAIN: usize = 4 * 1024;
 /// Buffers that grew beyond this are given back when they are empty.
-const KEEP: usize = 256 * 1024;
+const KEEP: usize = 128 * 1024;
 
 pub(crate) struct Frames {
     prefix: &'static [u8],
@@ -133,6 +135,23 @@ impl Frames {
         self.ends.clear();
         self.large.clear();
         (self.start, self.begun, self.bytes) = (0, 0, 0);
+    }
+
+    /// Gives the buffers of an empty queue back.
+    pub(crate) fn release(&mut self) {
+        if self.is_empty() {
+            *self = Frames::new(self.prefix);
+        }
+    }
+
+    /// Whether it holds on to buffers.
+    pub(crate) fn retains(&self) -> bool {
+        self.small.capacity() > RETAIN
+    }
+
+    /// Whether a part of the first frame was written.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun > 0
     }
 
     /// Drops the oldest frame if it was not begun; returns its size.

@@ -158,11 +158,12 @@ impl<P: Protocol> Socket<P> {
     pub fn events(&self) -> Receiver<Event> {
         const EVENTS: usize = 1024;
         let (sender, receiver) = crossbeam_channel::bounded(EVENTS);
-        let mut st = self.core().lock();
-        if !st.is_closed() {
-            st.subscribers.push(sender);
+        if !self.core().forked() {
+            let mut st = self.core().lock();
+            if !st.is_closed() {
+                st.subscribers.push(sender);
+            }
         }
-        drop(st);
         receiver
     }
 
@@ -173,7 +174,7 @@ impl<P: Protocol> Socket<P> {
 
     /// Number of peers that are attached.
     pub fn peers(&self) -> usize {
-        self.core().lock().pipes.live()
+        self.core().look_at(|st| st.pipes.live())
     }
 
     /// Waits until at least `n` peers are attached; `false` when they were not in time, or the socket closed.
@@ -193,7 +194,8 @@ impl<P: Protocol> Socket<P> {
     }
 
     /// Runs `f` on the protocol, under the socket's lock: the door for verbs of your own protocol. It must
-    /// not block, call into this or another socket, or call user code. On a closed socket it still runs.
+    /// not block, call into this or another socket, or call user code. On a closed socket it still runs. In a
+    /// forked child it must not be called: the lock may be held by a thread that only the parent has.
     pub fn with<R>(&self, f: impl FnOnce(&mut P, &mut Cx<'_>) -> R) -> R {
         let core = self.core();
         let mut st = core.lock();
@@ -274,8 +276,29 @@ impl<P: Sends> Socket<P> {
         self.send_until(item.into(), deadline(timeout))
     }
 
+    #[inline]
     fn send_until(&self, item: P::Item, deadline: Option<Instant>) -> Result<(), SendError<P::Item>> {
+        // The quick way first: there is room. What is refused goes the slow way, with its error.
         let mut held = Some(item);
+        let quick = self.core().quick(|p, cx| match down::<P>(p).send(cx, held.take()?) {
+            Ok(()) => Some(()),
+            Err(refused) => {
+                held = Some(refused.into_inner());
+                None
+            }
+        });
+        match quick {
+            Some(()) => Ok(()),
+            None => self.send_slowly(held, deadline),
+        }
+    }
+
+    #[cold]
+    fn send_slowly(
+        &self,
+        mut held: Option<P::Item>,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError<P::Item>> {
         let sent =
             self.core().wait_on(Want::Send, deadline, |p, cx| match down::<P>(p).send(cx, held.take()?) {
                 Ok(()) => Some(Ok(())),
@@ -365,7 +388,11 @@ impl<P: Receives> Socket<P> {
     ///
     /// # Errors
     /// [`RecvError::Closed`], [`RecvError::Forked`].
+    #[inline]
     pub fn recv(&self) -> Result<P::Item, RecvError> {
+        if let Some(item) = self.core().quick(|p, cx| down::<P>(p).recv(cx)) {
+            return Ok(item);
+        }
         Ok(self.core().wait_on(Want::Recv, None, |p, cx| down::<P>(p).recv(cx))?)
     }
 

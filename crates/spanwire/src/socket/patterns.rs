@@ -116,12 +116,14 @@ impl Sub {
     /// Receives what begins with `topic`, from now on; the empty topic is everything. It counts: as many
     /// [`unsubscribe`](Sub::unsubscribe) end it.
     pub fn subscribe(&self, topic: impl AsRef<[u8]>) {
-        self.with(|sub, cx| sub.subscribe(cx, topic.as_ref()));
+        if !self.core().forked() {
+            self.with(|sub, cx| sub.subscribe(cx, topic.as_ref()));
+        }
     }
 
     /// Takes a subscription back; `false` if there was none. Messages that are queued and match nothing any
     /// more are dropped and counted.
     pub fn unsubscribe(&self, topic: impl AsRef<[u8]>) -> bool {
-        self.with(|sub, cx| sub.unsubscribe(cx, topic.as_ref()))
+        !self.core().forked() && self.with(|sub, cx| sub.unsubscribe(cx, topic.as_ref()))
     }
 }

@@ -178,7 +178,7 @@ impl Req {
 
     /// Number of requests that have no reply yet.
     pub fn outstanding(&self) -> usize {
-        self.with(|p, _| p.outstanding())
+        if self.core().forked() { 0 } else { self.with(|p, _| p.outstanding()) }
     }
 }
 
@@ -254,7 +254,7 @@ impl Drop for Pending {
     fn drop(&mut self) {
         let id = self.id;
         self.socket.core().unpark(Want::Key(id.key()), self.slot.take());
-        if !self.done {
+        if !self.done && !self.socket.core().forked() {
             self.socket.with(|p, cx| p.cancel(cx, id));
         }
     }

@@ -21,9 +21,9 @@ use crate::Message;
 use crate::wire::{Hello, Inbox, PeerHello, WireError};
 
 /// Messages that one direction holds at most.
-const MAX_MESSAGES: usize = 256;
+const MAX_MESSAGES: usize = 1024;
 /// Bytes, headers and bodies, that one direction holds at most; a larger message passes alone.
-const MAX_BYTES: usize = 256 * 1024;
+const MAX_BYTES: usize = 1024 * 1024;
 
 /// The inproc transport: `inproc://NAME`. It has no options.
 ///
@@ -31,7 +31,7 @@ const MAX_BYTES: usize = 256 * 1024;
 /// when a listener goes, those who wait go on waiting for the next one of that name.
 ///
 /// Between the queues of the two sockets each direction has one of its own, on top of what the sockets allow: at
-/// most 256 messages and 256 KiB of headers and bodies; a larger message passes alone. What lies in it when
+/// most 1,024 messages and 1 MiB of headers and bodies; a larger message passes alone. What lies in it when
 /// its receiver goes is lost, as are bytes in the kernel's buffers when a stream's peer goes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inproc;
@@ -166,6 +166,8 @@ struct Meeting {
 struct Lane {
     queue: VecDeque<Message>,
     bytes: usize,
+    /// The largest that came since the queue was empty.
+    largest: usize,
     /// The sender has something that did not fit.
     wants_room: bool,
     /// Nothing more will be sent.
@@ -175,6 +177,16 @@ struct Lane {
 }
 
 impl Lane {
+    /// Takes a whole batch at once, at the price of one message.
+    fn take_batch(&mut self, batch: &mut VecDeque<Message>, bytes: usize, largest: usize) -> bool {
+        let whole = self.queue.is_empty() && batch.len() <= MAX_MESSAGES && bytes <= MAX_BYTES;
+        if whole {
+            std::mem::swap(&mut self.queue, batch);
+            (self.bytes, self.largest) = (bytes, largest);
+        }
+        whole
+    }
+
     fn fits(&self, len: usize) -> bool {
         self.queue.is_empty()
             || (self.queue.len() < MAX_MESSAGES && self.bytes.saturating_add(len) <= MAX_BYTES)
@@ -326,6 +338,12 @@ impl MessageReader for Reader {
             let mut lane = lock(&self.link.lanes[1 - self.side]);
             let before = lane.queue.len();
             let mut too_big = None;
+            if lane.largest <= self.max {
+                let bytes = lane.bytes;
+                if inbox.take_all(&mut lane.queue, bytes) {
+                    lane.bytes = 0;
+                }
+            }
             while inbox.wants_more() {
                 // One over the limit stays where it is: the pipe is at its end, whoever asks again.
                 let len = match lane.queue.front().map(Message::wire_len) {
@@ -342,6 +360,9 @@ impl MessageReader for Reader {
                 }
             }
             let left = lane.queue.len();
+            if left == 0 {
+                lane.largest = 0;
+            }
             let result = match too_big {
                 Some(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
                 None if left == 0 && lane.ended => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -377,24 +398,33 @@ struct Writer {
 }
 
 impl MessageWriter for Writer {
-    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<()> {
-        let tell = {
+    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<bool> {
+        // Summed before the lock is taken: the reader must not wait for that.
+        let (bytes, largest) = batch
+            .iter()
+            .map(Message::wire_len)
+            .fold((0usize, 0), |(sum, most), len| (sum.saturating_add(len), len.max(most)));
+        let (tell, behind) = {
             let mut lane = lock(&self.link.lanes[self.side]);
             if lane.deaf || lane.ended {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             let was_empty = lane.queue.is_empty();
+            if was_empty {
+                lane.take_batch(batch, bytes, largest);
+            }
             while let Some(len) = batch.front().map(Message::wire_len).filter(|len| lane.fits(*len)) {
                 lane.bytes = lane.bytes.saturating_add(len);
+                lane.largest = lane.largest.max(len);
                 lane.queue.extend(batch.pop_front());
             }
             lane.wants_room = !batch.is_empty();
-            was_empty && !lane.queue.is_empty()
+            (was_empty && !lane.queue.is_empty(), !was_empty)
         };
         if tell {
             self.peer.notify();
         }
-        Ok(())
+        Ok(behind)
     }
 
     fn shutdown(&mut self) -> io::Result<bool> {

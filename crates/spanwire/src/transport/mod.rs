@@ -312,10 +312,11 @@ pub trait MessageReader: Send {
 /// The sending half of a message pipe.
 pub trait MessageWriter: Send {
     /// Takes from the front of `batch` what fits now and leaves the rest; called again at the next event.
+    /// `true`: the peer had not yet taken all that was sent before, so it is busy, and a few messages may be gathered for it.
     ///
     /// # Errors
     /// Ends the pipe. What is left in `batch` was not sent.
-    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<()>;
+    fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<bool>;
 
     /// Ends the sending direction after all was sent; `false`: call again at the next event.
     ///

@@ -188,6 +188,20 @@ impl Inbox {
         self.messages.push_back(msg);
     }
 
+    /// Takes the whole of `batch`, whose messages have `bytes` bytes (headers and bodies) in all, if nothing was
+    /// pushed before and there is room for every one; else takes nothing and says `false`. Costs the same
+    /// for any number.
+    pub fn take_all(&mut self, batch: &mut VecDeque<Message>, bytes: usize) -> bool {
+        if !self.messages.is_empty() || batch.len() > self.budget_messages || bytes > self.budget_bytes {
+            return false;
+        }
+        self.budget_messages -= batch.len();
+        self.budget_bytes -= bytes;
+        self.bytes += bytes;
+        std::mem::swap(&mut self.messages, batch);
+        true
+    }
+
     /// The messages pushed and not yet taken.
     pub fn messages(&mut self) -> &mut VecDeque<Message> {
         &mut self.messages

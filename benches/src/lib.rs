@@ -1,0 +1,22 @@
+//! spanwire measured: what `versus` runs, and the contestants.
+//!
+//! A [`Contestant`] is a messaging library, or raw sockets as the limit; a [`Cell`] is one thing to measure:
+//! a shape of traffic, a transport, a size. [`side`] is what a process of a cell does, [`rounds`] starts
+//! such processes in turns and gathers their samples, [`report`] makes tables and CSV of them.
+//! Owns: the method. Never: knows what a good result is.
+#![deny(missing_docs)]
+
+pub mod cell;
+pub mod contestant;
+pub mod machine;
+pub mod payload;
+pub mod peers;
+pub mod report;
+pub mod rounds;
+pub mod side;
+
+pub use cell::{Cell, Shape, Transport};
+pub use contestant::{Contestant, Entry, Standing};
+
+/// What goes wrong in a measurement ends it, with a text that says what.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,0 +1,119 @@
+//! The machine, and what it cost: CPU time of this process, time that others took.
+//!
+//! Reads `getrusage` and, where there is one, `/proc`. Owns: the unsafe of `getrusage` and `uname`.
+//! Never: changes anything.
+
+use std::ffi::CStr;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+/// User and system time of this process, all threads.
+pub fn cpu() -> Duration {
+    usage(libc::RUSAGE_SELF)
+}
+
+/// User and system time of the children that were waited for.
+pub fn cpu_of_children() -> Duration {
+    usage(libc::RUSAGE_CHILDREN)
+}
+
+fn usage(who: libc::c_int) -> Duration {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a valid place for a rusage, and all zeroes are a valid one, should the call fail.
+    let usage = unsafe {
+        libc::getrusage(who, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let of = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
+    of(usage.ru_utime) + of(usage.ru_stime)
+}
+
+/// Resident memory of this process in KiB, where `/proc` tells.
+pub fn resident_kib() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+/// System and kernel, as `uname` tells.
+pub fn kernel() -> String {
+    let mut name = MaybeUninit::<libc::utsname>::zeroed();
+    // SAFETY: `name` is a valid place for a utsname, and all zeroes (empty strings) are a valid one.
+    let name = unsafe {
+        libc::uname(name.as_mut_ptr());
+        name.assume_init()
+    };
+    let text = |field: &[libc::c_char]| {
+        // SAFETY: uname ends every field with a zero, and so do the zeroes it started from.
+        unsafe { CStr::from_ptr(field.as_ptr()) }.to_string_lossy().into_owned()
+    };
+    format!("{} {} {}", text(&name.sysname), text(&name.release), text(&name.machine))
+}
+
+/// How many CPUs may run this.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The processor, where `/proc` tells.
+pub fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split(": ").nth(1));
+    model.unwrap_or("unknown processor").to_owned()
+}
+
+/// The load average of the last minute, where `/proc` tells.
+pub fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}
+
+/// How the time of all CPUs was spent so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    all: u64,
+    busy: u64,
+    stolen: u64,
+    own: Duration,
+}
+
+impl Times {
+    /// Until now; zeroes where `/proc` does not tell.
+    pub fn now() -> Self {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let first = stat.lines().next().unwrap_or_default();
+        // user nice system idle iowait irq softirq steal; guest time is part of user time.
+        let n: Vec<u64> = first.split_whitespace().skip(1).take(8).filter_map(|n| n.parse().ok()).collect();
+        let all: u64 = n.iter().sum();
+        let of = |i: usize| n.get(i).copied().unwrap_or(0);
+        Times { all, busy: all - of(3) - of(4) - of(7), stolen: of(7), own: cpu() + cpu_of_children() }
+    }
+
+    /// What was spent between `before` and this.
+    pub fn since(&self, before: &Times) -> Spent {
+        let ticks = 100.0;
+        let all = (self.all.saturating_sub(before.all) as f64).max(1.0);
+        let own = self.own.saturating_sub(before.own).as_secs_f64() * ticks;
+        let busy = self.busy.saturating_sub(before.busy) as f64;
+        Spent {
+            foreign: ((busy - own) / all).max(0.0),
+            stolen: self.stolen.saturating_sub(before.stolen) as f64 / all,
+        }
+    }
+}
+
+/// Shares of all CPU time that were not ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Spent by other processes and the kernel for them: 0 to 1.
+    pub foreign: f64,
+    /// Taken by the host: 0 to 1.
+    pub stolen: f64,
+}
+
+impl Spent {
+    /// Whether others took more than a twentieth: then a sample says little, a round trip least of all.
+    pub fn is_noisy(&self) -> bool {
+        self.foreign + self.stolen > 0.05
+    }
+}

@@ -1,0 +1,141 @@
+//! One pipe of the sender: its cursor, its credit, and the transfer that is under way.
+//!
+//! Owns: what was sent, taken and acknowledged. Never: what to send next.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spanwire::protocol::Time;
+
+use crate::wire::Payload;
+use crate::{Head, Id, Position, Shown};
+
+/// A transfer under way.
+#[derive(Debug)]
+pub(super) struct Sending {
+    pub(super) payload: Arc<Payload>,
+    pub(super) offset: u64,
+}
+
+/// State of one pipe.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) opened: Time,
+    /// Known once it said HELLO.
+    pub(super) node: Option<Id>,
+    /// It wants the namespace over this pipe.
+    pub(super) wants: bool,
+    /// Namespaces that it asked for and that do not exist here.
+    pub(super) unknown: Vec<String>,
+    pub(super) owes_welcome: bool,
+    /// What it showed contradicts the history served: beacons only.
+    pub(super) conflict: bool,
+    pub(super) have: Option<Head>,
+    /// What it has for certain.
+    pub(super) acked: Option<Shown>,
+    /// What it has at least, even where nothing more is known of that: a snapshot must be above it.
+    pub(super) floor: Option<Position>,
+    /// What it will have when all that was sent has arrived.
+    pub(super) sent: Option<Shown>,
+    /// It asked for a snapshot.
+    pub(super) force: bool,
+    /// At most two.
+    pub(super) refused: Vec<Position>,
+    /// Transfers that were sent and not acknowledged, with their sizes.
+    pub(super) flight: VecDeque<(Shown, u64)>,
+    pub(super) sending: Option<Sending>,
+    /// It holds one of the slots for transfers above one window.
+    pub(super) slot: bool,
+    pub(super) window: u64,
+    pub(super) chunk: usize,
+    pub(super) sent_bytes: u64,
+    taken: u64,
+    /// Since when bytes are on their way and none was taken.
+    since: Option<Time>,
+}
+
+impl Session {
+    pub(super) fn new(now: Time) -> Self {
+        Session {
+            opened: now,
+            node: None,
+            wants: false,
+            unknown: Vec::new(),
+            owes_welcome: false,
+            conflict: false,
+            have: None,
+            acked: None,
+            floor: None,
+            sent: None,
+            force: false,
+            refused: Vec::new(),
+            flight: VecDeque::new(),
+            sending: None,
+            slot: false,
+            window: 0,
+            chunk: 0,
+            sent_bytes: 0,
+            taken: 0,
+            since: None,
+        }
+    }
+
+    /// The cursor starts again at `shown`; a transfer under way is dropped.
+    pub(super) fn restart(&mut self, shown: Option<Shown>, conflict: bool) {
+        self.acked = shown;
+        self.floor = shown.map(|shown| shown.base.position);
+        self.sent = shown;
+        self.conflict = conflict;
+        self.sending = None;
+        self.flight.clear();
+    }
+
+    pub(super) fn has_credit(&self) -> bool {
+        self.sent_bytes - self.taken < self.window
+    }
+
+    pub(super) fn flight_bytes(&self) -> u64 {
+        self.flight.iter().map(|(_, size)| size).sum()
+    }
+
+    /// A slice was put.
+    pub(super) fn put(&mut self, len: u64, now: Time) {
+        self.sent_bytes += len;
+        if self.sent_bytes > self.taken {
+            self.since.get_or_insert(now);
+        }
+    }
+
+    /// The node took bytes off the pipe; at most `sent_bytes`.
+    pub(super) fn take(&mut self, taken: u64, now: Time) {
+        if taken > self.taken {
+            self.taken = taken;
+            self.since = (self.taken < self.sent_bytes).then_some(now);
+        }
+    }
+
+    /// Bytes are on their way, and none was taken for `limit`.
+    pub(super) fn stalled(&self, now: Time, limit: Duration) -> bool {
+        self.since.is_some_and(|since| now.saturating_since(since) >= limit)
+    }
+
+    /// The node has what was sent up to `position`.
+    pub(super) fn acknowledge(&mut self, position: Position) {
+        if let Some(at) = self.flight.iter().position(|(shown, _)| shown.base.position == position)
+            && let Some((shown, _)) = self.flight.drain(..=at).next_back()
+        {
+            self.acked = Some(shown);
+            self.floor = Some(position);
+        }
+    }
+
+    pub(super) fn refuse(&mut self, position: Position) {
+        if !self.refused.contains(&position) {
+            self.refused.push(position);
+            if self.refused.len() > 2 {
+                self.refused.remove(0);
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What the two processes of config-sync share: ending, and words for people.
+//!
+//! Owns: the shutdown signal and the translation of socket events. Never: decides what a process does.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+use spanwire::Event;
+
+/// Ends a running [`serve`](crate::serve::run) or [`agent`](crate::agent::run) when it is dropped.
+#[derive(Debug)]
+pub struct Stopper(#[expect(dead_code, reason = "dropping it is the signal")] Sender<()>);
+
+/// Told to a running process: end when the [`Stopper`] is dropped.
+#[derive(Clone, Debug)]
+pub struct Shutdown(pub(crate) Receiver<()>);
+
+/// A connected pair.
+pub fn shutdown() -> (Stopper, Shutdown) {
+    let (sender, receiver) = crossbeam_channel::bounded(0);
+    (Stopper(sender), Shutdown(receiver))
+}
+
+impl Shutdown {
+    /// Whether the [`Stopper`] is gone.
+    pub fn is_over(&self) -> bool {
+        matches!(self.0.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+    }
+}
+
+/// Where progress goes, one line a call.
+#[derive(Clone)]
+pub struct Log(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Log {
+    /// Each line goes to `line`.
+    pub fn new(line: impl Fn(&str) + Send + Sync + 'static) -> Log {
+        Log(Arc::new(line))
+    }
+
+    pub(crate) fn say(&self, line: impl fmt::Display) {
+        (self.0)(&line.to_string());
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Log")
+    }
+}
+
+/// Follows the events of a socket until it is closed, and logs what a person wants to know: each change once,
+/// not each attempt.
+pub(crate) fn follow(events: Receiver<Event>, log: Log) {
+    std::thread::spawn(move || {
+        let mut failing = std::collections::BTreeSet::new();
+        for event in events {
+            match event {
+                Event::Connected { endpoint, facts, .. } => {
+                    failing.remove(&endpoint);
+                    log.say(format_args!("connected: {}", facts.remote));
+                }
+                Event::Disconnected { remote, reason, .. } => {
+                    log.say(format_args!("disconnected: {remote}: {reason}"));
+                }
+                Event::Rejected { remote, reason, .. } => {
+                    log.say(format_args!("refused: {remote}: {reason}"))
+                }
+                Event::ConnectFailed { endpoint, url, error } if failing.insert(endpoint) => {
+                    log.say(format_args!("cannot reach {url}: {error}; trying on"));
+                }
+                Event::AcceptFailed { error, .. } => log.say(format_args!("accept failed: {error}")),
+                _ => {}
+            }
+        }
+    });
+}
+
+/// Why a process ends before it was told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// A folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// A tree cannot be used.
+    #[error(transparent)]
+    Tree(#[from] crate::tree::TreeError),
+    /// A socket cannot be used.
+    #[error(transparent)]
+    Socket(#[from] spanwire::Error),
+    /// What was asked for would do harm, or makes no sense.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl ProcessError {
+    /// Exit code for a command: 2 for a request that makes no sense, 3 for a folder, 4 for a socket.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ProcessError::Refused(_) => 2,
+            ProcessError::Store(_) | ProcessError::Tree(_) => 3,
+            ProcessError::Socket(_) => 4,
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The authority of config-sync: publishes a directory tree, and again whenever it changes.
+//!
+//! The tree is read whole, compared with the last revision, and a difference is made durable in the state
+//! folder before it is published. So a restart goes on where it was: revisions never fall, and nodes that
+//! hold the newest one get nothing.
+//!
+//! Owns: watching and reading the tree, the state folder. Never: publishes half a tree, or an empty one in
+//! place of another unless told to.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use notify::Watcher;
+use spanwire::Socket;
+
+use crate::process::{Log, ProcessError, Shutdown, follow};
+use crate::store::Store;
+use crate::{Distributor, Epoch, Id, Key, Limits, NodeStatus, Origin, Settings, State, tree};
+
+/// What to serve.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The tree.
+    pub dir: PathBuf,
+    /// Addresses to listen at: at least one.
+    pub bind: Vec<String>,
+    /// The state folder; must not be inside `dir`. Default: `dir` with `.state` added.
+    pub state: PathBuf,
+    /// Name of the cluster; nodes of another are turned away. Default: `config-sync`.
+    pub cluster: String,
+    /// Name of the namespace. Default: `config`.
+    pub namespace: String,
+    /// Bounds of the tree.
+    pub limits: Limits,
+    /// Begin a new epoch with this number, above all that nodes have seen. For a state folder that was lost.
+    pub new_epoch: Option<u64>,
+    /// Publish an empty tree even where there was another.
+    pub allow_empty: bool,
+    /// Quiet time after a change before the tree is read, and between two readings of one that changed lately.
+    /// Default: 50 ms.
+    pub debounce: Duration,
+    /// Time between readings without any word of a change, since those words get lost. Default: 5 s.
+    pub rescan: Duration,
+    /// Time between beacons. Default: 1 s.
+    pub beacon: Duration,
+}
+
+impl Config {
+    /// Serves `dir` at no address yet, with the defaults.
+    pub fn new(dir: impl Into<PathBuf>) -> Config {
+        let dir = dir.into();
+        let mut state = dir.clone().into_os_string();
+        state.push(".state");
+        Config {
+            dir,
+            bind: Vec::new(),
+            state: state.into(),
+            cluster: "config-sync".into(),
+            namespace: "config".into(),
+            limits: Limits::default(),
+            new_epoch: None,
+            allow_empty: false,
+            debounce: Duration::from_millis(50),
+            rescan: Duration::from_secs(5),
+            beacon: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// What keeps it from starting: folders, addresses, a tree that cannot be read. Once it serves, trouble with
+/// the tree is logged, the last revision is served on, and the tree is read again.
+pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), ProcessError> {
+    let mut server = Server::start(config, log)?;
+    let (changed, watcher) = watch(config, log);
+    // Before this, nodes get the last durable revision, or are told to wait.
+    match server.publish_tree() {
+        Err(error) if server.socket.with(|d, _| d.head().is_some()) => server.trouble(&error),
+        first => first?,
+    }
+    let reports = server.report(shutdown);
+    loop {
+        let pause = if server.behind { config.rescan.min(Duration::from_secs(1)) } else { config.rescan };
+        match next(&changed, shutdown, pause, config.debounce) {
+            Next::Over => break,
+            Next::Read => {}
+        }
+        match server.publish_tree() {
+            Ok(()) => server.behind = false,
+            Err(error) => server.trouble(&error),
+        }
+    }
+    drop(watcher);
+    // A farewell, so that nodes need not wait for a beacon that does not come.
+    let _ = server.socket.close(Duration::from_secs(1));
+    let _ = reports.join();
+    Ok(())
+}
+
+struct Server<'a> {
+    config: &'a Config,
+    log: &'a Log,
+    store: Store,
+    socket: Socket<Distributor>,
+    /// The tree could not be read lately.
+    behind: bool,
+    passed_over: Vec<(PathBuf, &'static str)>,
+}
+
+impl<'a> Server<'a> {
+    fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
+        let refuse = |why: String| Err(ProcessError::Refused(why));
+        if config.bind.is_empty() {
+            return refuse("no address to listen at".into());
+        }
+        let dir = config
+            .dir
+            .canonicalize()
+            .map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
+        let mut store = Store::open(&config.state)?;
+        if store.dir().canonicalize().is_ok_and(|state| state.starts_with(&dir)) {
+            return refuse(format!("the state folder {} is inside the tree", config.state.display()));
+        }
+        let identity = store.identity();
+        let loaded = store.load(config.limits.bytes);
+        loaded.damaged.iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
+        let random = || Id::random().map_err(|e| ProcessError::Refused(format!("no randomness: {e}")));
+        let origin = match loaded.newest {
+            Some((head, state)) => {
+                log.say(format_args!("last revision: {} ({} keys)", head.position, state.keys()));
+                Origin::restored(head, state, identity.opened)
+            }
+            None => {
+                if !loaded.damaged.is_empty() && config.new_epoch.is_none() {
+                    return refuse(format!(
+                        "{} holds no whole revision; nodes may hold more, so give --new-epoch with a number \
+                         above theirs",
+                        config.state.display()
+                    ));
+                }
+                let number = config.new_epoch.unwrap_or(1);
+                log.say(format_args!("a new history begins: epoch {number}"));
+                Origin::begin(Epoch { number, incarnation: random()? })
+            }
+        };
+        let settings = Settings {
+            cluster: Id::named(&config.cluster),
+            namespace: config.namespace.clone(),
+            server: identity.id,
+            limits: config.limits,
+            beacon: config.beacon,
+            ..Settings::default()
+        };
+        let distributor = Distributor::new(settings, origin);
+        let socket = Socket::new(distributor)?;
+        follow(socket.events(), log.clone());
+        for url in &config.bind {
+            let endpoint = bind(&socket, url)?;
+            log.say(format_args!("listening at {}", endpoint.url()));
+        }
+        let mut server = Server { config, log, store, socket, behind: false, passed_over: Vec::new() };
+        if let Some(number) = config.new_epoch
+            && server.socket.with(|d, _| d.head().is_some_and(|head| head.position.epoch.number < number))
+        {
+            let epoch = Epoch { number, incarnation: random()? };
+            let prepared = server.socket.with(|d, _| d.prepare_epoch(epoch));
+            let prepared = prepared.map_err(|e| ProcessError::Refused(e.to_string()))?;
+            server.commit(prepared)?;
+        }
+        Ok(server)
+    }
+
+    fn trouble(&mut self, error: &ProcessError) {
+        self.log.say(format_args!("the tree is not published: {error}; the last revision is served on"));
+        self.behind = true;
+    }
+
+    /// Reads the tree and publishes what differs from the last revision.
+    fn publish_tree(&mut self) -> Result<(), ProcessError> {
+        let read = tree::read_settled(&self.config.dir, &self.config.limits, self.config.debounce)?;
+        tree::check(&read.state, false)?;
+        if read.passed_over != self.passed_over {
+            for (path, what) in &read.passed_over {
+                self.log.say(format_args!("passed over: {} ({what})", path.display()));
+            }
+            self.passed_over = read.passed_over;
+        }
+        let last = self.socket.with(|d, _| d.state().cloned());
+        let was_empty = last.as_ref().is_none_or(State::is_empty);
+        if read.state.is_empty() && !was_empty && !self.config.allow_empty {
+            return Err(ProcessError::Refused(format!(
+                "{} is empty now; if that is meant, start with --allow-empty",
+                self.config.dir.display()
+            )));
+        }
+        let changes = last.unwrap_or_default().diff(&read.state);
+        let prepared = self.socket.with(|d, _| d.prepare(&changes));
+        match prepared.map_err(|e| ProcessError::Refused(e.to_string()))? {
+            Some(prepared) => self.commit(prepared),
+            None => Ok(()),
+        }
+    }
+
+    /// Durable first, then out.
+    fn commit(&mut self, prepared: crate::Prepared) -> Result<(), ProcessError> {
+        self.store.save(prepared.head(), prepared.state())?;
+        let (head, changed) = (prepared.head().clone(), names(prepared.changes().keys()));
+        let published = self.socket.with(|d, cx| d.publish(cx, prepared));
+        published.map_err(|e| ProcessError::Refused(e.to_string()))?;
+        self.log.say(format_args!(
+            "revision {}: {} keys, {} bytes, digest {:?}{changed}",
+            head.position, head.keys, head.bytes, head.digest
+        ));
+        Ok(())
+    }
+
+    /// Logs what nodes report, in a thread of its own, until the socket is closed.
+    fn report(&self, shutdown: &Shutdown) -> std::thread::JoinHandle<()> {
+        let (socket, log, shutdown) = (self.socket.clone(), self.log.clone(), shutdown.clone());
+        std::thread::spawn(move || {
+            let key = socket.with(|d, _| d.wait_key());
+            let mut last: Vec<NodeStatus> = Vec::new();
+            let mut told_epoch = 0;
+            while !shutdown.is_over() {
+                let changed = socket.wait(key, Some(Duration::from_secs(1)), |d, _| {
+                    let now = d.status();
+                    (now != last).then(|| (now, d.highest_epoch(), d.head().map(|h| h.position.epoch.number)))
+                });
+                match changed {
+                    Ok((now, highest, own)) => {
+                        // The steps between a change and its end are not worth a line for each node.
+                        let told = |n: &NodeStatus| (n.connected, n.applied, n.refused.clone(), n.conflict);
+                        for node in &now {
+                            let before = last.iter().find(|old| old.node == node.node);
+                            if before.map(told) != Some(told(node)) {
+                                log.say(line(node));
+                            }
+                        }
+                        if own.is_some_and(|own| highest > own) && highest != told_epoch {
+                            told_epoch = highest;
+                            log.say(format_args!(
+                                "ALARM: a node has seen epoch {highest}: this state folder is old; \
+                                 start with --new-epoch {}",
+                                highest.saturating_add(1)
+                            ));
+                        }
+                        last = now;
+                        // Reports come in swarms; one look is enough for a tenth of a second of them.
+                        let _ = shutdown.0.recv_timeout(Duration::from_millis(100));
+                    }
+                    Err(spanwire::WaitError::TimedOut) => {}
+                    Err(_) => return,
+                }
+            }
+        })
+    }
+}
+
+/// Binds; an address that the server before this one has not let go of yet is waited for.
+fn bind(socket: &Socket<Distributor>, url: &str) -> Result<spanwire::Endpoint, spanwire::Error> {
+    let latest = Instant::now() + Duration::from_secs(2);
+    loop {
+        match socket.bind(url) {
+            Err(spanwire::Error::Bind { source, .. })
+                if source.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < latest =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// One node for people.
+fn line(node: &NodeStatus) -> String {
+    let at = |position: Option<crate::Position>| position.map_or("-".to_owned(), |p| p.to_string());
+    let mut line = format!(
+        "node {} ({:?}): {}, stored {}, visible {}, applied {}",
+        node.name,
+        node.node,
+        if node.connected { "here" } else { "away" },
+        at(node.stored),
+        at(node.visible),
+        at(node.applied),
+    );
+    if let Some((position, code, text)) = node.refused.last() {
+        line.push_str(&format!("; refused {position}: {code:?}: {text}"));
+    }
+    if node.conflict {
+        line.push_str("; ALARM: holds another history");
+    }
+    line
+}
+
+pub(crate) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> String {
+    let mut keys = keys.peekable();
+    if keys.peek().is_none() {
+        return String::new();
+    }
+    let first: Vec<String> = keys.by_ref().take(8).map(Key::to_string).collect();
+    let more = keys.count();
+    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("; changed: {}{tail}", first.join(", "))
+}
+
+/// Watches the tree; a failure only means that changes are seen by the next reading.
+fn watch(config: &Config, log: &Log) -> (Receiver<()>, Option<notify::RecommendedWatcher>) {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        use notify::event::{AccessKind, AccessMode, EventKind};
+        // Reading is no change; reading the tree would cause the next reading.
+        if let Ok(notify::Event { kind: EventKind::Access(how), .. }) = &event
+            && *how != AccessKind::Close(AccessMode::Write)
+        {
+            return;
+        }
+        // One pending word is enough, whatever it was about.
+        let _ = sender.try_send(());
+    });
+    let watcher = made.and_then(|mut watcher| {
+        watcher.watch(&config.dir, notify::RecursiveMode::Recursive)?;
+        Ok(watcher)
+    });
+    match watcher {
+        Ok(watcher) => (receiver, Some(watcher)),
+        Err(error) => {
+            log.say(format_args!(
+                "the tree is read every {:?}: it cannot be watched: {error}",
+                config.rescan
+            ));
+            // The sender lives in the watcher; without it the channel would look closed.
+            (crossbeam_channel::never(), None)
+        }
+    }
+}
+
+enum Next {
+    Read,
+    Over,
+}
+
+/// Waits for a word of a change and quiet after it, for the time of a reading, or for the end.
+fn next(changed: &Receiver<()>, shutdown: &Shutdown, rescan: Duration, debounce: Duration) -> Next {
+    crossbeam_channel::select! {
+        recv(shutdown.0) -> _ => return Next::Over,
+        recv(changed) -> _ => {}
+        default(rescan) => return Next::Read,
+    }
+    // At most ten times the quiet time: a tree that never rests is read all the same.
+    let latest = Instant::now() + debounce * 10;
+    while Instant::now() < latest {
+        match changed.recv_timeout(debounce) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => break,
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    if shutdown.is_over() { Next::Over } else { Next::Read }
+}

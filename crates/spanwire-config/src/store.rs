@@ -1,0 +1,431 @@
+//! The state folder of a node or an authority: who it is, and the last verified revisions.
+//!
+//! Two slots are written in turn, each beside and then renamed, so that a crash at any moment leaves at least
+//! one whole. A slot is believed only if its own hash is right *and* its content has the digest that its HEAD
+//! names. Files have permissions 0600, the folder 0700.
+//!
+//! Owns: the files of the folder, and the lock on it. Never: repairs what is damaged; it says what it found
+//! and passes it over.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rustix::fs::FlockOperation;
+
+use crate::wire::{Reader, Write, decode_state, encode_state};
+use crate::{Base, Head, Id, Position, State};
+
+const MAGIC: &[u8; 8] = b"spwcfg\x00\x01";
+const IDENTITY: &[u8; 8] = b"spwnode\x01";
+const SLOTS: [&str; 2] = ["slot-a", "slot-b"];
+
+/// Why a state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A file of it cannot be read or written.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// Another process uses it.
+    #[error("{0} is in use by another process")]
+    InUse(PathBuf),
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
+    move |error| StoreError::Io { path: path.to_owned(), error }
+}
+
+/// Who a process is to its peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The node or server.
+    pub id: Id,
+    /// How often the folder was opened, this time included.
+    pub opened: u32,
+    /// [`opened`](Self::opened) in the high 32 bits, random low ones.
+    pub boot: u64,
+}
+
+/// What the slots hold.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The newest revision that is whole.
+    pub newest: Option<(Head, State)>,
+    /// The one before it.
+    pub before: Option<(Head, State)>,
+    /// What was found damaged and passed over, for people.
+    pub damaged: Vec<String>,
+}
+
+/// An open state folder.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    /// Held for as long as the store is open.
+    _lock: File,
+    identity: Identity,
+    /// The slot to write next.
+    next: usize,
+}
+
+impl Store {
+    /// Opens the folder, makes it if it is absent, locks it, and counts the start in it durably.
+    ///
+    /// # Errors
+    /// [`StoreError`]. Damage is none: a folder whose identity is damaged gets a new one.
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+        let path = dir.join("lock");
+        let lock = private().truncate(false).open(&path).map_err(at(&path))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse(dir.to_owned())),
+            Err(error) => return Err(at(&path)(error.into())),
+        }
+        let mut store = Store { dir: dir.to_owned(), _lock: lock, identity: fresh(None, 0)?, next: 0 };
+        let path = store.path("identity");
+        let known = fs::read(&path).ok().and_then(|bytes| parse_identity(&bytes));
+        store.identity = match known {
+            Some((id, opened)) => fresh(Some(id), opened)?,
+            None => store.identity,
+        };
+        store.write_identity()?;
+        Ok(store)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Who this process is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Raises the start number above `boot`, durably: a server knew a higher one (the folder was put back).
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn raise_above(&mut self, boot: u64) -> Result<Identity, StoreError> {
+        let known = self.identity.opened.max((boot >> 32) as u32);
+        self.identity = fresh(Some(self.identity.id), known)?;
+        self.write_identity()?;
+        Ok(self.identity)
+    }
+
+    /// Takes a new node id, durably: this folder has a living twin.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn renew(&mut self) -> Result<Identity, StoreError> {
+        self.identity = fresh(None, 0)?;
+        self.write_identity()?;
+        Ok(self.identity)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// One block, overwritten in place, so that a full disk does not matter.
+    fn write_identity(&self) -> Result<(), StoreError> {
+        let mut block = IDENTITY.to_vec();
+        block.raw(&self.identity.id.0);
+        block.u32(self.identity.opened);
+        let hash = blake3::hash(&block);
+        block.raw(hash.as_bytes());
+        let path = self.path("identity");
+        let new = !path.exists();
+        let mut file = private().truncate(false).open(&path).map_err(at(&path))?;
+        file.write_all(&block).and_then(|()| file.sync_all()).map_err(at(&path))?;
+        if new { self.sync_dir() } else { Ok(()) }
+    }
+
+    fn sync_dir(&self) -> Result<(), StoreError> {
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at(&self.dir))
+    }
+
+    /// Writes a small file beside and renames it.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let (temp, path) = (self.path(&format!("{name}.new")), self.path(name));
+        let mut file = private().truncate(true).open(&temp).map_err(at(&temp))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(&temp))?;
+        fs::rename(&temp, &path).map_err(at(&path))?;
+        self.sync_dir()
+    }
+
+    /// Reads both slots. `most` bounds the bytes in keys and values.
+    pub fn load(&mut self, most: u64) -> Loaded {
+        let mut loaded = Loaded::default();
+        let mut found: Vec<(usize, Head, State)> = Vec::new();
+        for (index, name) in SLOTS.iter().enumerate() {
+            let path = self.path(name);
+            match read_slot(&path, most) {
+                Ok(Some((head, state))) => found.push((index, head, state)),
+                Ok(None) => {}
+                Err(why) => loaded.damaged.push(format!("{}: {why}", path.display())),
+            }
+        }
+        // Two incarnations of one epoch number have no order; a node never stores the second.
+        found.sort_by(|a, b| a.1.position.partial_cmp(&b.1.position).unwrap_or(std::cmp::Ordering::Equal));
+        if let Some((index, head, state)) = found.pop() {
+            self.next = 1 - index;
+            loaded.newest = Some((head, state));
+        }
+        loaded.before = found.pop().map(|(_, head, state)| (head, state));
+        loaded
+    }
+
+    /// Writes a revision into the older slot. When this returns, it is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; the slots are as they were.
+    pub fn save(&mut self, head: &Head, state: &State) -> Result<(), StoreError> {
+        let mut bytes = MAGIC.to_vec();
+        head.encode(&mut bytes);
+        let entries = encode_state(state);
+        bytes.u64(entries.len() as u64);
+        bytes.raw(&entries);
+        let hash = blake3::hash(&bytes);
+        bytes.raw(hash.as_bytes());
+        self.replace(SLOTS[self.next], &bytes)?;
+        self.next = 1 - self.next;
+        Ok(())
+    }
+
+    /// Notes that the node acted on this revision.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn set_applied(&self, base: Base) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        bytes.u64(base.position.epoch.number);
+        bytes.raw(&base.position.epoch.incarnation.0);
+        bytes.u64(base.position.rev);
+        bytes.raw(&base.chain);
+        let hash = blake3::hash(&bytes);
+        bytes.raw(hash.as_bytes());
+        self.replace("applied", &bytes)
+    }
+
+    /// The revision that the node acted on last; `None` if that is not known.
+    pub fn applied(&self) -> Option<Base> {
+        let bytes = Bytes::from(fs::read(self.path("applied")).ok()?);
+        let mut r = Reader::new(&bytes);
+        let epoch = crate::Epoch { number: r.u64().ok()?, incarnation: Id(r.array().ok()?) };
+        let base = Base { position: Position { epoch, rev: r.u64().ok()? }, chain: r.array().ok()? };
+        let body = bytes.len().checked_sub(32)?;
+        (r.array::<32>().ok()? == *blake3::hash(&bytes[..body]).as_bytes()).then_some(base)
+    }
+
+    /// A note of the application's, such as which folder belongs to this one.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn set_note(&self, name: &str, text: &[u8]) -> Result<(), StoreError> {
+        self.replace(name, text)
+    }
+
+    /// What [`set_note`](Self::set_note) wrote.
+    pub fn note(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.path(name)).ok()
+    }
+}
+
+/// The newest whole revision of a state folder, whoever uses it: for tools that look from outside.
+pub fn peek(dir: &Path, most: u64) -> Option<(Head, State)> {
+    let slots = SLOTS.iter().filter_map(|name| read_slot(&dir.join(name), most).ok().flatten());
+    slots.reduce(|a, b| if a.0.position < b.0.position { b } else { a })
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600);
+    options
+}
+
+fn fresh(id: Option<Id>, opened_before: u32) -> Result<Identity, StoreError> {
+    let random = || Id::random().map_err(at(Path::new("randomness")));
+    let id = match id {
+        Some(id) => id,
+        None => random()?,
+    };
+    let opened = opened_before.saturating_add(1);
+    let low = random()?.0;
+    let low = u32::from_be_bytes([low[0], low[1], low[2], low[3]]);
+    Ok(Identity { id, opened, boot: u64::from(opened) << 32 | u64::from(low) })
+}
+
+fn parse_identity(bytes: &[u8]) -> Option<(Id, u32)> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    let mut r = Reader::new(&bytes);
+    let magic: [u8; 8] = r.array().ok()?;
+    let (id, opened) = (Id(r.array().ok()?), r.u32().ok()?);
+    let body = &bytes[..r.at()];
+    (magic == *IDENTITY && r.array::<32>().ok()? == *blake3::hash(body).as_bytes()).then_some((id, opened))
+}
+
+/// A slot's revision; `None` if there is no such file.
+fn read_slot(path: &Path, most: u64) -> Result<Option<(Head, State)>, String> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.to_string()),
+    };
+    let len = file.seek(io::SeekFrom::End(0)).and_then(|len| file.rewind().map(|()| len));
+    // Keys and values, and at most as much again for their framing.
+    let limit = most.saturating_mul(2).saturating_add(1 << 20);
+    if len.map_err(|e| e.to_string())? > limit {
+        return Err(format!("larger than {limit} bytes"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    let bytes = Bytes::from(bytes);
+    let body = bytes.len().checked_sub(32).ok_or("cut short")?;
+    if blake3::hash(&bytes[..body]).as_bytes()[..] != bytes[body..] {
+        return Err("its hash is wrong: torn or changed by hand".into());
+    }
+    let mut r = Reader::new(&bytes);
+    let parsed = (|| {
+        let magic: [u8; 8] = r.array()?;
+        let head = Head::decode(&mut r)?;
+        let len = r.u64()?;
+        let entries = r.take(usize::try_from(len).map_err(|_| crate::wire::DecodeError::Short)?)?;
+        Ok::<_, crate::wire::DecodeError>((magic, head, decode_state(&entries)?))
+    })();
+    let (magic, head, state) = parsed.map_err(|e| e.to_string())?;
+    if magic != *MAGIC {
+        return Err("not a slot of this version".into());
+    }
+    if (state.keys(), state.bytes(), state.digest()) != (head.keys, head.bytes, head.digest) {
+        return Err("its content does not have the digest that its HEAD names".into());
+    }
+    Ok(Some((head, state)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::{Entry, Epoch, Key};
+
+    fn revision(rev: u64, value: &str) -> (Head, State) {
+        let mut state = State::new();
+        state.put(Key::new("k").expect("short"), Entry::new(0, value.to_owned()));
+        let position = Position { epoch: Epoch { number: 1, incarnation: Id([1; 16]) }, rev };
+        let head = Head {
+            position,
+            digest: state.digest(),
+            keys: state.keys(),
+            bytes: state.bytes(),
+            ..Head::default()
+        };
+        (head, state)
+    }
+
+    fn open(dir: &tempfile::TempDir) -> Store {
+        Store::open(&dir.path().join("state")).expect("a writable folder")
+    }
+
+    #[test]
+    fn the_newest_whole_revision_comes_back_with_permissions_0600() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut store = open(&dir);
+        for rev in 1..=3 {
+            let (head, state) = revision(rev, &rev.to_string());
+            store.save(&head, &state).expect("saved");
+        }
+        drop(store);
+        let mut store = open(&dir);
+        let loaded = store.load(1 << 20);
+        assert_eq!(loaded.newest, Some(revision(3, "3")));
+        assert_eq!(loaded.before, Some(revision(2, "2")));
+        assert!(loaded.damaged.is_empty());
+        for file in fs::read_dir(store.dir()).expect("it exists") {
+            let meta = file.and_then(|f| f.metadata()).expect("readable");
+            assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::metadata(store.dir()).expect("it exists").permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_torn_or_tampered_slot_is_refused_and_reported_and_the_other_serves() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut store = open(&dir);
+        let ((h1, s1), (h2, s2)) = (revision(1, "one"), revision(2, "two"));
+        store.save(&h1, &s1).expect("saved");
+        store.save(&h2, &s2).expect("saved");
+        let path = store.path(SLOTS[1]);
+        let whole = fs::read(&path).expect("written");
+        // Every byte counts, and so does every length.
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            fs::write(&path, &bytes).expect("writable");
+            let loaded = store.load(1 << 20);
+            assert_eq!(
+                (loaded.newest.map(|(h, _)| h.position.rev), loaded.damaged.len()),
+                (Some(1), 1),
+                "byte {at}"
+            );
+            fs::write(&path, &whole[..at]).expect("writable");
+            assert_eq!(store.load(1 << 20).newest.map(|(h, _)| h.position.rev), Some(1), "cut at {at}");
+        }
+        // A right hash does not help content that is not what the HEAD names.
+        let mut forged = whole[..whole.len() - 32].to_vec();
+        let last = forged.len() - 1;
+        forged[last] = b'X';
+        let hash = blake3::hash(&forged);
+        forged.extend_from_slice(hash.as_bytes());
+        fs::write(&path, &forged).expect("writable");
+        let loaded = store.load(1 << 20);
+        assert_eq!(loaded.newest.map(|(h, _)| h.position.rev), Some(1));
+        assert!(loaded.damaged[0].contains("digest"), "{:?}", loaded.damaged);
+        // The next save takes the damaged slot's place, not the good one's.
+        store.save(&h2, &s2).expect("saved");
+        assert_eq!(store.load(1 << 20).before.map(|(h, _)| h.position.rev), Some(1));
+    }
+
+    #[test]
+    fn every_start_has_a_higher_number_and_the_same_id() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = open(&dir).identity();
+        let mut store = open(&dir);
+        let second = store.identity();
+        assert_eq!((first.id, first.opened + 1), (second.id, second.opened));
+        assert!(first.boot < second.boot);
+        let third = store.raise_above(second.boot + (9 << 32)).expect("raised");
+        assert!(third.boot > second.boot + (9 << 32));
+        drop(store);
+        assert!(open(&dir).identity().boot > third.boot);
+    }
+
+    #[test]
+    fn a_folder_is_used_by_one_process_at_a_time() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = open(&dir);
+        assert!(matches!(Store::open(store.dir()), Err(StoreError::InUse(_))));
+    }
+
+    #[test]
+    fn what_was_applied_is_remembered_unless_damaged() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = open(&dir);
+        assert_eq!(store.applied(), None);
+        let base = revision(7, "x").0.base();
+        store.set_applied(base).expect("written");
+        assert_eq!(store.applied(), Some(base));
+        fs::write(store.path("applied"), b"garbage").expect("writable");
+        assert_eq!(store.applied(), None);
+    }
+}

@@ -1,0 +1,618 @@
+//! Directory trees as states: each file is a key, its path below the root with `/` between components.
+//!
+//! Reading never takes an unreadable file for an empty one, nor a vanished root for an empty tree. Writing
+//! goes through descriptors of directories that were opened without following links, so no key can touch
+//! anything outside the root: every file is written and synced in a staging folder beside, then put in place
+//! by a rename.
+//!
+//! Owns: the mapping of keys to paths, and its checks. Never: follows a symbolic link; leaves half a file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::{Change, ChangeSet, Entry, Key, Limits, OverLimit, State};
+
+/// Flag of an entry whose file is executable.
+pub const EXECUTABLE: u16 = 1;
+
+/// Longest component of a path, in bytes.
+const COMPONENT: usize = 255;
+/// How often a file that changes while it is read is read again.
+const AGAIN: u32 = 20;
+/// Deepest tree.
+const DEPTH: usize = 64;
+
+/// Why a tree cannot be read, or a state cannot be one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// The system says no.
+    #[error("{path}: {error}")]
+    Io {
+        /// To what.
+        path: PathBuf,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// A file kept changing while it was read.
+    #[error("{0}: changes while it is read")]
+    Unsettled(PathBuf),
+    /// A key that is no path below a root.
+    #[error("key {key} is no path: {why}")]
+    Key {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Two keys that cannot be files side by side.
+    #[error("keys {0} and {1} cannot both be files")]
+    Clash(Key, Key),
+    /// A symbolic link stands where a directory has to be; it is not followed.
+    #[error("{0} is a symbolic link, which is not followed")]
+    Link(PathBuf),
+    /// Two directories are not on one file system, so that files cannot be put in place at once.
+    #[error("{0} is not on the file system of {1}, so files cannot be put in place at once")]
+    OtherFileSystem(PathBuf, PathBuf),
+    /// Over the limits.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> TreeError + '_ {
+    move |error| TreeError::Io { path: path.to_owned(), error }
+}
+
+/// A tree as it was read.
+#[derive(Debug, Default)]
+pub struct Tree {
+    /// Its files.
+    pub state: State,
+    /// What is neither a file nor a directory and was passed over: path below the root, and what it is.
+    pub passed_over: Vec<(PathBuf, &'static str)>,
+    /// Directories without any file in them, below the root, deepest first.
+    pub empty: Vec<PathBuf>,
+    /// When the file that changed last changed.
+    pub newest: Option<SystemTime>,
+}
+
+/// Whether `key` names a file below a root.
+///
+/// # Errors
+/// [`TreeError::Key`]: an empty component (so also an absolute path), `.` or `..`, a NUL or a line break, or
+/// a component over 255 bytes.
+pub fn check_key(key: &Key) -> Result<(), TreeError> {
+    let why = |why| Err(TreeError::Key { key: key.to_string(), why });
+    if key.as_bytes().iter().any(|b| matches!(b, 0 | b'\n')) {
+        return why("it contains NUL or a line break");
+    }
+    for component in key.as_bytes().split(|b| *b == b'/') {
+        match component {
+            b"" => return why("empty component"),
+            b"." | b".." => return why("it leaves its place"),
+            long if long.len() > COMPONENT => return why("component over 255 bytes"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file tree can hold this state. `ignores_case`: names that differ only in case are one name.
+///
+/// # Errors
+/// [`TreeError::Key`] and [`TreeError::Clash`] (a file `a` beside `a/b`).
+pub fn check(state: &State, ignores_case: bool) -> Result<(), TreeError> {
+    let mut folded: BTreeMap<String, &Key> = BTreeMap::new();
+    for (key, _) in state.iter() {
+        check_key(key)?;
+        let bytes = key.as_bytes();
+        for (i, _) in bytes.iter().enumerate().filter(|(_, b)| **b == b'/') {
+            if state.get(&bytes[..i]).is_some()
+                && let Ok(above) = Key::new(&bytes[..i])
+            {
+                return Err(TreeError::Clash(above, key.clone()));
+            }
+        }
+        if ignores_case {
+            let name = String::from_utf8_lossy(bytes).to_lowercase();
+            if let Some(other) = folded.insert(name, key) {
+                return Err(TreeError::Clash(other.clone(), key.clone()));
+            }
+        }
+    }
+    if ignores_case {
+        for (name, key) in &folded {
+            for (i, _) in name.match_indices('/') {
+                if let Some(above) = folded.get(&name[..i]) {
+                    return Err(TreeError::Clash((*above).clone(), (*key).clone()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the tree below `root`: every regular file. Symbolic links are not followed (but `root` itself may be
+/// one); they and special files are passed over and listed.
+///
+/// # Errors
+/// The first thing that cannot be read, or what is over `limits`. A file that vanishes while the tree is
+/// read is an error too: read again.
+pub fn read(root: &Path, limits: &Limits) -> Result<Tree, TreeError> {
+    let dir = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| at(root)(e.into()))?;
+    let mut reading = Reading { root, limits, tree: Tree::default() };
+    reading.dir(&dir, &mut Vec::new(), 0)?;
+    limits.check(reading.tree.state.keys(), reading.tree.state.bytes())?;
+    Ok(reading.tree)
+}
+
+/// How long after a change a tree is looked at twice. Times of files are coarse, so that two writes may leave
+/// one time.
+const RECENT: Duration = Duration::from_secs(2);
+
+/// Reads a tree that may be changing: where a file changed lately, until two readings `pause` apart are equal.
+///
+/// That catches writers that are at work, not one that writes half a file and rests longer than `pause`:
+/// whoever writes a file should do it beside and rename.
+///
+/// # Errors
+/// As [`read`]; [`TreeError::Unsettled`] when it did not come to rest.
+pub fn read_settled(root: &Path, limits: &Limits, pause: Duration) -> Result<Tree, TreeError> {
+    settle(root, limits, || std::thread::sleep(pause))
+}
+
+fn settle(root: &Path, limits: &Limits, mut pause: impl FnMut()) -> Result<Tree, TreeError> {
+    let mut last = read(root, limits)?;
+    for _ in 0..AGAIN {
+        let age = last.newest.map(|newest| newest.elapsed().unwrap_or_default());
+        if age.is_none_or(|age| age >= RECENT) {
+            return Ok(last);
+        }
+        pause();
+        let next = read(root, limits)?;
+        if next.state == last.state {
+            return Ok(next);
+        }
+        last = next;
+    }
+    Err(TreeError::Unsettled(root.to_owned()))
+}
+
+struct Reading<'a> {
+    root: &'a Path,
+    limits: &'a Limits,
+    tree: Tree,
+}
+
+impl Reading<'_> {
+    fn path(&self, below: &[u8]) -> PathBuf {
+        self.root.join(OsStr::from_bytes(below))
+    }
+
+    /// Reads what is in `dir`; says how many files that were, with those below.
+    fn dir(&mut self, dir: &OwnedFd, below: &mut Vec<u8>, depth: usize) -> Result<usize, TreeError> {
+        let here = self.path(below);
+        let io = |e: Errno| TreeError::Io { path: here.clone(), error: e.into() };
+        if depth > DEPTH {
+            return Err(io(Errno::NAMETOOLONG));
+        }
+        let mut names = BTreeSet::new();
+        for entry in rustix::fs::Dir::read_from(dir).map_err(io)? {
+            let name = entry.map_err(io)?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.insert(name);
+            }
+        }
+        let mut files = 0;
+        for name in names {
+            let length = below.len();
+            if !below.is_empty() {
+                below.push(b'/');
+            }
+            below.extend_from_slice(&name);
+            files += self.entry(dir, &name, below, depth)?;
+            below.truncate(length);
+        }
+        if files == 0 && !below.is_empty() {
+            self.tree.empty.push(OsStr::from_bytes(below).into());
+        }
+        Ok(files)
+    }
+
+    fn entry(
+        &mut self,
+        dir: &OwnedFd,
+        name: &[u8],
+        below: &mut Vec<u8>,
+        depth: usize,
+    ) -> Result<usize, TreeError> {
+        let path = self.path(below);
+        let io = |e: Errno| TreeError::Io { path: path.clone(), error: e.into() };
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let over = match kind {
+            rustix::fs::FileType::Directory => {
+                let next =
+                    rustix::fs::openat(dir, name, flags | OFlags::DIRECTORY, Mode::empty()).map_err(io)?;
+                return self.dir(&next, below, depth + 1);
+            }
+            rustix::fs::FileType::RegularFile => {
+                let key = Key::new(&below).map_err(|_| TreeError::Key {
+                    key: path.display().to_string(),
+                    why: "over 1,024 bytes",
+                })?;
+                check_key(&key)?;
+                let entry = self.file(dir, name, &key, &path)?;
+                self.tree.state.put(key, entry);
+                // Early, so that a huge tree does not fill memory before it is refused.
+                self.limits.check(self.tree.state.keys(), self.tree.state.bytes())?;
+                return Ok(1);
+            }
+            rustix::fs::FileType::Symlink => "symbolic link",
+            rustix::fs::FileType::Fifo => "pipe",
+            rustix::fs::FileType::Socket => "socket",
+            _ => "device",
+        };
+        self.tree.passed_over.push((OsStr::from_bytes(below).into(), over));
+        Ok(0)
+    }
+
+    /// Reads one file until it was the same before and after.
+    fn file(&mut self, dir: &OwnedFd, name: &[u8], key: &Key, path: &Path) -> Result<Entry, TreeError> {
+        for turn in 0..AGAIN {
+            if turn > 0 {
+                // Somebody writes it. There is no condition to await but time.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let file = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| at(path)(e.into()))?;
+            let mut file = File::from(file);
+            let facts = |file: &File| {
+                let m = file.metadata()?;
+                Ok((m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec(), m.mode()))
+            };
+            let before = facts(&file).map_err(at(path))?;
+            if before.1 > self.limits.value as u64 {
+                let size = usize::try_from(before.1).unwrap_or(usize::MAX);
+                return Err(OverLimit::Value { key: key.clone(), size, limit: self.limits.value }.into());
+            }
+            let mut value = Vec::new();
+            (&mut file).take(self.limits.value as u64 + 1).read_to_end(&mut value).map_err(at(path))?;
+            if facts(&file).map_err(at(path))? == before && value.len() as u64 == before.1 {
+                let changed = file.metadata().and_then(|meta| meta.modified()).map_err(at(path))?;
+                self.tree.newest = self.tree.newest.max(Some(changed));
+                let flags = if before.6 & 0o100 != 0 { EXECUTABLE } else { 0 };
+                return Ok(Entry::new(flags, value));
+            }
+        }
+        Err(TreeError::Unsettled(path.to_owned()))
+    }
+}
+
+/// A directory that holds exactly one state, and its staging folder beside it.
+#[derive(Debug)]
+pub struct Output {
+    root: PathBuf,
+    staging: PathBuf,
+    dir: OwnedFd,
+    stage: OwnedFd,
+    ignores_case: bool,
+}
+
+/// Changes whose files are written and synced in the staging folder, not yet in place.
+#[derive(Debug)]
+pub struct Staged {
+    puts: Vec<(Key, String)>,
+    deletes: Vec<Key>,
+}
+
+impl Output {
+    /// Opens `root`, and `staging` for files on their way; both are made if absent. They must be on one file
+    /// system, since a rename between them has to be atomic.
+    ///
+    /// # Errors
+    /// [`TreeError::Io`] and [`TreeError::OtherFileSystem`].
+    pub fn open(root: &Path, staging: &Path) -> Result<Output, TreeError> {
+        std::fs::create_dir_all(root).map_err(at(root))?;
+        std::fs::create_dir_all(staging).map_err(at(staging))?;
+        let open = |path: &Path| {
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| at(path)(e.into()))
+        };
+        let (dir, stage) = (open(root)?, open(staging)?);
+        let device = |fd: &OwnedFd, path: &Path| {
+            rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(|e| at(path)(e.into()))
+        };
+        if device(&dir, root)? != device(&stage, staging)? {
+            return Err(TreeError::OtherFileSystem(staging.to_owned(), root.to_owned()));
+        }
+        let mut output =
+            Output { root: root.to_owned(), staging: staging.to_owned(), dir, stage, ignores_case: false };
+        output.sweep()?;
+        output.ignores_case = output.probe()?;
+        Ok(output)
+    }
+
+    /// Whether the file system takes names that differ only in case for one name.
+    pub fn ignores_case(&self) -> bool {
+        self.ignores_case
+    }
+
+    /// Whether nothing is in the directory.
+    ///
+    /// # Errors
+    /// [`TreeError::Io`].
+    pub fn is_empty(&self) -> Result<bool, TreeError> {
+        let mut entries = std::fs::read_dir(&self.root).map_err(at(&self.root))?;
+        Ok(entries.next().is_none())
+    }
+
+    /// Leftovers of a crash.
+    fn sweep(&self) -> Result<(), TreeError> {
+        for entry in std::fs::read_dir(&self.staging).map_err(at(&self.staging))? {
+            let name = entry.map_err(at(&self.staging))?.file_name();
+            rustix::fs::unlinkat(&self.stage, &name, AtFlags::empty())
+                .map_err(|e| at(&self.staging)(e.into()))?;
+        }
+        Ok(())
+    }
+
+    fn probe(&self) -> Result<bool, TreeError> {
+        let io = |e: Errno| at(&self.staging)(e.into());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.stage, "probe", flags, Mode::RUSR | Mode::WUSR).map_err(io)?;
+        let same = rustix::fs::statat(&self.stage, "PROBE", AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        rustix::fs::unlinkat(&self.stage, "probe", AtFlags::empty()).map_err(io)?;
+        Ok(same)
+    }
+
+    /// Writes and syncs the files of `changes` in the staging folder. Nothing is in place yet; a full disk
+    /// shows here.
+    ///
+    /// # Errors
+    /// [`TreeError`]; the directory is as it was.
+    pub fn stage(&self, changes: &ChangeSet) -> Result<Staged, TreeError> {
+        let mut staged = Staged { puts: Vec::new(), deletes: Vec::new() };
+        self.sweep()?;
+        for (n, (key, change)) in changes.iter().enumerate() {
+            check_key(key)?;
+            let Change::Put(entry) = change else {
+                staged.deletes.push(key.clone());
+                continue;
+            };
+            let name = format!("{n}");
+            let path = self.staging.join(&name);
+            let all = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH;
+            let run = Mode::XUSR | Mode::XGRP | Mode::XOTH;
+            // The umask takes away what the operator does not want.
+            let mode = if entry.flags() & EXECUTABLE != 0 { all | run } else { all };
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file =
+                rustix::fs::openat(&self.stage, &name, flags, mode).map_err(|e| at(&path)(e.into()))?;
+            let mut file = File::from(file);
+            file.write_all(entry.value()).and_then(|()| file.sync_all()).map_err(at(&path))?;
+            staged.puts.push((key.clone(), name));
+        }
+        Ok(staged)
+    }
+
+    /// Puts staged files in place by renames, one by one, and takes away what is deleted, with directories
+    /// that are empty then.
+    ///
+    /// # Errors
+    /// [`TreeError`]; some files may be new and others old. [`repair`](Self::repair) goes on from there.
+    pub fn switch(&self, staged: Staged) -> Result<(), TreeError> {
+        let Staged { puts, deletes } = staged;
+        let put_keys: BTreeSet<&Key> = puts.iter().map(|(key, _)| key).collect();
+        let mut touched = BTreeSet::new();
+        // Where a file becomes a directory or the other way, the old one has to go first; else it stays until
+        // the new ones are there.
+        let (first, last): (Vec<&Key>, Vec<&Key>) =
+            deletes.iter().partition(|key| put_keys.iter().any(|put| nested(put, key) || nested(key, put)));
+        for key in first {
+            self.remove(key, &mut touched)?;
+        }
+        for (key, name) in &puts {
+            let (parent, file) = self.parent(key, true)?.ok_or_else(|| self.gone(key))?;
+            rustix::fs::renameat(&self.stage, name, &parent, file)
+                .map_err(|e| at(&self.path(key))(e.into()))?;
+            touched.insert(above(key));
+        }
+        for key in last {
+            self.remove(key, &mut touched)?;
+        }
+        for below in touched {
+            self.sync(&below)?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.root.join(OsStr::from_bytes(key.as_bytes()))
+    }
+
+    fn gone(&self, key: &Key) -> TreeError {
+        at(&self.path(key))(io::ErrorKind::NotFound.into())
+    }
+
+    /// The directory that holds `key`, opened component by component without following links, and the name
+    /// in it. `None` when it is absent and `make` is not set.
+    fn parent<'k>(&self, key: &'k Key, make: bool) -> Result<Option<(OwnedFd, &'k [u8])>, TreeError> {
+        let (dirs, file) = match key.as_bytes().iter().rposition(|b| *b == b'/') {
+            Some(i) => (&key.as_bytes()[..i], &key.as_bytes()[i + 1..]),
+            None => (&b""[..], key.as_bytes()),
+        };
+        Ok(self.walk(dirs, make)?.map(|dir| (dir, file)))
+    }
+
+    fn walk(&self, dirs: &[u8], make: bool) -> Result<Option<OwnedFd>, TreeError> {
+        let mut here = self.dir.try_clone().map_err(at(&self.root))?;
+        let mut path = self.root.clone();
+        for component in dirs.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
+            path.push(OsStr::from_bytes(component));
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let open = |here: &OwnedFd| rustix::fs::openat(here, component, flags, Mode::empty());
+            let next = match open(&here) {
+                Err(Errno::NOENT) if make => {
+                    let all = Mode::RWXU | Mode::RWXG | Mode::RWXO;
+                    rustix::fs::mkdirat(&here, component, all).map_err(|e| at(&path)(e.into()))?;
+                    rustix::fs::fsync(&here).map_err(|e| at(&path)(e.into()))?;
+                    open(&here)
+                }
+                Err(Errno::NOENT) => return Ok(None),
+                opened => opened,
+            };
+            here = match next {
+                Ok(next) => next,
+                Err(_) if is_link(here.as_fd(), component) => return Err(TreeError::Link(path)),
+                Err(e) => return Err(at(&path)(e.into())),
+            };
+        }
+        Ok(Some(here))
+    }
+
+    /// Deletes a file, then the directories above it that are empty.
+    fn remove(&self, key: &Key, touched: &mut BTreeSet<Vec<u8>>) -> Result<(), TreeError> {
+        if let Some((parent, file)) = self.parent(key, false)? {
+            match rustix::fs::unlinkat(&parent, file, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(at(&self.path(key))(e.into())),
+            }
+        }
+        let mut below = above(key);
+        touched.insert(below.clone());
+        while !below.is_empty() {
+            let split = below.iter().rposition(|b| *b == b'/');
+            let (up, name) = match split {
+                Some(i) => (below[..i].to_vec(), below[i + 1..].to_vec()),
+                None => (Vec::new(), below.clone()),
+            };
+            let Some(dir) = self.walk(&up, false)? else { break };
+            match rustix::fs::unlinkat(&dir, &*name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => break,
+                Err(e) => return Err(at(&self.root.join(OsStr::from_bytes(&below)))(e.into())),
+            }
+            touched.insert(up.clone());
+            below = up;
+        }
+        Ok(())
+    }
+
+    fn sync(&self, below: &[u8]) -> Result<(), TreeError> {
+        match self.walk(below, false) {
+            Ok(Some(dir)) => rustix::fs::fsync(&dir).map_err(|e| at(&self.root)(e.into())),
+            Ok(None) => Ok(()),
+            // It has become a file.
+            Err(TreeError::Io { error, .. }) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes the directory hold exactly `wanted`: finds what differs (changed by hand, left by a crash) and
+    /// repairs it. What does not belong is deleted, links included; nothing is followed. Returns the keys and
+    /// paths that differed, for people.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn repair(&self, wanted: &State, limits: &Limits) -> Result<Vec<String>, TreeError> {
+        check(wanted, self.ignores_case)?;
+        let mut differed = Vec::new();
+        // A foreign file may be of any size and name; to know that it differs, it need not be read.
+        let tree = match read(&self.root, limits) {
+            Err(TreeError::OverLimit(_) | TreeError::Key { .. }) => {
+                self.clear_foreign(wanted, &mut differed)?;
+                read(&self.root, limits)?
+            }
+            read => read?,
+        };
+        for (path, what) in &tree.passed_over {
+            differed.push(format!("{} ({what})", path.display()));
+            self.unlink(path)?;
+        }
+        for path in &tree.empty {
+            differed.push(format!("{} (empty directory)", path.display()));
+            self.rmdir(path)?;
+        }
+        let changes = tree.state.diff(wanted);
+        differed.extend(changes.keys().map(Key::to_string));
+        self.switch(self.stage(&changes)?)?;
+        Ok(differed)
+    }
+
+    /// Deletes files that are no key of `wanted` by name and size alone, where reading them is too much.
+    fn clear_foreign(&self, wanted: &State, differed: &mut Vec<String>) -> Result<(), TreeError> {
+        let mut dirs = vec![PathBuf::new()];
+        while let Some(below) = dirs.pop() {
+            let here = self.root.join(&below);
+            for entry in std::fs::read_dir(&here).map_err(at(&here))? {
+                let entry = entry.map_err(at(&here))?;
+                let path = below.join(entry.file_name());
+                let meta = entry.metadata().map_err(at(&here))?;
+                let known = wanted.get(path.as_os_str().as_bytes()).map(|e| e.value().len() as u64);
+                if meta.is_dir() {
+                    dirs.push(path);
+                } else if known != Some(meta.size()) {
+                    differed.push(format!("{} (foreign)", path.display()));
+                    self.unlink(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unlink(&self, below: &Path) -> Result<(), TreeError> {
+        let (up, name) = split(below);
+        let Some(dir) = self.walk(up.as_os_str().as_bytes(), false)? else { return Ok(()) };
+        match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(at(&self.root.join(below))(e.into())),
+        }
+    }
+
+    fn rmdir(&self, below: &Path) -> Result<(), TreeError> {
+        let (up, name) = split(below);
+        let Some(dir) = self.walk(up.as_os_str().as_bytes(), false)? else { return Ok(()) };
+        match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+            Err(e) => Err(at(&self.root.join(below))(e.into())),
+        }
+    }
+}
+
+fn split(below: &Path) -> (&Path, &OsStr) {
+    (below.parent().unwrap_or(Path::new("")), below.file_name().unwrap_or_default())
+}
+
+/// `inner` lies below `outer`.
+fn nested(outer: &Key, inner: &Key) -> bool {
+    inner.as_bytes().strip_prefix(outer.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'/'))
+}
+
+/// The directory part of a key; empty for the root.
+fn above(key: &Key) -> Vec<u8> {
+    match key.as_bytes().iter().rposition(|b| *b == b'/') {
+        Some(i) => key.as_bytes()[..i].to_vec(),
+        None => Vec::new(),
+    }
+}
+
+fn is_link(dir: impl AsFd, name: &[u8]) -> bool {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Symlink)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! The byte examples in `docs/config-broadcast.md` are what the code says.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use spanwire_config::wire::{
+    Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, Slice, Want,
+    WantReason, Welcome, encode_changes, encode_state,
+};
+use spanwire_config::{ChangeSet, Entry, Epoch, Head, Id, Key, Position, State, chain};
+
+const DOCUMENT: &str = include_str!("../../../docs/config-broadcast.md");
+
+/// Blocks that open with "```text NAME": on each line hex digits, then `|` and words.
+fn examples() -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open: Option<(String, Vec<u8>)> = None;
+    for line in DOCUMENT.lines() {
+        match (&mut open, line.strip_prefix("```text ")) {
+            (None, Some(name)) => open = Some((name.to_owned(), Vec::new())),
+            (Some(_), _) if line.starts_with("```") => found.extend(open.take()),
+            (Some((_, bytes)), _) => {
+                let digits: String = line.split('|').next().unwrap_or("").split_whitespace().collect();
+                assert!(digits.len().is_multiple_of(2), "odd digits in {line:?}");
+                bytes.extend((0..digits.len()).step_by(2).map(|i| {
+                    u8::from_str_radix(&digits[i..i + 2], 16).unwrap_or_else(|e| panic!("{line:?}: {e}"))
+                }));
+            }
+            (None, None) => {}
+        }
+    }
+    found
+}
+
+fn state(pairs: &[(&str, &str)]) -> State {
+    let entry = |(k, v): &(&str, &str)| (Key::new(k).expect("short"), Entry::new(0, v.to_string()));
+    pairs.iter().map(entry).collect()
+}
+
+fn at(rev: u64) -> Position {
+    Position { epoch: Epoch { number: 1, incarnation: Id([0x11; 16]) }, rev }
+}
+
+fn head(rev: u64, state: &State, before: Option<&Head>, seq: u64) -> Head {
+    let digest = state.digest();
+    Head {
+        cluster: Id::named("config-sync"),
+        namespace: "config".into(),
+        position: at(rev),
+        prev_rev: before.map_or(0, |h| h.position.rev),
+        digest,
+        keys: state.keys(),
+        bytes: state.bytes(),
+        chain: chain(&before.map_or([0; 32], |h| h.chain), rev, &digest),
+        seq: 1 << 40 | seq,
+        ..Head::default()
+    }
+}
+
+/// The story of the examples: revision 1 is `a` = `1`; revision 2 deletes `a` and puts `b` = `2`.
+fn story() -> Vec<(&'static str, Vec<u8>)> {
+    let (one, two) = (state(&[("a", "1")]), state(&[("b", "2")]));
+    let first = head(1, &one, None, 1);
+    let second = head(2, &two, Some(&first), 2);
+    let mut changes = ChangeSet::new();
+    changes.delete(Key::new("a").expect("short"));
+    changes.put(Key::new("b").expect("short"), 0, "2");
+    let slice = |head: &Head, base, bytes: Vec<u8>| {
+        Frame::Slice(Box::new(Slice {
+            head: head.clone(),
+            base,
+            offset: 0,
+            last: true,
+            bytes: Bytes::from(bytes),
+        }))
+    };
+    let want = Want {
+        namespace: "config".into(),
+        have: vec![first.clone()],
+        refused: vec![(at(2), NackCode::Check)],
+    };
+    let mut encoded = Vec::new();
+    first.encode(&mut encoded);
+    vec![
+        ("head", encoded),
+        (
+            "hello",
+            Frame::Hello(Hello {
+                node: Id([0x22; 16]),
+                boot: 1 << 32 | 0xabcd,
+                attempt: 1,
+                kind: NodeKind::Replica,
+                name: "web-1".into(),
+                labels: vec![("zone".into(), "eu".into())],
+                proto_min: 1,
+                proto_max: 1,
+                cluster: Id::named("config-sync"),
+                window: 256 << 10,
+                max_chunk: 64 << 10,
+                wants: vec![Want { namespace: "config".into(), ..Want::default() }],
+            })
+            .encode(),
+        ),
+        (
+            "welcome",
+            Frame::Welcome(Welcome {
+                server: Id([0x33; 16]),
+                path: vec![Id([0x33; 16])],
+                beacon_ms: 1000,
+                window: 256 << 10,
+                namespaces: vec![("config".into(), NamespaceStatus::Known)],
+            })
+            .encode(),
+        ),
+        ("want", Frame::Want(WantReason::Digest, vec![want]).encode()),
+        ("delta", slice(&second, Some(first.base()), encode_changes(&changes)).encode()),
+        ("snapshot", slice(&first, None, encode_state(&one)).encode()),
+        ("beacon", Frame::Beacon(vec![second.clone()]).encode()),
+        ("credit", Frame::Credit(131_072).encode()),
+        (
+            "ack",
+            Frame::Ack(Ack {
+                namespace: "config".into(),
+                position: at(2),
+                level: Level::Applied,
+                volatile: false,
+            })
+            .encode(),
+        ),
+        (
+            "nack",
+            Frame::Nack(Nack {
+                namespace: "config".into(),
+                position: at(2),
+                stays_at: at(1),
+                code: NackCode::Check,
+                text: "no".into(),
+            })
+            .encode(),
+        ),
+        (
+            "goodbye",
+            Frame::Goodbye(Goodbye {
+                code: GoodbyeCode::Closing,
+                detail: 0,
+                retry_after_ms: 0,
+                alternates: Vec::new(),
+            })
+            .encode(),
+        ),
+        ("digest", one.digest().0.to_vec()),
+        ("chain", second.chain.to_vec()),
+    ]
+}
+
+#[test]
+fn every_example_in_the_document_is_what_the_code_says() {
+    let mut examples = examples();
+    for (name, bytes) in story() {
+        let shown = examples.remove(name).unwrap_or_else(|| panic!("the document has no example {name:?}"));
+        assert_eq!(hex(&shown), hex(&bytes), "{name}");
+        if !["head", "digest", "chain"].contains(&name) {
+            assert_eq!(Frame::decode(&shown.into()).map(|frame| frame.encode()), Ok(bytes), "{name}");
+        }
+    }
+    assert!(examples.is_empty(), "examples that nothing checks: {:?}", examples.keys());
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

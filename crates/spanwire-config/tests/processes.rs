@@ -1,0 +1,425 @@
+//! The two processes of config-sync, in threads: real sockets, real files, real hooks.
+#![cfg(all(unix, feature = "sync"))]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use spanwire_config::process::{Log, ProcessError, Stopper, shutdown};
+use spanwire_config::{Limits, State, agent, serve, store, tree};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Lines = Arc<Mutex<Vec<String>>>;
+
+/// A process in a thread; ended when dropped.
+struct Running {
+    lines: Lines,
+    stopper: Option<Stopper>,
+    thread: Option<JoinHandle<Result<(), ProcessError>>>,
+}
+
+impl Running {
+    fn start(
+        run: impl FnOnce(spanwire_config::process::Shutdown, Log) -> Result<(), ProcessError> + Send + 'static,
+    ) -> Running {
+        let (stopper, stop) = shutdown();
+        let lines = Lines::default();
+        let log = Log::new({
+            let lines = lines.clone();
+            move |line| lines.lock().expect("no logger panics").push(line.to_owned())
+        });
+        let thread = Some(std::thread::spawn(move || run(stop, log)));
+        Running { lines, stopper: Some(stopper), thread }
+    }
+
+    fn serve(config: serve::Config) -> Running {
+        Running::start(move |stop, log| serve::run(&config, &stop, &log))
+    }
+
+    fn agent(config: agent::Config) -> Running {
+        Running::start(move |stop, log| agent::run(&config, &stop, &log))
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().expect("no logger panics").clone()
+    }
+
+    #[track_caller]
+    fn await_line(&self, part: &str) -> String {
+        let latest = Instant::now() + PATIENCE;
+        loop {
+            let lines = self.lines();
+            if let Some(line) = lines.iter().rev().find(|line| line.contains(part)) {
+                return line.clone();
+            }
+            assert!(Instant::now() < latest, "waited for {part:?} in {lines:#?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn end(&mut self) -> Result<(), ProcessError> {
+        self.stopper = None;
+        let thread = self.thread.take().expect("ended once");
+        thread.join().expect("it does not panic")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stopper = None;
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if std::thread::panicking() {
+                eprintln!("its last words: {:#?}, {ended:?}", self.lines());
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
+    let latest = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < latest, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+struct World {
+    temp: tempfile::TempDir,
+    url: String,
+}
+
+impl World {
+    fn new() -> World {
+        let temp = tempfile::tempdir().expect("a folder");
+        let url = format!("ipc://{}", temp.path().join("s.ipc").display());
+        fs::create_dir(temp.path().join("src")).expect("writable");
+        World { temp, url }
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.temp.path().join(below)
+    }
+
+    fn write(&self, below: &str, text: &str) {
+        let path = self.path(below);
+        fs::create_dir_all(path.parent().expect("below")).expect("writable");
+        // Beside and renamed, so that nobody sees half of it.
+        let temp = self.path("half");
+        fs::write(&temp, text).expect("writable");
+        fs::rename(&temp, path).expect("writable");
+    }
+
+    fn serve_config(&self) -> serve::Config {
+        let mut config = serve::Config::new(self.path("src"));
+        config.bind = vec![self.url.clone()];
+        config.beacon = Duration::from_millis(100);
+        config.debounce = Duration::from_millis(10);
+        config
+    }
+
+    fn agent_config(&self, name: &str) -> agent::Config {
+        let mut config = agent::Config::new(self.path(name));
+        config.connect = vec![self.url.clone()];
+        config.again = Duration::from_millis(50);
+        config
+    }
+
+    fn tree(&self, below: &str) -> State {
+        tree::read(&self.path(below), &Limits::default()).map(|t| t.state).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn await_equal(&self, name: &str) {
+        await_that(&format!("{name} to equal the source"), || self.tree(name) == self.tree("src"));
+    }
+
+    fn stored(&self, name: &str) -> Option<u64> {
+        let dir = self.path(&format!("{name}.state"));
+        store::peek(&dir, Limits::default().bytes).map(|(head, _)| head.position.rev)
+    }
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[test]
+fn a_change_reaches_the_directory_and_the_hook_learns_what_changed() {
+    let w = World::new();
+    w.write("src/a", "1");
+    w.write("src/d/b", "2");
+    let server = Running::serve(w.serve_config());
+    let mut config = w.agent_config("n");
+    let log = w.path("hooks");
+    config.on_change = Some(format!(
+        "printf '%s|%s|%s|%s\\n' \"$CONFIG_SYNC_EPOCH\" \"$CONFIG_SYNC_REVISION\" \
+         \"$(echo $CONFIG_SYNC_CHANGED)\" \"$(echo $(cat $CONFIG_SYNC_CHANGED_FILE))\" >> '{}'",
+        log.display()
+    ));
+    let _agent = Running::agent(config);
+    server.await_line("applied 1/");
+    assert_eq!(w.tree("n"), w.tree("src"));
+    fs::remove_file(w.path("src/d/b")).expect("ours");
+    await_that("the delete", || !w.path("n/d").exists());
+    await_that("its hook", || text(&log).lines().count() == 2);
+    assert_eq!(text(&log), "1|1|a d/b|a d/b\n1|2|d/b|d/b\n");
+}
+
+#[test]
+fn identical_content_runs_no_hook_even_over_restarts() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut server = Running::serve(w.serve_config());
+    let hooked = |w: &World| {
+        let mut config = w.agent_config("n");
+        config.on_change = Some(format!("echo x >> '{}'", w.path("hooks").display()));
+        config
+    };
+    let mut agent = Running::agent(hooked(&w));
+    server.await_line("applied 1/");
+    // The same bytes written again, and both processes started again.
+    w.write("src/a", "1");
+    agent.end().expect("a farewell");
+    server.end().expect("a farewell");
+    let server = Running::serve(w.serve_config());
+    let agent = Running::agent(hooked(&w));
+    server.await_line("applied 1/");
+    agent.await_line("state: Live");
+    assert_eq!((w.stored("n"), text(&w.path("hooks")).as_str()), (Some(1), "x\n"));
+}
+
+#[test]
+fn a_hook_that_fails_or_hangs_is_reported_and_the_files_stay() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let mut config = w.agent_config("n");
+    config.hook_limit = Duration::from_millis(300);
+    config.on_change =
+        Some("case $CONFIG_SYNC_REVISION in 1) echo broken >&2; exit 7;; 2) sleep 1000;; esac".into());
+    let _agent = Running::agent(config);
+    let line = server.await_line("Hook");
+    assert!(line.contains("broken") && line.contains('7'), "{line}");
+    assert_eq!(w.tree("n"), w.tree("src"));
+    w.write("src/a", "2");
+    let line = server.await_line("not done after");
+    assert!(line.contains("applied -"), "{line}");
+    // The third succeeds, with what changed since the last that did.
+    w.write("src/b", "3");
+    let applied = server.await_line(", applied 1/");
+    assert!(applied.contains(":3"), "{applied}");
+    w.await_equal("n");
+}
+
+#[test]
+fn promise_17_an_agent_starts_without_any_server_and_repairs_drift() {
+    let w = World::new();
+    w.write("src/a", "1");
+    w.write("src/b", "2");
+    let mut server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    let good = w.tree("src");
+    agent.end().expect("a farewell");
+    server.end().expect("a farewell");
+    w.write("n/a", "by hand");
+    w.write("n/stray", "");
+    let agent = Running::agent(w.agent_config("n"));
+    let line = agent.await_line("repaired");
+    assert!(line.contains("a") && line.contains("stray"), "{line}");
+    assert_eq!(w.tree("n"), good);
+}
+
+#[test]
+fn promise_17_a_tampered_cache_is_refused_and_reported() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    agent.end().expect("a farewell");
+    server.end().expect("a farewell");
+    let slot = w.path("n.state/slot-a");
+    let mut bytes = fs::read(&slot).expect("written");
+    let at = bytes.len() - 33;
+    bytes[at] ^= 1;
+    fs::write(&slot, bytes).expect("ours");
+    let agent = Running::agent(w.agent_config("n"));
+    agent.await_line("damaged, passed over");
+    agent.await_line("state: Empty");
+    // What is in the directory stays: it is the last good one for all that is known.
+    assert_eq!(text(&w.path("n/a")), "1");
+    w.write("src/a", "2");
+    let _server = Running::serve(w.serve_config());
+    w.await_equal("n");
+}
+
+#[test]
+fn revisions_do_not_fall_when_the_server_starts_again() {
+    let w = World::new();
+    let mut last = None;
+    for n in 0..4 {
+        w.write("src/a", &n.to_string());
+        let mut server = Running::serve(w.serve_config());
+        let mut agent = Running::agent(w.agent_config("n"));
+        w.await_equal("n");
+        await_that("a higher revision", || w.stored("n") > last);
+        last = w.stored("n");
+        agent.end().expect("a farewell");
+        server.end().expect("a farewell");
+    }
+    assert_eq!(last, Some(4));
+}
+
+#[test]
+fn promise_05_an_empty_tree_is_never_an_accident() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut config = w.serve_config();
+    config.rescan = Duration::from_millis(20);
+    let mut server = Running::serve(config.clone());
+    let _agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    fs::remove_file(w.path("src/a")).expect("ours");
+    server.await_line("--allow-empty");
+    assert_eq!(text(&w.path("n/a")), "1");
+    // The same for a tree that is gone.
+    fs::remove_dir(w.path("src")).expect("ours");
+    server.await_line("No such file");
+    server.end().expect("a farewell");
+    fs::create_dir(w.path("src")).expect("ours");
+    config.allow_empty = true;
+    let _server = Running::serve(config);
+    await_that("the empty tree", || w.path("n").exists() && w.tree("n").is_empty());
+}
+
+#[test]
+fn changes_are_found_by_reading_where_no_word_of_them_comes() {
+    let w = World::new();
+    w.write("src/a", "1");
+    // A root that is a link: what it points to is replaced whole, and the watch keeps the old directory.
+    let (link, other) = (w.path("link"), w.path("other"));
+    std::os::unix::fs::symlink(w.path("src"), &link).expect("writable");
+    let mut config = w.serve_config();
+    config.dir = link.clone();
+    config.state = w.path("server.state");
+    config.rescan = Duration::from_millis(50);
+    let server = Running::serve(config);
+    let _agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    w.write("other/a", "2");
+    fs::remove_file(&link).expect("ours");
+    std::os::unix::fs::symlink(other, &link).expect("writable");
+    await_that("the other tree", || text(&w.path("n/a")) == "2");
+}
+
+#[test]
+fn a_directory_that_is_not_the_agents_is_not_touched() {
+    let w = World::new();
+    w.write("n/precious", "mine");
+    let mut agent = Running::agent(w.agent_config("n"));
+    assert!(matches!(agent.end(), Err(ProcessError::Refused(_))));
+    assert_eq!(text(&w.path("n/precious")), "mine");
+    let mut config = w.agent_config("n");
+    config.take_over = true;
+    w.write("src/a", "1");
+    let _server = Running::serve(w.serve_config());
+    let agent = Running::agent(config);
+    w.await_equal("n");
+    drop(agent);
+}
+
+#[test]
+fn folders_inside_each_other_are_refused() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut config = w.serve_config();
+    config.state = w.path("src/state");
+    assert!(matches!(Running::serve(config).end(), Err(ProcessError::Refused(_))));
+    let mut config = w.agent_config("n");
+    config.state = w.path("n/state");
+    assert!(matches!(Running::agent(config).end(), Err(ProcessError::Refused(_))));
+}
+
+#[test]
+fn a_link_put_into_the_directory_is_taken_away_and_not_followed() {
+    let w = World::new();
+    w.write("src/d/a", "1");
+    w.write("outside/a", "precious");
+    let server = Running::serve(w.serve_config());
+    let agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    fs::remove_dir_all(w.path("n/d")).expect("ours");
+    std::os::unix::fs::symlink(w.path("outside"), w.path("n/d")).expect("writable");
+    w.write("src/d/a", "2");
+    agent.await_line("is a symbolic link");
+    server.await_line(", applied 1/");
+    await_that("the repair", || text(&w.path("n/d/a")) == "2");
+    assert_eq!(text(&w.path("outside/a")), "precious");
+    assert!(!w.path("n/d").is_symlink());
+}
+
+#[test]
+fn a_tree_that_this_node_cannot_hold_is_refused_and_the_last_one_stays() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let mut config = w.agent_config("n");
+    config.limits = Limits { bytes: 100, ..Limits::default() };
+    let _agent = Running::agent(config);
+    server.await_line("applied 1/");
+    w.write("src/big", &"x".repeat(1000));
+    server.await_line("TooLarge");
+    assert_eq!((text(&w.path("n/a")).as_str(), w.path("n/big").exists()), ("1", false));
+    fs::remove_file(w.path("src/big")).expect("ours");
+    w.write("src/a", "3");
+    w.await_equal("n");
+}
+
+#[test]
+fn a_lost_state_folder_of_the_server_freezes_nodes_until_a_new_epoch() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut server = Running::serve(w.serve_config());
+    let agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    server.end().expect("a farewell");
+    fs::remove_dir_all(w.path("src.state")).expect("ours");
+    w.write("src/a", "2");
+    let mut server = Running::serve(w.serve_config());
+    agent.await_line("ALARM: two histories");
+    server.await_line("ALARM: holds another history");
+    assert_eq!(text(&w.path("n/a")), "1");
+    server.end().expect("a farewell");
+    let mut config = w.serve_config();
+    config.new_epoch = Some(2);
+    let _server = Running::serve(config);
+    w.await_equal("n");
+}
+
+#[test]
+fn a_copied_state_folder_is_noticed() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    agent.end().expect("a farewell");
+    let identity = fs::read(w.path("n.state/identity")).expect("written");
+    // Started once more, then put back.
+    let mut agent = Running::agent(w.agent_config("n"));
+    agent.await_line("state: Live");
+    agent.end().expect("a farewell");
+    let mut agent = Running::agent(w.agent_config("n"));
+    agent.await_line("state: Live");
+    agent.end().expect("a farewell");
+    fs::write(w.path("n.state/identity"), identity).expect("ours");
+    let agent = Running::agent(w.agent_config("n"));
+    agent.await_line("older copy");
+    agent.await_line("state: Live");
+}

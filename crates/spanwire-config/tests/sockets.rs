@@ -1,0 +1,87 @@
+//! The two protocols in real sockets.
+
+use std::time::Duration;
+
+use spanwire::Socket;
+use spanwire_config::{
+    ChangeSet, Distributor, Epoch, Id, Key, Level, Origin, Replica, ReplicaSettings, Settings,
+};
+
+const LIMIT: Option<Duration> = Some(Duration::from_secs(20));
+
+fn authority() -> Socket<Distributor> {
+    let settings = Settings { beacon: Duration::from_millis(100), ..Settings::default() };
+    let epoch = Epoch { number: 1, incarnation: Id([1; 16]) };
+    Socket::new(Distributor::new(settings, Origin::begin(epoch))).expect("a socket")
+}
+
+/// A replica whose application applies whatever comes, in a thread that ends with the socket.
+fn replica(n: u8, url: &str) -> Socket<Replica> {
+    let settings = ReplicaSettings { node: Id([n; 16]), ..ReplicaSettings::default() };
+    let socket = Socket::new(Replica::new(settings)).expect("a socket");
+    socket.connect(url).expect("an address");
+    let user = socket.clone();
+    std::thread::spawn(move || {
+        for update in user.iter() {
+            assert_eq!(update.state.recompute(), update.head.digest);
+            let _ = user.with(|r, cx| r.ack(cx, update.position(), Level::Applied, true));
+        }
+    });
+    socket
+}
+
+fn changes(keys: std::ops::Range<u32>, fill: u8, size: usize) -> ChangeSet {
+    let mut set = ChangeSet::new();
+    keys.for_each(|n| set.put(Key::new(format!("key/{n:05}")).expect("short"), 0, vec![fill; size]));
+    set
+}
+
+fn everybody_applies_every_commit(url: &str) {
+    let authority = authority();
+    let at = authority.bind(url).expect("an address");
+    let replicas: Vec<_> = (1..=3).map(|n| replica(n, at.url())).collect();
+    // 5 MiB: twenty windows for each of three, and then small steps.
+    let mut commits = vec![changes(0..80, 1, 64 << 10)];
+    commits.extend((0..20).map(|n| changes(n..n + 2, 2, 100)));
+    for commit in commits {
+        let position = authority.with(|d, cx| d.commit(cx, &commit)).expect("within limits").expect("a head");
+        let key = authority.with(|d, _| d.wait_key());
+        authority
+            .wait(key, LIMIT, |d, _| (d.reached(position, Level::Applied) == 3).then_some(()))
+            .unwrap_or_else(|e| panic!("{e}: {:?}", authority.with(|d, _| d.status())));
+    }
+    let newest = authority.with(|d, _| d.state().cloned()).expect("committed");
+    for replica in &replicas {
+        assert!(replica.with(|r, _| r.visible().is_some_and(|(_, state)| *state == newest)));
+    }
+    for replica in replicas {
+        replica.close(Duration::from_secs(5)).expect("closed");
+    }
+    let left = authority.wait(authority.with(|d, _| d.wait_key()), LIMIT, |d, _| {
+        d.status().iter().all(|node| !node.connected).then_some(())
+    });
+    left.expect("all said goodbye");
+}
+
+#[test]
+fn everybody_applies_every_commit_over_tcp() {
+    everybody_applies_every_commit("tcp://127.0.0.1:0");
+}
+
+#[test]
+fn everybody_applies_every_commit_over_inproc() {
+    everybody_applies_every_commit("inproc://config");
+}
+
+#[test]
+fn a_replica_may_be_there_before_its_authority() {
+    let early = replica(1, "inproc://late");
+    let authority = authority();
+    authority.bind("inproc://late").expect("an address");
+    let position =
+        authority.with(|d, cx| d.commit(cx, &changes(0..3, 1, 10))).expect("small").expect("a head");
+    let key = authority.with(|d, _| d.wait_key());
+    let reached = |d: &mut Distributor| (d.reached(position, Level::Applied) == 1).then_some(());
+    authority.wait(key, LIMIT, |d, _| reached(d)).expect("applied");
+    early.close(Duration::from_secs(5)).expect("closed");
+}

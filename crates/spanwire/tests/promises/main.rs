@@ -1,0 +1,20 @@
+//! The promises that concern sockets, each with tests that can fail; a test's number is the promise's.
+
+mod common;
+mod memory;
+
+mod p01_survives;
+mod p02_bad_peers;
+mod p06_drops;
+mod p07_close;
+mod p08_sizes;
+mod p09_events;
+mod p10_requests;
+mod p11_cancel;
+mod p12_threads_and_forks;
+mod p14_redial;
+mod p15_bounds;
+mod p16_liveness;
+mod p20_descriptors;
+mod p21_names;
+mod p23_memory;

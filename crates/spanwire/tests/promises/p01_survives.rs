@@ -1,0 +1,329 @@
+//! Nothing that a peer, the network or the system does ends the process, or touches another pipe.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use spanwire::transport::{
+    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
+};
+use spanwire::{Pull, Push};
+
+use crate::common::*;
+
+const MARK: &[u8] = b"the flow of the good pipe";
+
+/// A pusher that counts up until it is told to stop; joins to what it has sent.
+fn flow(url: &str) -> (Arc<AtomicBool>, std::thread::JoinHandle<u64>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let push = Push::new().unwrap();
+    push.connect(url).unwrap();
+    let told = stop.clone();
+    let thread = std::thread::spawn(move || {
+        let mut n = 0u64;
+        while !told.load(Ordering::Relaxed) {
+            push.send([MARK, &n.to_be_bytes()].concat()).unwrap();
+            n += 1;
+            if n % 8 == 0 {
+                std::thread::sleep(std::time::Duration::from_micros(500)); // a steady flow, not a flood
+            }
+        }
+        assert_eq!(push.close(SOON).unwrap(), 0);
+        n
+    });
+    (stop, thread)
+}
+
+/// One hostile visit.
+fn visit(url: &str, rng: &mut Rng) {
+    let mut socket = dial(url);
+    let ipc = is_ipc(url);
+    // Whatever fails here, fails because the other side has had enough.
+    let _ = (|| -> io::Result<()> {
+        match rng.below(8) {
+            0 => {
+                let n = rng.below(200) as usize;
+                socket.write_all(&rng.bytes(n))?;
+            }
+            1 => {
+                // Right up to some byte.
+                let mut bytes = handshake(PUSH).to_vec();
+                bytes[rng.below(8) as usize] ^= 1 << rng.below(8);
+                socket.write_all(&bytes)?;
+            }
+            2 => socket.write_all(&handshake(PUSH)[..rng.below(8) as usize])?,
+            3 => {
+                greet(&mut socket, PUSH);
+                let n = rng.below(5000) as usize;
+                socket.write_all(&rng.bytes(n))?;
+            }
+            4 => {
+                // A frame that is cut, after some that are whole.
+                greet(&mut socket, PUSH);
+                for _ in 0..rng.below(3) {
+                    let n = rng.below(100) as usize;
+                    socket.write_all(&frame(ipc, &rng.bytes(n)))?;
+                }
+                let whole = frame(ipc, &rng.bytes(50));
+                socket.write_all(&whole[..rng.below(whole.len() as u64) as usize])?;
+            }
+            5 => {
+                greet(&mut socket, PUSH);
+                let mut head = if ipc { vec![1] } else { Vec::new() };
+                head.extend_from_slice(&(rng.next() >> rng.below(64)).to_be_bytes());
+                socket.write_all(&head)?;
+            }
+            6 => socket.write_all(&handshake(rng.next() as u16))?,
+            _ => {} // a port scan
+        }
+        match rng.below(4) {
+            0 => socket.shutdown(Shutdown::Write)?,
+            1 => socket.shutdown(Shutdown::Both)?,
+            2 => {
+                // Waits for the other side's last word, if it has one at once.
+                socket.set_nonblocking(true)?;
+                let _ = socket.read(&mut [0; 64]);
+            }
+            _ => {}
+        }
+        Ok(())
+    })();
+    if rng.below(2) == 0 {
+        reset(socket);
+    }
+}
+
+#[test]
+fn promise_01_garbage_at_the_listener_leaves_process_and_other_pipes_alone() {
+    for (seed, url) in streams().into_iter().enumerate() {
+        let pull = Pull::new().unwrap();
+        let at = pull.bind(&url).unwrap();
+        let url = at.url().to_owned();
+        let (stop, flow) = flow(&url);
+        let barrage: Vec<_> = (0..2u64)
+            .map(|t| {
+                let (url, mut rng) = (url.clone(), Rng(seed as u64 * 2 + t));
+                std::thread::spawn(move || (0..300).for_each(|_| visit(&url, &mut rng)))
+            })
+            .collect();
+        let mut next = 0u64;
+        let mut receive = |pull: &Pull| {
+            let msg = pull.recv_timeout(SOON).unwrap();
+            if let Some(n) = msg.strip_prefix(MARK) {
+                assert_eq!(n, next.to_be_bytes(), "{url}: the good pipe lost or doubled something");
+                next += 1;
+            }
+            next
+        };
+        while !barrage.iter().all(|t| t.is_finished()) {
+            receive(&pull);
+        }
+        for t in barrage {
+            t.join().unwrap();
+        }
+        // And still, after it.
+        let at_end = receive(&pull);
+        while receive(&pull) < at_end + 200 {}
+        stop.store(true, Ordering::Relaxed);
+        while !flow.is_finished() {
+            let _ = pull.recv_timeout(std::time::Duration::from_millis(1)).map(|msg| {
+                if let Some(n) = msg.strip_prefix(MARK) {
+                    assert_eq!(n, next.to_be_bytes());
+                    next += 1;
+                }
+            });
+        }
+        let sent = flow.join().unwrap();
+        while next < sent {
+            let msg = pull.recv_timeout(SOON).unwrap();
+            next += u64::from(msg.starts_with(MARK));
+        }
+        until("all strangers are gone", || pull.peers() == 0);
+    }
+}
+
+/// Tcp whose every call fails now and then, with any of the system's errors.
+#[derive(Clone)]
+struct Flaky(Arc<Fate>);
+
+struct Fate {
+    on: AtomicBool,
+    seed: AtomicU64,
+    injected: AtomicU64,
+}
+
+impl Fate {
+    /// One call in `odds` fails.
+    fn strike(&self, odds: u64) -> io::Result<()> {
+        let n = Rng(self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)).next();
+        if self.on.load(Ordering::Relaxed) && n % odds == 0 {
+            self.injected.fetch_add(1, Ordering::Relaxed);
+            // Errors that a call on a descriptor may give: all but "try again", which promises an edge.
+            let errno = 1 + (n >> 32) as i32 % 132;
+            return match io::Error::from_raw_os_error(errno) {
+                e if e.kind() == ErrorKind::WouldBlock => Err(io::Error::from_raw_os_error(libc::EIO)),
+                e => Err(e),
+            };
+        }
+        Ok(())
+    }
+
+    fn wrap(self: &Arc<Self>, connection: Connection) -> Connection {
+        match connection {
+            Connection::Stream(stream, wire) => {
+                Connection::Stream(Box::new(FlakyStream(stream, self.clone())), wire)
+            }
+            other => other,
+        }
+    }
+}
+
+fn real(url: &str) -> String {
+    url.replacen("flaky://", "tcp://", 1)
+}
+
+impl Transport for Flaky {
+    fn schemes(&self) -> &'static [&'static str] {
+        &["flaky"]
+    }
+    fn dialer(&self, url: &str, options: &Bag) -> io::Result<Box<dyn Dialer>> {
+        Ok(Box::new(FlakyDialer(Tcp.dialer(&real(url), options)?, self.0.clone())))
+    }
+    fn listen(&self, url: &str, options: &Bag) -> io::Result<Box<dyn Listener>> {
+        Ok(Box::new(FlakyListener(Tcp.listen(&real(url), options)?, self.0.clone())))
+    }
+}
+
+struct FlakyDialer(Box<dyn Dialer>, Arc<Fate>);
+
+impl Dialer for FlakyDialer {
+    fn needs_resolve(&self) -> bool {
+        true
+    }
+    fn resolve(&self) -> io::Result<Vec<Target>> {
+        self.1.strike(6)?;
+        Ok(vec![Target::new("itself", ())])
+    }
+    fn dial(&self, _: Option<&Target>) -> io::Result<Connection> {
+        self.1.strike(6)?;
+        Ok(self.1.wrap(self.0.dial(None)?))
+    }
+}
+
+struct FlakyListener(Box<dyn Listener>, Arc<Fate>);
+
+impl Listener for FlakyListener {
+    fn url(&self) -> String {
+        self.0.url().replacen("tcp://", "flaky://", 1)
+    }
+    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
+        self.0.register(registrar)
+    }
+    fn accept(&mut self) -> io::Result<Connection> {
+        self.1.strike(6)?;
+        Ok(self.1.wrap(self.0.accept()?))
+    }
+}
+
+struct FlakyStream(Box<dyn Stream>, Arc<Fate>);
+
+impl Stream for FlakyStream {
+    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
+        self.1.strike(20)?;
+        self.0.register(registrar)
+    }
+    fn establish(&mut self) -> io::Result<bool> {
+        self.1.strike(20)?;
+        self.0.establish()
+    }
+    fn facts(&self) -> Facts {
+        self.0.facts()
+    }
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
+        self.1.strike(20)?;
+        let (reader, writer) = self.0.split()?;
+        Ok((Box::new(FlakyReader(reader, self.1.clone())), Box::new(FlakyWriter(writer, self.1))))
+    }
+}
+
+struct FlakyReader(Box<dyn Read + Send>, Arc<Fate>);
+
+impl Read for FlakyReader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.1.strike(40)?;
+        self.0.read(into)
+    }
+}
+
+struct FlakyWriter(Box<dyn StreamWriter>, Arc<Fate>);
+
+impl Write for FlakyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.1.strike(40)?;
+        self.0.write(bytes)
+    }
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.1.strike(40)?;
+        self.0.write_vectored(slices)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.strike(40)?;
+        self.0.flush()
+    }
+}
+
+impl StreamWriter for FlakyWriter {
+    fn shutdown(&mut self) -> io::Result<bool> {
+        self.1.strike(4)?;
+        self.0.shutdown()
+    }
+}
+
+#[test]
+fn promise_01_every_error_from_every_call_of_a_transport_is_survived() {
+    let fate = Arc::new(Fate { on: true.into(), seed: 1.into(), injected: 0.into() });
+    let fast = std::time::Duration::from_millis(1);
+    let pull = Pull::builder().transport(Flaky(fate.clone())).build().unwrap();
+    let flaky = pull.bind("flaky://127.0.0.1:0").unwrap();
+    let (stop, flow) = flow(pull.bind(&tcp()).unwrap().url());
+    let push = Push::builder().transport(Flaky(fate.clone())).reconnect(fast, fast * 20).build().unwrap();
+    push.connect(flaky.url()).unwrap();
+    let through = push.clone();
+    let told = Arc::new(AtomicBool::new(false));
+    let quiet = told.clone();
+    let sender = std::thread::spawn(move || {
+        while !quiet.load(Ordering::Relaxed) {
+            through.send("through thick and thin").unwrap();
+        }
+    });
+    let (mut good, mut others) = (0u64, 0u64);
+    while fate.injected.load(Ordering::Relaxed) < 400 || good < 100 {
+        let msg = pull.recv_timeout(SOON).unwrap();
+        match msg.strip_prefix(MARK) {
+            Some(n) => {
+                assert_eq!(n, good.to_be_bytes());
+                good += 1;
+            }
+            None => others += 1,
+        }
+    }
+    assert!(others > 0, "some messages came through");
+    fate.on.store(false, Ordering::Relaxed);
+    told.store(true, Ordering::Relaxed);
+    let drain = pull.clone();
+    let drain = std::thread::spawn(move || {
+        let mut last = false;
+        while !last {
+            last = drain.recv_timeout(SOON).unwrap() == "last";
+        }
+    });
+    sender.join().unwrap();
+    stop.store(true, Ordering::Relaxed);
+    // When the errors end, so does the trouble.
+    push.send("last").unwrap();
+    drain.join().unwrap();
+    let rest = std::thread::spawn(move || while pull.recv().is_ok() {});
+    flow.join().unwrap();
+    drop(rest);
+}

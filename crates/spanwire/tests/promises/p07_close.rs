@@ -1,0 +1,210 @@
+//! Closing drains, or says what it could not send; nothing hangs.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use spanwire::transport::TcpOptions;
+use spanwire::{Limit, Pair, Pub, Pull, Push, RecvError, Rep, Req, RequestError, Slow};
+
+use crate::common::*;
+
+const MANY: u64 = 10_000;
+/// Room for all of them.
+const ROOMY: Limit = Limit::messages(20_000).and_bytes(64 << 20);
+const TIGHT: Limit = Limit::messages(10);
+
+fn body(n: u64) -> Vec<u8> {
+    let mut body = n.to_be_bytes().to_vec();
+    body.resize(100, 7);
+    body
+}
+
+fn collect(n: u64, what: &str, mut recv: impl FnMut() -> Result<spanwire::Message, RecvError>) {
+    for i in 0..n {
+        assert_eq!(recv().unwrap_or_else(|e| panic!("{what}: {i} of {n}: {e}")), body(i)[..], "{what}");
+    }
+}
+
+#[test]
+fn promise_07_close_drains_all_of_a_backlog_on_every_transport() {
+    for url in urls() {
+        let pull = Pull::builder().recv_queue(TIGHT).build().unwrap();
+        let url = pull.bind(&url).unwrap().url().to_owned();
+        let push = Push::builder().send_queue(ROOMY).build().unwrap();
+        push.connect(&url).unwrap();
+        (0..MANY).for_each(|n| push.send(body(n)).unwrap());
+        let closer = std::thread::spawn(move || push.close(SOON).unwrap());
+        collect(MANY, &url, || pull.recv_timeout(SOON));
+        assert_eq!(closer.join().unwrap(), 0, "{url}");
+        assert_eq!(pull.try_recv(), Err(RecvError::Empty));
+    }
+}
+
+#[test]
+fn promise_07_a_dropped_socket_goes_on_sending_in_the_background() {
+    for url in urls() {
+        let pair = Pair::builder().recv_queue(TIGHT).build().unwrap();
+        let url = pair.bind(&url).unwrap().url().to_owned();
+        let other = Pair::builder().send_queue(ROOMY).linger(SOON).build().unwrap();
+        other.connect(&url).unwrap();
+        (0..MANY).for_each(|n| other.send(body(n)).unwrap());
+        drop(other); // does not wait: nobody has received anything yet
+        collect(MANY, &url, || pair.recv_timeout(SOON));
+        until("the other end has gone", || pair.peers() == 0);
+    }
+}
+
+#[test]
+fn promise_07_a_process_that_exits_after_close_has_delivered_everything() {
+    use std::io::{BufRead, BufReader};
+    const NAME: &str = "p07_close::promise_07_a_process_that_exits_after_close_has_delivered_everything";
+    if is_child() {
+        let url = std::env::var("SPANWIRE_PROMISE_URL").unwrap();
+        let push = Push::builder().send_queue(ROOMY).build().unwrap();
+        push.connect(&url).unwrap();
+        (0..MANY).for_each(|n| push.send(body(n)).unwrap());
+        println!("undelivered {}", push.close(SOON).unwrap());
+        std::process::exit(0);
+    }
+    for url in streams() {
+        let pull = Pull::builder().recv_queue(TIGHT).build().unwrap();
+        let url = pull.bind(&url).unwrap().url().to_owned();
+        let mut child = command(NAME)
+            .env("SPANWIRE_PROMISE_URL", &url)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        collect(MANY, &url, || pull.recv_timeout(SOON));
+        let said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!(said.into_iter().any(|line| line.ends_with("undelivered 0")), "{url}");
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn promise_07_with_a_peer_that_never_reads_close_ends_at_its_deadline_with_the_right_count() {
+    let patience = Duration::from_millis(200);
+    let small = TcpOptions::default().send_buffer(Some(16 << 10));
+    for url in streams() {
+        let ipc = is_ipc(&url);
+        let push = Push::builder().send_queue(ROOMY).option(small.clone()).build().unwrap();
+        let url = push.bind(&url).unwrap().url().to_owned();
+        let mut stopped = small_peer(&url, PULL);
+        (0..MANY).for_each(|n| push.send(body(n)).unwrap());
+        let began = Instant::now();
+        let undelivered = push.close(patience).unwrap();
+        assert!(began.elapsed() >= patience, "{url}: gave up early");
+        let (frames, cut) = read_to_end(&mut stopped, ipc);
+        // A frame that was begun cannot be called undelivered by a pusher, nor was it delivered.
+        let begun = u64::from(cut > 0);
+        assert_eq!(frames.len() as u64 + begun + undelivered as u64, MANY, "{url}");
+        assert!(undelivered > 0, "{url}: the test shows nothing");
+        assert_eq!(push.close(patience).unwrap(), 0, "told once");
+    }
+}
+
+#[test]
+fn promise_07_inproc_counts_exactly_what_a_stopped_peer_will_never_see() {
+    let pull = Pull::builder().recv_queue(TIGHT).build().unwrap();
+    let url = pull.bind(&inproc()).unwrap().url().to_owned();
+    let push = Push::builder().send_queue(ROOMY).build().unwrap();
+    push.connect(&url).unwrap();
+    (0..MANY).for_each(|n| push.send(body(n)).unwrap());
+    let undelivered = push.close(Duration::from_millis(100)).unwrap() as u64;
+    assert!(undelivered > 0);
+    collect(MANY - undelivered, &url, || pull.recv_timeout(SOON));
+    until("the peer has gone", || pull.peers() == 0);
+    assert_eq!(pull.try_recv(), Err(RecvError::Empty));
+}
+
+#[test]
+fn promise_07_a_publisher_counts_what_a_stopped_subscriber_did_not_get() {
+    let small = TcpOptions::default().send_buffer(Some(16 << 10));
+    let publisher = Pub::builder().slow(Slow::Wait).send_queue(ROOMY).option(small).build().unwrap();
+    let url = publisher.bind(&tcp()).unwrap().url().to_owned();
+    let mut stopped = small_peer(&url, SUB);
+    assert!(publisher.wait_for_peers(1, SOON));
+    (0..MANY).for_each(|n| publisher.send(body(n)).unwrap());
+    let undelivered = publisher.close(Duration::from_millis(100)).unwrap() as u64;
+    let (frames, cut) = read_to_end(&mut stopped, false);
+    assert_eq!(frames.len() as u64 + u64::from(cut > 0) + undelivered, MANY);
+}
+
+#[test]
+fn promise_07_a_replier_counts_the_replies_that_a_stopped_requester_did_not_get() {
+    let small = TcpOptions::default().send_buffer(Some(16 << 10));
+    let rep = Rep::builder().send_queue(ROOMY).option(small).build().unwrap();
+    let url = rep.bind(&tcp()).unwrap().url().to_owned();
+    let mut stopped = small_peer(&url, REQ);
+    const REQUESTS: u32 = 500;
+    for id in 0..REQUESTS {
+        stopped.write_all(&frame(false, &(id | 0x8000_0000).to_be_bytes())).unwrap();
+    }
+    for _ in 0..REQUESTS {
+        rep.recv_timeout(SOON).unwrap().reply(vec![7; 1000]).unwrap();
+    }
+    let undelivered = rep.close(Duration::from_millis(100)).unwrap();
+    let (frames, cut) = read_to_end(&mut stopped, false);
+    assert_eq!(frames.len() + usize::from(cut > 0) + undelivered, REQUESTS as usize);
+    assert!(undelivered > 0);
+}
+
+#[test]
+fn promise_07_closing_a_requester_waits_for_no_answers() {
+    for url in urls() {
+        let rep = Rep::new().unwrap();
+        let url = rep.bind(&url).unwrap().url().to_owned();
+        let req = Req::new().unwrap();
+        req.connect(&url).unwrap();
+        let pending = req.start("?").unwrap();
+        let request = rep.recv_timeout(SOON).unwrap();
+        let began = Instant::now();
+        // The request has left: there is nothing to wait for, and nothing undelivered.
+        assert_eq!(req.close(SOON).unwrap(), 0, "{url}");
+        assert!(began.elapsed() < SOON / 2, "{url}: waited for an answer that nobody can collect");
+        assert_eq!(pending.wait().unwrap_err(), RequestError::Closed);
+        drop(request);
+    }
+}
+
+#[test]
+fn promise_07_a_close_without_peers_ends_at_once_or_counts_what_was_kept_for_one() {
+    let push = Push::new().unwrap();
+    push.connect("tcp://127.0.0.1:1").unwrap();
+    let began = Instant::now();
+    assert_eq!(push.close(SOON).unwrap(), 0);
+    assert!(began.elapsed() < SOON / 2);
+    // A message that came back from a dead peer, and has no other.
+    for url in urls() {
+        let pull = Pull::builder().recv_queue(Limit::messages(1)).build().unwrap();
+        let at = pull.bind(&url).unwrap();
+        let push = Push::builder().send_queue(ROOMY).build().unwrap();
+        push.connect(at.url()).unwrap();
+        (0..5000).for_each(|_| push.send(vec![7; 1000]).unwrap());
+        until("as much as fits has left", || push.stats().pipes.iter().any(|p| p.queued > 0));
+        pull.close(Duration::ZERO).unwrap();
+        until("the peer has gone", || push.peers() == 0);
+        let began = Instant::now();
+        let undelivered = push.close(Duration::from_millis(100)).unwrap();
+        assert!(undelivered > 0 && began.elapsed() >= Duration::from_millis(100), "{url}");
+    }
+}
+
+#[test]
+fn promise_07_without_linger_a_drop_sends_no_more() {
+    for url in urls() {
+        let pull = Pull::builder().recv_queue(TIGHT).build().unwrap();
+        let url = pull.bind(&url).unwrap().url().to_owned();
+        let push = Push::builder().send_queue(ROOMY).linger(Duration::ZERO).build().unwrap();
+        push.connect(&url).unwrap();
+        (0..5000).for_each(|_| push.send(vec![7; 10_000]).unwrap());
+        drop(push);
+        // The peer attached, or does yet, and goes; a full queue does not see that.
+        let mut n = 0;
+        until("it has gone", || {
+            n += std::iter::from_fn(|| pull.try_recv().ok()).count();
+            pull.stats().detached == 1 && !pull.readiness().recv
+        });
+        assert!(n < 5000, "{url}");
+    }
+}

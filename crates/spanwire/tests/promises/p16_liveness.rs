@@ -1,0 +1,105 @@
+//! Dead links are found: keep-alive and user timeout are on, on both ends, and as configured.
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::Duration;
+
+use socket2::SockRef;
+use spanwire::transport::{Keepalive, TcpOptions};
+use spanwire::{Event, Limit, Pair, Push, Reason};
+
+use crate::common::*;
+
+/// All connected tcp sockets of this process.
+fn connections() -> Vec<RawFd> {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd: &RawFd| {
+            // SAFETY: open, and not closed meanwhile: this process does nothing else.
+            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+            let socket = SockRef::from(&fd);
+            socket.peer_addr().is_ok_and(|at| at.is_ipv4())
+        })
+        .collect()
+}
+
+fn check(keepalive: Option<Keepalive>, user_timeout: Option<Duration>, options: Option<TcpOptions>) {
+    let (a, b) = match options {
+        None => (Pair::new().unwrap(), Pair::new().unwrap()),
+        Some(options) => (
+            Pair::builder().option(options.clone()).build().unwrap(),
+            Pair::builder().option(options).build().unwrap(),
+        ),
+    };
+    b.connect(a.bind(&tcp()).unwrap().url()).unwrap();
+    b.send("x").unwrap();
+    a.recv_timeout(SOON).unwrap();
+    let both = connections();
+    assert_eq!(both.len(), 2);
+    for fd in both {
+        // SAFETY: as above.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let socket = SockRef::from(&fd);
+        assert_eq!(socket.keepalive().unwrap(), keepalive.is_some());
+        if let Some(Keepalive { idle, interval, count }) = keepalive {
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), idle);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), interval);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), count);
+        }
+        assert_eq!(socket.tcp_user_timeout().unwrap(), user_timeout);
+        assert!(socket.tcp_nodelay().unwrap());
+    }
+    drop(b.close(SOON));
+    drop(a.close(SOON));
+    until("their connections are gone", || connections().is_empty());
+}
+
+#[test]
+fn promise_16_keepalive_and_user_timeout_are_set_on_both_ends() {
+    if !alone("p16_liveness::promise_16_keepalive_and_user_timeout_are_set_on_both_ends") {
+        return;
+    }
+    let defaults = TcpOptions::default();
+    assert!(defaults.keepalive.is_some(), "on by default");
+    check(defaults.keepalive, defaults.user_timeout, None);
+    let own = Keepalive { idle: Duration::from_secs(7), interval: Duration::from_secs(2), count: 5 };
+    let timeout = Some(Duration::from_millis(12_345));
+    check(Some(own), timeout, Some(TcpOptions::default().keepalive(Some(own)).user_timeout(timeout)));
+    check(None, None, Some(TcpOptions::default().keepalive(None).user_timeout(None)));
+}
+
+/// Loopback cannot lose packets here; but a peer that opens no window for so long is dead to the kernel, too, and
+/// takes the same way: an error of the connection, an event, a redial.
+#[test]
+fn promise_16_a_link_that_takes_nothing_for_the_user_timeout_is_ended_told_and_dialled_again() {
+    let options = TcpOptions::default().send_buffer(Some(16 << 10)).user_timeout(Some(Duration::from_millis(500)));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let push = Push::builder()
+        .send_queue(Limit::messages(10_000))
+        .option(options)
+        .reconnect(Duration::from_millis(1), Duration::from_millis(10))
+        .build()
+        .unwrap();
+    let events = push.events();
+    push.connect(&url).unwrap();
+    let greeted = || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().unwrap();
+        SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
+        stream.write_all(&handshake(PULL)).unwrap();
+        stream.read_exact(&mut [0; 8]).unwrap();
+        stream
+    };
+    let _stopped = greeted();
+    assert!(push.wait_for_peers(1, SOON));
+    (0..10_000).for_each(|_| push.send_timeout(vec![7; 1000], SOON).unwrap());
+    let reason = event(&events, |e| match e {
+        Event::Disconnected { reason, .. } => Some(reason),
+        _ => None,
+    });
+    assert!(matches!(&reason, Reason::Broken(why) if why.contains("timed out")), "{reason:?}");
+    let _again = greeted();
+    event(&events, |e| matches!(e, Event::Connected { .. }).then_some(()));
+    until("what was queued goes on by the new link", || push.stats().pipes.first().is_some_and(|p| p.tx_msgs > 0));
+}

@@ -1,0 +1,172 @@
+//! Memory returns after churn and after a backlog.
+
+use std::time::Duration;
+
+use spanwire::protocol::Protocol;
+use spanwire::{Limit, Pair, Pub, Pull, Push, Rep, Req, Slow, Socket, Sub};
+
+use crate::common::*;
+use crate::memory::live;
+
+const WARM: usize = 60;
+const CYCLES: usize = 400;
+
+/// Waits until what is live is at most this: what goes in the background, goes soon.
+fn settles(what: &str, most: usize) {
+    let mut least = usize::MAX;
+    let began = std::time::Instant::now();
+    while least > most {
+        least = least.min(live());
+        assert!(began.elapsed() < SOON / 3, "{what}: {least} bytes stay, {most} were expected at most");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The least that is live within a moment: what is there for good.
+fn rest() -> usize {
+    let mut least = usize::MAX;
+    for _ in 0..300 {
+        least = least.min(live());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    least
+}
+
+/// A client that comes and goes, again and again; the server's user does nothing meanwhile.
+fn churn<A: Protocol, B: Protocol>(what: &str, url: &str, server: &Socket<A>, client: impl Fn() -> Socket<B>) {
+    let url = server.bind(url).unwrap().url().to_owned();
+    let stays = client();
+    let cycle = |n: usize| {
+        if n % 2 == 0 {
+            // A socket of its own.
+            let own = client();
+            own.connect(&url).unwrap();
+            until("it attached", || server.peers() == 1 && own.peers() == 1);
+            drop(own);
+        } else {
+            // An endpoint of one that stays.
+            let endpoint = stays.connect(&url).unwrap();
+            until("it attached", || server.peers() == 1 && stays.peers() == 1);
+            endpoint.close();
+            until("it went", || stays.peers() == 0);
+        }
+        until("it went", || server.peers() == 0);
+    };
+    (0..WARM).for_each(cycle);
+    let before = rest();
+    (0..CYCLES).for_each(cycle);
+    // Some table may have doubled once; a leak of 40 bytes a cycle would show.
+    settles(what, before + 16 * 1024);
+}
+
+#[test]
+fn promise_23_after_thousands_of_connections_of_every_kind_nothing_stays() {
+    if !alone("p23_memory::promise_23_after_thousands_of_connections_of_every_kind_nothing_stays") {
+        return;
+    }
+    for url in urls() {
+        churn(&format!("pair {url}"), &url, &Pair::new().unwrap(), || (*Pair::new().unwrap()).clone());
+    }
+    for url in urls() {
+        churn(&format!("push {url}"), &url, &Pull::new().unwrap(), || (*Push::new().unwrap()).clone());
+    }
+    for url in urls() {
+        churn(&format!("pull {url}"), &url, &Push::new().unwrap(), || (*Pull::new().unwrap()).clone());
+    }
+    for url in urls() {
+        churn(&format!("sub {url}"), &url, &Pub::new().unwrap(), || {
+            let sub = Sub::new().unwrap();
+            sub.subscribe("topic");
+            (*sub).clone()
+        });
+    }
+    for url in urls() {
+        churn(&format!("req {url}"), &url, &Rep::new().unwrap(), || (*Req::new().unwrap()).clone());
+    }
+}
+
+#[test]
+fn promise_23_after_thousands_of_visits_by_strangers_nothing_stays() {
+    if !alone("p23_memory::promise_23_after_thousands_of_visits_by_strangers_nothing_stays") {
+        return;
+    }
+    use std::io::Write;
+    for url in streams() {
+        let pull = Pull::new().unwrap();
+        let url = pull.bind(&url).unwrap().url().to_owned();
+        let mut rng = Rng(23);
+        let mut visit = |n: usize| {
+            let mut stranger = dial(&url);
+            let _ = match rng.below(4) {
+                0 => stranger.write_all(b"nonsense"),
+                1 => stranger.write_all(&handshake(PUSH)[..rng.below(8) as usize]),
+                2 => stranger.write_all(&handshake(SUB)),
+                _ => stranger.write_all(&[&handshake(PUSH)[..], &[1; 20]].concat()),
+            };
+            drop(stranger);
+            until("it was seen", || {
+                let stats = pull.stats();
+                stats.rejected + stats.detached > n as u64
+            });
+        };
+        (0..200).for_each(&mut visit);
+        let before = rest();
+        (200..2000).for_each(&mut visit);
+        settles(&url, before + 16 * 1024);
+    }
+}
+
+#[test]
+fn promise_23_after_a_big_backlog_was_drained_nothing_stays() {
+    if !alone("p23_memory::promise_23_after_a_big_backlog_was_drained_nothing_stays") {
+        return;
+    }
+    const BIG: Limit = Limit::messages(1 << 20).and_bytes(1 << 30);
+    for size in [20, 200, 5000, 60_000] {
+        for url in urls() {
+            let total = (48 << 20) / size.max(200);
+            let pull = Pull::builder().recv_queue(BIG).build().unwrap();
+            let push = Push::builder().send_queue(BIG).build().unwrap();
+            push.connect(pull.bind(&url).unwrap().url()).unwrap();
+            let round = |n: usize| {
+                for _ in 0..n {
+                    push.send(vec![7; size]).unwrap();
+                }
+                until("all of it lies with the receiver", || {
+                    pull.stats().pipes.first().is_some_and(|p| p.pending == n)
+                });
+                for _ in 0..n {
+                    assert_eq!(pull.recv_timeout(SOON).unwrap().len(), size);
+                }
+            };
+            round(10);
+            let before = rest();
+            round(total);
+            // A read buffer and a write buffer at most, which serve again.
+            settles(&format!("{url}, {size} bytes each"), before + (640 << 10));
+        }
+    }
+}
+
+#[test]
+fn promise_23_what_a_slow_subscriber_held_up_is_freed_when_it_goes() {
+    if !alone("p23_memory::promise_23_what_a_slow_subscriber_held_up_is_freed_when_it_goes") {
+        return;
+    }
+    const BIG: Limit = Limit::messages(1 << 20).and_bytes(1 << 30);
+    let publisher = Pub::builder().slow(Slow::Wait).send_queue(BIG).build().unwrap();
+    let url = publisher.bind(&tcp()).unwrap().url().to_owned();
+    let mut stopped = Vec::new();
+    let round = |stopped: &mut Vec<_>| {
+        stopped.push(small_peer(&url, SUB));
+        until("it attached", || publisher.peers() == 1);
+        (0..100_000).for_each(|_| publisher.send(vec![7; 200]).unwrap());
+        assert!(publisher.stats().pipes[0].queued > 10_000);
+        reset(stopped.remove(0));
+        until("it went", || publisher.peers() == 0);
+    };
+    round(&mut stopped);
+    let before = rest();
+    (0..3).for_each(|_| round(&mut stopped));
+    settles("stopped subscribers", before + (64 << 10));
+}

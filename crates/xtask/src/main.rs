@@ -1,0 +1,198 @@
+//! Developer commands: `cargo xtask NAME`.
+//!
+//! Thin: it starts cargo and reports. `test` is the one command that decides whether a change is good; the
+//! others are parts of it, or need a toolchain that not everybody has and are never part of it.
+//!
+//! Owns: which checks exist and how they are called. Never: skips a check because something is missing; says
+//! that a check passed which it did not run.
+#![forbid(unsafe_code)]
+
+mod peers;
+mod report;
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use report::Report;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test            everything that a change must pass; installs the peers that are missing
+  ci              `test`, then each feature and each crate built alone
+  interop         only the tests against nanomsg and nng; installs the peers that are missing
+  peers           only install the peers: nanocat, nngcat, and pynng in target/peers-venv
+  loom            the models of the lead hand-over
+  fuzz [NAME [S]] one fuzz target, or all, for S seconds each (60); needs nightly and cargo-fuzz
+  miri [ARGS]     the unit tests of spanwire under miri; needs nightly with miri and rust-src
+  tsan [ARGS]     the tests of spanwire under ThreadSanitizer; needs nightly with rust-src
+  versus [ARGS]   the benchmark beside other libraries; ARGS go to it
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let rest = args.get(1..).unwrap_or_default();
+    let result = match args.first().map(String::as_str) {
+        Some("test") => test(Report::default()),
+        Some("ci") => ci(),
+        Some("interop") => interop(rest),
+        Some("peers") => peers::ensure(&root()),
+        Some("loom") => loom(&mut Report::default()),
+        Some("fuzz") => fuzz(rest),
+        Some("miri") => miri(rest),
+        Some("tsan") => tsan(rest),
+        Some("versus") => {
+            run(cargo(["run", "--release", "--package", "spanwire-benches", "--bin", "versus", "--"])
+                .args(rest))
+        }
+        Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => Err(format!("no such command: {other}\n\n{HELP}")),
+        None => Err(HELP.to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("{}", text.trim_end());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All steps run, whatever failed before: one run tells everything.
+fn test(mut report: Report) -> Result<(), String> {
+    // Without its peers the interop tests fail one by one and say little: this says what to install.
+    report.step("peers", peers::ensure(&root()));
+    report.step("fmt", run(&mut cargo(["fmt", "--all", "--check"])));
+    report
+        .step("clippy", run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])));
+    // The dev profile: an optimised build costs more than the tests gain by it.
+    let counted = report.count(&mut cargo(["test", "--workspace", "--no-fail-fast"]));
+    report.step("test", counted);
+    if has_loom() {
+        let counted = loom(&mut report);
+        report.step("loom", counted);
+    }
+    report.step("doc", doc());
+    report.finish()
+}
+
+fn ci() -> Result<(), String> {
+    let mut report = Report::default();
+    report.step("no features", run(&mut cargo(["check", "--package", "spanwire", "--no-default-features"])));
+    report.step("all features", run(&mut cargo(["check", "--package", "spanwire", "--all-features"])));
+    for name in ["spanwire-config", "spanwire-testkit", "spanwire-cli"] {
+        report.step(name, run(&mut cargo(["check", "--package", name])));
+    }
+    test(report)
+}
+
+fn interop(args: &[String]) -> Result<(), String> {
+    peers::ensure(&root())?;
+    run(cargo(["test", "--package", "spanwire", "--test", "interop", "--"]).args(args))
+}
+
+fn doc() -> Result<(), String> {
+    run(cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn has_loom() -> bool {
+    root().join("crates/spanwire-loom").is_dir()
+}
+
+fn loom(report: &mut Report) -> Result<(), String> {
+    if !has_loom() {
+        return Err("there is no crates/spanwire-loom".to_owned());
+    }
+    // A target directory of its own, or the flag would throw every other build away. Optimised: a model
+    // explores millions of interleavings.
+    let mut cargo = cargo(["test", "--release", "--package", "spanwire-loom"]);
+    report.count(cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", root().join("target/loom")))
+}
+
+fn fuzz(args: &[String]) -> Result<(), String> {
+    let targets = root().join("fuzz/fuzz_targets");
+    let seconds = args.get(1).map_or("60", String::as_str);
+    let mut names = match args.first() {
+        Some(name) => vec![name.clone()],
+        None => stems(&targets)?,
+    };
+    names.sort();
+    for name in names {
+        let limit = format!("-max_total_time={seconds}");
+        run(&mut nightly(["fuzz", "run", &name, "--", &limit]))?;
+    }
+    Ok(())
+}
+
+fn stems(folder: &Path) -> Result<Vec<String>, String> {
+    let files = folder.read_dir().map_err(|e| format!("failed to list {}: {e}", folder.display()))?;
+    Ok(files
+        .filter_map(Result::ok)
+        .filter_map(|file| Some(file.path().file_stem()?.to_string_lossy().into_owned()))
+        .collect())
+}
+
+fn miri(args: &[String]) -> Result<(), String> {
+    // Sockets are outside of what miri can do; the queues, messages, wires and protocols are inside.
+    let mut cargo = nightly(["miri", "test", "--package", "spanwire", "--lib", "--"]);
+    run(cargo.env("MIRIFLAGS", "-Zmiri-disable-isolation").args(args))
+}
+
+fn tsan(args: &[String]) -> Result<(), String> {
+    let host = host()?;
+    // The standard library is built too: a sanitizer that does not see it reports its locks as races.
+    let mut cargo = nightly(["test", "-Zbuild-std", "--target", &host, "--package", "spanwire", "--tests"]);
+    cargo.env("RUSTFLAGS", "-Zsanitizer=thread").env("CARGO_TARGET_DIR", root().join("target/tsan"));
+    run(cargo.arg("--").args(args))
+}
+
+fn host() -> Result<String, String> {
+    let out = Command::new("rustc").arg("-vV").output().map_err(|e| format!("failed to start rustc: {e}"))?;
+    String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .ok_or_else(|| "rustc -vV names no host".to_owned())
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).unwrap_or(own).to_owned()
+}
+
+fn cargo<const N: usize>(args: [&str; N]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Through rustup's proxy: what cargo left in `CARGO` is the stable one.
+fn nightly<const N: usize>(args: [&str; N]) -> Command {
+    let mut command = Command::new("cargo");
+    command.arg("+nightly").args(args).current_dir(root()).env_remove("RUSTUP_TOOLCHAIN");
+    command
+}
+
+/// Shows the command, runs it, and tells whether it succeeded.
+fn run(command: &mut Command) -> Result<(), String> {
+    let shown = shown(command);
+    eprintln!("$ {shown}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{shown}: {status}")),
+        Err(e) => Err(format!("failed to start {shown}: {e}")),
+    }
+}
+
+fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or(OsStr::new("?"));
+    let envs = command.get_envs().filter_map(|(k, v)| Some((k, v?)));
+    let envs = envs.map(|(k, v)| format!("{}='{}' ", k.to_string_lossy(), v.to_string_lossy()));
+    let words = std::iter::once(program).chain(command.get_args());
+    envs.collect::<String>() + &words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}

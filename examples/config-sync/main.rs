@@ -1,0 +1,179 @@
+//! config-sync: a directory on one machine, kept equal on many.
+//!
+//! ```text
+//! cargo run --release --example config-sync -- demo
+//! config-sync serve --dir ./conf --bind tcp://0.0.0.0:7700
+//! config-sync agent --connect tcp://server:7700 --out /etc/app --on-change 'systemctl reload app'
+//! ```
+//!
+//! `demo` starts one server and three agents as real processes on a copy of the sample configuration, changes
+//! and breaks things, prints what it does, and ends with 0 only if every node holds what the source holds.
+//! The guide is `docs/guide-config-sync.md`.
+//!
+//! Exit codes: 0 done, 1 the demo failed, 2 a request that makes no sense, 3 a folder cannot be used, 4 an
+//! address cannot be used.
+
+mod demo;
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use spanwire_config::process::{Log, shutdown};
+use spanwire_config::{agent, serve};
+
+/// Keeps directories equal to one, over spanwire's config-broadcast.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// End when standard input closes (used by the demo).
+    #[arg(long, hide = true, global = true)]
+    tied: bool,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Publish a directory, and again whenever it changes.
+    Serve(ServeArgs),
+    /// Keep a directory equal to what a server publishes.
+    Agent(AgentArgs),
+    /// Show it: a server and three agents, edits, kills, restarts.
+    Demo {
+        /// Print the words of every process.
+        #[arg(long, short)]
+        verbose: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+struct ServeArgs {
+    /// The directory to publish.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Address to listen at; repeatable. Port 0 takes a free one.
+    #[arg(long, required = true)]
+    bind: Vec<String>,
+    /// State folder, not inside DIR [default: DIR.state].
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Name of the cluster.
+    #[arg(long, default_value = "config-sync")]
+    cluster: String,
+    /// Name of the namespace.
+    #[arg(long, default_value = "config")]
+    namespace: String,
+    /// Begin a new epoch with this number: after the state folder was lost or put back.
+    #[arg(long)]
+    new_epoch: Option<u64>,
+    /// Publish an empty directory even where there was another.
+    #[arg(long)]
+    allow_empty: bool,
+    /// Seconds between readings without any word of a change.
+    #[arg(long, default_value_t = 5)]
+    rescan: u64,
+}
+
+#[derive(Args, Debug)]
+struct AgentArgs {
+    /// Address of a server; repeatable, the first is preferred.
+    #[arg(long, required = true)]
+    connect: Vec<String>,
+    /// The directory to keep. It holds nothing else.
+    #[arg(long)]
+    out: PathBuf,
+    /// State folder, not inside OUT [default: OUT.state].
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Name of this node, for people [default: last part of OUT].
+    #[arg(long)]
+    name: Option<String>,
+    /// Label of this node as NAME=VALUE; repeatable.
+    #[arg(long, value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Command for `sh -c` after each change.
+    #[arg(long)]
+    on_change: Option<String>,
+    /// Seconds that the command may take.
+    #[arg(long, default_value_t = 30)]
+    hook_limit: u64,
+    /// Name of the cluster.
+    #[arg(long, default_value = "config-sync")]
+    cluster: String,
+    /// Name of the namespace.
+    #[arg(long, default_value = "config")]
+    namespace: String,
+    /// Take over a directory that holds something else: that is deleted.
+    #[arg(long)]
+    take_over: bool,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a label is NAME=VALUE")?;
+    if name.is_empty() || name.len() > 96 || value.len() > 96 {
+        return Err("name and value have at most 96 bytes, the name at least 1".into());
+    }
+    Ok((name.into(), value.into()))
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let (stopper, stop) = shutdown();
+    if cli.tied {
+        std::thread::spawn(|| {
+            // Whoever started this process holds the other end; its death closes it, however it died.
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            std::process::exit(0);
+        });
+    }
+    let mut stopper = Some(stopper);
+    if let Err(error) = ctrlc::set_handler(move || drop(stopper.take())) {
+        eprintln!("signals will end this process without a farewell: {error}");
+    }
+    let log = Log::new(|line| eprintln!("{line}"));
+    let ended = match cli.command {
+        Command::Serve(args) => {
+            let mut config = serve::Config::new(args.dir);
+            config.bind = args.bind;
+            config.state = args.state.unwrap_or(config.state);
+            config.cluster = args.cluster;
+            config.namespace = args.namespace;
+            config.new_epoch = args.new_epoch;
+            config.allow_empty = args.allow_empty;
+            config.rescan = Duration::from_secs(args.rescan.max(1));
+            serve::run(&config, &stop, &log)
+        }
+        Command::Agent(args) => {
+            let mut config = agent::Config::new(args.out);
+            config.connect = args.connect;
+            config.state = args.state.unwrap_or(config.state);
+            config.name = args.name.unwrap_or(config.name);
+            config.labels = args.label;
+            config.on_change = args.on_change;
+            config.hook_limit = Duration::from_secs(args.hook_limit.max(1));
+            config.cluster = args.cluster;
+            config.namespace = args.namespace;
+            config.take_over = args.take_over;
+            agent::run(&config, &stop, &log)
+        }
+        Command::Demo { verbose } => {
+            return match demo::run(verbose, &stop) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    eprintln!("demo failed: {why}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("config-sync: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Reloads what reads this configuration.
+exec true

@@ -1,0 +1,1 @@
+//! Nothing: the examples of this package are programs beside this file.
