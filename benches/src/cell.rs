@@ -36,7 +36,10 @@ impl Cell {
     /// Sockets that dial, shared out to processes: for each its first one and how many.
     pub fn shares(&self) -> Vec<Share> {
         let n = self.shape.dialers();
-        (0..n).step_by(Cell::SHARE).map(|first| Share { first, count: (n - first).min(Cell::SHARE) }).collect()
+        (0..n)
+            .step_by(Cell::SHARE)
+            .map(|first| Share { first, count: (n - first).min(Cell::SHARE) })
+            .collect()
     }
 
     /// Whether all of `words` are said of it: `tcp stream 64`, `pub`, `pub-8`, `64KiB`. A bare number is bytes.

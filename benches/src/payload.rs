@@ -184,9 +184,10 @@ impl Checker {
         if number != row.next && !(self.lossy && number > row.next) {
             let what = if number > row.next { "lost or overtaken" } else { "doubled or overtaken" };
             let due = row.next;
-            return Err(
-                format!("message {number} of sender {source} came, {due} was due: a message was {what}").into()
-            );
+            return Err(format!(
+                "message {number} of sender {source} came, {due} was due: a message was {what}"
+            )
+            .into());
         }
         if row.ended || (row.measured && !measured) {
             return Err(format!("message {number} of sender {source} came too late").into());

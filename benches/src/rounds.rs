@@ -341,7 +341,8 @@ mod tests {
     #[test]
     fn only_a_lossy_publisher_may_lose_and_its_loss_is_told() {
         let cell = Cell { shape: Shape::FanOut(4), ..cell() };
-        let dialed = [said("seen=15 measured=9 from=1 to=2 cpu=0"), said("seen=20 measured=9 from=1 to=2 cpu=0")];
+        let dialed =
+            [said("seen=15 measured=9 from=1 to=2 cpu=0"), said("seen=20 measured=9 from=1 to=2 cpu=0")];
         let bound = said("sent=10 cpu=0");
         assert_eq!(join(&cell, &bound, &dialed, true).unwrap().get("lost"), Some(12.5));
         assert!(join(&cell, &bound, &dialed, false).is_err());

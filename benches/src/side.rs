@@ -175,14 +175,12 @@ fn both<C: Contestant>(c: &C, job: &Job<'_>, url: &str, ends: &Ends) -> Result<(
     let ((binder, binders), (dialer, dialers)) = (Ends::pair(), Ends::pair());
     let gone = |_| "a thread is gone";
     thread::scope(|scope| -> Result<()> {
-        let bound = scope.spawn(move || {
-            c.block_on(bound(c, job, url, &binders)).unwrap_or_else(|why| give_up(&why))
-        });
+        let bound =
+            scope.spawn(move || c.block_on(bound(c, job, url, &binders)).unwrap_or_else(|why| give_up(&why)));
         let at = binder.said.recv().map_err(gone)?;
         let url = at.strip_prefix("at ").ok_or("the binder did not say where it is")?.to_owned();
-        let dialed = scope.spawn(move || {
-            c.block_on(dialed(c, job, &url, &dialers)).unwrap_or_else(|why| give_up(&why))
-        });
+        let dialed = scope
+            .spawn(move || c.block_on(dialed(c, job, &url, &dialers)).unwrap_or_else(|why| give_up(&why)));
         for other in [&binder, &dialer] {
             other.said.recv().map_err(gone)?;
         }

@@ -23,7 +23,7 @@ pub(crate) const FLUSH_AT: usize = 32 * 1024;
 /// Messages for a busy peer in the process are handed over so many at a time.
 pub(crate) const HAND_OVER_AT: usize = 64;
 /// What a backlog took is given back when it has shrunk to so many messages.
-const SPARE: usize = 512;
+const SPARE: usize = 1024;
 /// So many quick returns in a row make a sender hot.
 const STREAK: u32 = 4;
 

@@ -82,8 +82,9 @@ impl Default for Limit {
     }
 }
 
-/// A queue that is empty keeps room for this many messages; what a backlog took beyond that is given back.
-const KEEP: usize = 2048;
+/// A queue that is empty keeps room for this many messages, as many small ones as one read may bring; what a backlog
+/// took beyond that is given back.
+const KEEP: usize = 16 * 1024;
 
 /// Gives back what a backlog took, of a queue that is empty or almost.
 #[cold]

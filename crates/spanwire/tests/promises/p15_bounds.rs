@@ -20,6 +20,7 @@ use crate::common::*;
 
 /// What inproc holds in one direction.
 const LANE: usize = 1024;
+const LANE_BYTES: usize = 1 << 20;
 
 /// Sends one, and waits until it is out of the sender's queue.
 fn through(push: &Push, body: &[u8]) {
@@ -66,7 +67,7 @@ fn promise_15_in_bytes_each_queue_overshoots_by_less_than_one_message() {
     push.connect(pull.bind(&inproc()).unwrap().url()).unwrap();
     assert!(push.wait_for_peers(1, SOON) && pull.wait_for_peers(1, SOON));
     // A queue takes while it is below its limit; the lane only what fits whole.
-    let (receiver, lane, sender) = (m.div_ceil(SIZE), (1 << 20) / SIZE, n.div_ceil(SIZE));
+    let (receiver, lane, sender) = (m.div_ceil(SIZE), LANE_BYTES / SIZE, n.div_ceil(SIZE));
     for _ in 0..receiver {
         through(&push, &[7; SIZE]);
     }
