@@ -42,7 +42,7 @@ fn churn<A: Protocol, B: Protocol>(
     let url = server.bind(url).unwrap().url().to_owned();
     let stays = client();
     let cycle = |n: usize| {
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             // A socket of its own.
             let own = client();
             own.connect(&url).unwrap();
