@@ -298,7 +298,7 @@ fn promise_01_every_error_from_every_call_of_a_transport_is_survived() {
         }
     });
     let (mut good, mut others) = (0u64, 0u64);
-    while fate.injected.load(Ordering::Relaxed) < 400 || good < 100 {
+    while fate.injected.load(Ordering::Relaxed) < 200 || good < 100 {
         let msg = pull.recv_timeout(SOON).unwrap();
         match msg.strip_prefix(MARK) {
             Some(n) => {
