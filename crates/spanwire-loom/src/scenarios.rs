@@ -275,6 +275,18 @@ fn bytes_left_to_gather_go_out_while_a_receiver_leads() {
 }
 
 #[test]
+fn bytes_left_to_gather_go_out_though_nobody_waits() {
+    model(3, || {
+        let s = Socket::new(4);
+        watched(&s);
+        with_driver(&s, || {
+            s.send(true);
+            s.kernel.peer_reads();
+        });
+    });
+}
+
+#[test]
 fn bytes_appended_during_a_write_go_out() {
     model(2, || {
         let s = Socket::with(4, 2, false);
@@ -720,6 +732,20 @@ fn a_stalled_pipe_goes_on_though_the_leader_waits_for_a_key() {
     });
 }
 
+#[test]
+fn a_stalled_pipe_goes_on_for_a_watched_socket_that_nobody_waits_on() {
+    model(3, || {
+        let s = Socket::new(1);
+        watched(&s);
+        with_driver(&s, || {
+            s.kernel.arrive(2);
+            s.until(|st| st.queue == 1);
+            assert!(s.try_recv());
+            s.until(|st| st.queue == 1);
+        });
+    });
+}
+
 // ------------------------------------------------------------ times
 
 #[test]
@@ -756,6 +782,19 @@ fn a_timer_set_on_a_watched_socket_is_known_to_the_driver() {
             s.kernel.advance(5);
             let a = go(&s, |s| assert!(s.key_task(1, EVER)));
             join([a]);
+        });
+    });
+}
+
+#[test]
+fn a_timer_set_on_a_watched_socket_that_nobody_waits_on_fires() {
+    model(3, || {
+        let s = Socket::new(4);
+        watched(&s);
+        with_driver(&s, || {
+            s.set_timer(5, 1);
+            s.kernel.advance(5);
+            s.until(|st| st.open.contains(&1));
         });
     });
 }
