@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::cell::{Cell, Plan, Shape};
 use crate::contestant::{Contestant, Job, Pull, Push, Rep, Req, Topics};
-use crate::payload::{Checker, Maker, Seen, topic};
+use crate::payload::{Checker, MARKS, Maker, Seen, topic};
 use crate::{Result, machine};
 
 /// Which side.
@@ -282,8 +282,8 @@ async fn dialed<C: Contestant>(c: &C, job: &Job<'_>, url: &str, ends: &Ends) -> 
             listen(subs, cell, ends, c.is_lossy()).await
         }
         Shape::Topics(n) => {
-            // Probes have the first topic: it comes last, so whoever hears one has them all.
-            let topics: Topics = Box::new((0..n).rev().map(|i| topic(i).to_vec()));
+            // That of the marks comes last: whoever hears a probe has subscribed them all.
+            let topics: Topics = Box::new((0..n).map(topic).chain([MARKS]).map(Vec::from));
             let sub = c.subscribe(url, cell, topics).await?;
             listen(vec![sub], cell, ends, c.is_lossy()).await
         }

@@ -189,6 +189,8 @@ impl Contestant for Rzmq {
     }
     async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<Socket> {
         let socket = Socket::new(SocketType::Sub, cell).await?;
+        // Subscriptions are messages to the publisher.
+        socket.0.set_option(opt::SNDHWM, 2_000_000).await?;
         for topic in topics {
             socket.0.set_option_raw(opt::SUBSCRIBE, &topic).await?;
         }

@@ -290,6 +290,8 @@ impl Contestant for Zmq {
     }
     async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<Socket> {
         let socket = Socket::new(SUB, cell)?;
+        // Subscriptions are messages to the publisher, and what is beyond the mark is dropped.
+        socket.set(SNDHWM, 0)?;
         for topic in topics {
             // SAFETY: the socket is open; the topic is copied before the call returns.
             check(unsafe { zmq_setsockopt(socket.raw(), SUBSCRIBE, topic.as_ptr().cast(), topic.len()) })?;

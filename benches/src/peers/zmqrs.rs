@@ -4,6 +4,7 @@
 //! its streams. No inproc, and its pub socket drops.
 
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::sync::Mutex;
 use zeromq::{
@@ -39,11 +40,17 @@ impl<S: SocketRecv> Pull for Own<S> {
         show(&self.0.recv().await?, look)
     }
     async fn try_recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
-        // Polled once: receiving is taking from a stream, which loses nothing when it is dropped.
-        match tokio::time::timeout(std::time::Duration::ZERO, self.0.recv()).await {
-            Ok(msg) => Ok(Some(show(&msg?, look)?)),
-            Err(_) => Ok(None),
+        let got = {
+            // Receiving takes from a stream, which loses nothing when it is dropped.
+            let mut next = std::pin::pin!(self.0.recv());
+            std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await
+        };
+        if let Poll::Ready(msg) = got {
+            return Ok(Some(show(&msg?, look)?));
         }
+        // Or tokio takes this for a task that never rests, and shows it no more news of its streams.
+        tokio::task::yield_now().await;
+        Ok(None)
     }
 }
 
@@ -73,6 +80,18 @@ impl Push for Sharer {
     }
 }
 
+/// A pub socket tries to write and drops what is not taken, so nothing in it ever rests; tokio then shows it no
+/// room in its streams until something does.
+pub(super) struct Publisher(PubSocket);
+
+impl Push for Publisher {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        self.0.send(message(body)).await?;
+        tokio::task::coop::consume_budget().await;
+        Ok(())
+    }
+}
+
 async fn connected<S: Socket>(url: &str) -> Result<S> {
     let mut socket = S::new();
     socket.connect(url).await?;
@@ -96,7 +115,7 @@ impl Contestant for ZmqRs {
     type Rep = Own<RepSocket>;
     type Ask = Own<DealerSocket>;
     type Serve = Own<RouterSocket>;
-    type Pub = Own<PubSocket>;
+    type Pub = Publisher;
     type Sub = Own<SubSocket>;
 
     fn name(&self) -> &'static str {
@@ -143,7 +162,8 @@ impl Contestant for ZmqRs {
         bound(url).await
     }
     async fn publish(&self, url: &str, _: &Cell) -> Result<(Self::Pub, String)> {
-        bound(url).await
+        let (Own(socket), url) = bound(url).await?;
+        Ok((Publisher(socket), url))
     }
     async fn subscribe(&self, url: &str, _: &Cell, topics: Topics) -> Result<Self::Sub> {
         let mut socket: SubSocket = connected(url).await?;
