@@ -546,8 +546,8 @@ impl Core {
             return (st, false); // the lock was open: look again
         }
         // What this caller left to gather leaves before it sleeps.
-        if let Some(id) = self.left_to_gather(&st) {
-            return (self.flush(st, id, 1), false);
+        if self.has_left(&st) {
+            return (self.flush_left(st), false);
         }
         let lead = if CALLERS_LEAD { st.lead.take(want, &self.link) } else { None };
         match lead {
@@ -764,7 +764,11 @@ impl Core {
             return TaskPoll::Ready(Ok(result));
         }
         *slot = Some(st.lead.park(want, Who::Task(waker.clone())));
-        // It may have become possible while `finish` writes with the lock open: `leave` looks again.
+        // What this task left to gather leaves before it waits. It may become possible meanwhile, with the lock
+        // open: `leave` looks again.
+        if self.has_left(&st) {
+            st = self.flush_left(st);
+        }
         self.finish(st);
         TaskPoll::Pending
     }

@@ -8,7 +8,7 @@
 //! Owns: the thread and its lists. Never: holds a socket's lock for longer than a call, or the table's lock
 //! while it drives.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -146,6 +146,9 @@ struct Run {
     list: Vec<Arc<Core>>,
     /// With pipes left to gather.
     minds: Vec<Arc<Core>>,
+    /// The tokens of both.
+    listed: HashSet<usize>,
+    minded: HashSet<usize>,
     /// Driven, and not yet at the end of what was there.
     again: Vec<Arc<Core>>,
     lingering: Vec<Arc<Core>>,
@@ -164,6 +167,8 @@ impl Run {
             events: Events::with_capacity(EVENTS),
             list: Vec::new(),
             minds: Vec::new(),
+            listed: HashSet::new(),
+            minded: HashSet::new(),
             again: Vec::new(),
             lingering: Vec::new(),
             deadlines: BTreeSet::new(),
@@ -244,13 +249,15 @@ impl Run {
 
     fn on_post(&mut self, core: Arc<Core>) {
         let post = core.on_post();
-        if post.listed && !self.list.iter().any(|c| Arc::ptr_eq(c, &core)) {
+        let token = core.link().token;
+        if post.listed && self.listed.insert(token) {
             self.list.push(core.clone());
         }
-        if post.asked && !self.minds.iter().any(|c| Arc::ptr_eq(c, &core)) && core.visit() {
+        if post.asked && !self.minded.contains(&token) && core.visit() {
             if self.minds.is_empty() {
                 self.round = Instant::now();
             }
+            self.minded.insert(token);
             self.minds.push(core.clone());
         }
         if post.serve {
@@ -291,7 +298,8 @@ impl Run {
 
     fn mind(&mut self) {
         if !self.minds.is_empty() && self.round.elapsed() >= MIND {
-            self.minds.retain(|core| core.visit());
+            let minded = &mut self.minded;
+            self.minds.retain(|core| core.visit() || !minded.remove(&core.link().token));
             self.round = Instant::now();
         }
     }
@@ -301,11 +309,14 @@ impl Run {
             return;
         }
         let mut armed = Vec::new();
+        let listed = &mut self.listed;
         self.list.retain(|core| match core.look() {
             Look::Keep => true,
-            Look::Drop => false,
-            Look::Armed => {
-                armed.push(core.clone());
+            look => {
+                listed.remove(&core.link().token);
+                if look == Look::Armed {
+                    armed.push(core.clone());
+                }
                 false
             }
         });

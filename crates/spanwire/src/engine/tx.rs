@@ -246,6 +246,10 @@ impl Tx {
         self.writer.as_mut()?.reclaim()
     }
 
+    pub(crate) fn is_stream(&self) -> bool {
+        self.writer.as_ref().is_some_and(|w| w.is_stream())
+    }
+
     pub(crate) fn release(&mut self) {
         if let Some(writer) = &mut self.writer {
             writer.release();
@@ -256,13 +260,16 @@ impl Tx {
         self.last = Some((ended, ended.saturating_duration_since(began)));
     }
 
+    /// When the last write ended, and what it took.
+    pub(crate) fn last(&self) -> Option<(Instant, Duration)> {
+        self.last
+    }
+
     /// The sender came back sooner than the last write took, several times in a row: batching pays.
-    pub(crate) fn hot(&mut self) -> bool {
-        if self.busy_peer {
-            return true;
-        }
+    pub(crate) fn hot(&mut self, now: Instant) -> bool {
         let Some((ended, cost)) = self.last else { return false };
-        self.streak = if ended.elapsed() < cost { self.streak.saturating_add(1) } else { 0 };
+        let quick = now.saturating_duration_since(ended) < cost;
+        self.streak = if quick { self.streak.saturating_add(1) } else { 0 };
         self.streak > STREAK
     }
 }

@@ -192,8 +192,8 @@ impl Poller {
                 holds.push(Hold::None); // only the levels of the rest are looked at
                 continue;
             }
-            if let Some(id) = core.left_to_gather(&st) {
-                st = core.flush(st, id, 1);
+            if core.has_left(&st) {
+                st = core.flush_left(st);
             }
             let want = interest.want();
             let lead = if CALLERS_LEAD { st.lead.take(want, core.link()) } else { None };
