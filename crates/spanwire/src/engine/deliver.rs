@@ -18,6 +18,7 @@ const SPARE: usize = 32;
 impl Core {
     /// Brings the loop up to date: new listeners, closed pipes, pipes with room again, jobs, due timers.
     pub(crate) fn refresh<'a>(&'a self, mut st: Guard<'a>, d: &mut Drive) -> Guard<'a> {
+        st.drive_deadline = None; // the loop does not lie here: it knows its own, which this one may outlive
         self.run_due(&mut st);
         if !st.fx.dirty.is_empty() {
             st = self.write_dirty(st);
