@@ -186,6 +186,9 @@ impl Core {
     /// The handshake is over: the protocol has the last word.
     fn open_pipe(&self, st: &mut State, d: &mut Drive, token: usize) {
         let Some((endpoint, side, attach)) = d.take_ready(token) else { return };
+        if side == Side::Dialer && !self.is_attempt(st, endpoint, token) {
+            return; // another address made it in this same round, or the endpoint was closed: it is let go already
+        }
         let Attach { rx, writer, has_control, peer, facts, wire, inbox } = *attach;
         let remote = facts.remote.clone();
         let Some(cfg) = st.endpoints.get(&endpoint).map(|e| e.cfg) else {
