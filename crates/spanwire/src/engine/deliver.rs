@@ -27,7 +27,8 @@ impl Core {
             match fresh {
                 Fresh::Listener { endpoint, token, url, door } => d.add_listener(token, endpoint, url, door),
                 Fresh::Drop { token, drain } => {
-                    if d.drop_conn(token, drain) {
+                    // It may not even have been dialled.
+                    if d.drop_conn(token, drain) || d.forget_dial(&mut st.jobs, token) {
                         st.tokens.try_remove(token);
                     } else if drain {
                         st.draining += 1;

@@ -586,11 +586,22 @@ impl Drive {
             }
             Conn::Opening(opening) => {
                 self.opening -= 1;
+                self.deadlines.remove(&(opening.deadline, key));
                 self.trash.push(Conn::Opening(opening));
             }
             conn => self.trash.push(conn),
         }
         true
+    }
+
+    /// Takes back a dial that has not begun, from the jobs to come or from those that are here. `true`: its
+    /// token is free.
+    pub(crate) fn forget_dial(&mut self, to_come: &mut Vec<Job>, key: usize) -> bool {
+        let others = |job: &Job| !matches!(job, Job::Dial { token, .. } if *token == key);
+        let before = to_come.len() + self.jobs.len();
+        to_come.retain(others);
+        self.jobs.retain(others);
+        to_come.len() + self.jobs.len() < before
     }
 
     // ------------------------------------------------------------ accepting and dialling
