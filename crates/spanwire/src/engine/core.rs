@@ -405,6 +405,9 @@ impl Core {
         st.totals.tx_bytes += p.sent.1;
         st.totals.rx_msgs += p.received.0;
         st.totals.rx_bytes += p.received.1;
+        if drain && let Some(writer) = &mut p.tx.writer {
+            writer.shutdown(); // the reading half keeps the connection: without this the peer would not hear of the end
+        }
         st.trash.push(Trash::Writer(p.tx.writer.take()));
         st.fresh.push(Fresh::Drop { token, drain });
         if st.phase != Phase::Open && st.pipes.len() == 0 {
