@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -975,7 +976,10 @@ fn admit(core: &Core, peer: &PeerHello, facts: &Facts) -> Result<(), Reason> {
         )));
     }
     match &core.cfg.accept {
-        Some(accept) => accept.0(facts).map_err(Reason::Denied),
+        // A panic there must not cost the driver its thread, nor a caller the loop in its hands.
+        Some(accept) => std::panic::catch_unwind(AssertUnwindSafe(|| accept.0(facts)))
+            .unwrap_or_else(|_| Err("the application's own check panicked".into()))
+            .map_err(Reason::Denied),
         None => Ok(()),
     }
 }
