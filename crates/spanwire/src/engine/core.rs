@@ -324,7 +324,7 @@ impl Core {
             if let Some(p) = st.pipes.get_mut(id) {
                 p.open = true; // the protocol asked; the closing itself starts here
             }
-            self.close_pipe(st, id, reason, true);
+            self.close_one(st, id, reason, true);
         }
     }
 
@@ -358,6 +358,15 @@ impl Core {
     /// Ends a pipe, once: the protocol hears of it, and what is left is counted. `drain`: the peer may read
     /// to the end of what was sent.
     pub(crate) fn close_pipe(&self, st: &mut State, id: PipeId, reason: Reason, drain: bool) {
+        self.close_one(st, id, reason, drain);
+        if !st.fx.closes.is_empty() || !st.fx.wakes.is_empty() {
+            self.settle(st);
+        }
+    }
+
+    /// The same without what follows from it: `settle` calls this in a loop, and one call of a protocol may close
+    /// thousands of pipes, too many for a stack.
+    fn close_one(&self, st: &mut State, id: PipeId, reason: Reason, drain: bool) {
         let Some(p) = st.pipes.get_mut(id) else { return };
         p.open = false;
         if p.tx.writing {
@@ -396,6 +405,9 @@ impl Core {
         st.totals.tx_bytes += p.sent.1;
         st.totals.rx_msgs += p.received.0;
         st.totals.rx_bytes += p.received.1;
+        if drain && let Some(writer) = &mut p.tx.writer {
+            writer.shutdown(); // the reading half keeps the connection: without this the peer would not hear of the end
+        }
         st.trash.push(Trash::Writer(p.tx.writer.take()));
         st.fresh.push(Fresh::Drop { token, drain });
         if st.phase != Phase::Open && st.pipes.len() == 0 {
@@ -403,9 +415,6 @@ impl Core {
         }
         if p.ended.is_none() {
             self.say_gone(st, id, p.info.endpoint, p.info.facts.remote.clone(), reason);
-        }
-        if !st.fx.closes.is_empty() || !st.fx.wakes.is_empty() {
-            self.settle(st);
         }
     }
 

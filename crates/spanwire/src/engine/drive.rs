@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -586,11 +587,22 @@ impl Drive {
             }
             Conn::Opening(opening) => {
                 self.opening -= 1;
+                self.deadlines.remove(&(opening.deadline, key));
                 self.trash.push(Conn::Opening(opening));
             }
             conn => self.trash.push(conn),
         }
         true
+    }
+
+    /// Takes back a dial that has not begun, from the jobs to come or from those that are here. `true`: its
+    /// token is free.
+    pub(crate) fn forget_dial(&mut self, to_come: &mut Vec<Job>, key: usize) -> bool {
+        let others = |job: &Job| !matches!(job, Job::Dial { token, .. } if *token == key);
+        let before = to_come.len() + self.jobs.len();
+        to_come.retain(others);
+        self.jobs.retain(others);
+        to_come.len() + self.jobs.len() < before
     }
 
     // ------------------------------------------------------------ accepting and dialling
@@ -964,7 +976,10 @@ fn admit(core: &Core, peer: &PeerHello, facts: &Facts) -> Result<(), Reason> {
         )));
     }
     match &core.cfg.accept {
-        Some(accept) => accept.0(facts).map_err(Reason::Denied),
+        // A panic there must not cost the driver its thread, nor a caller the loop in its hands.
+        Some(accept) => std::panic::catch_unwind(AssertUnwindSafe(|| accept.0(facts)))
+            .unwrap_or_else(|_| Err("the application's own check panicked".into()))
+            .map_err(Reason::Denied),
         None => Ok(()),
     }
 }

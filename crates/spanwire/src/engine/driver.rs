@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -140,7 +141,8 @@ impl Driver {
 /// What the thread works with.
 struct Run {
     driver: &'static Driver,
-    poll: Poll,
+    /// Never closed, whatever ends the thread: all sockets name it by its number.
+    poll: ManuallyDrop<Poll>,
     events: Events,
     /// Given back by callers, looked at every tick.
     list: Vec<Arc<Core>>,
@@ -163,7 +165,7 @@ impl Run {
         let now = Instant::now();
         Run {
             driver,
-            poll,
+            poll: ManuallyDrop::new(poll),
             events: Events::with_capacity(EVENTS),
             list: Vec::new(),
             minds: Vec::new(),

@@ -205,11 +205,8 @@ impl Core {
 
     /// All that a finished pipe had to say has left: tells the peer, and closes.
     fn finish_pipe<'a>(&'a self, mut st: Guard<'a>, id: PipeId) -> Guard<'a> {
-        let Some(p) = st.pipes.get_mut(id) else { return st };
+        let Some(p) = st.pipes.get(id) else { return st };
         let reason = p.finishing.clone().unwrap_or(Reason::Local);
-        if let Some(writer) = &mut p.tx.writer {
-            writer.shutdown();
-        }
         self.close_pipe(&mut st, id, reason, true);
         st
     }
