@@ -14,8 +14,9 @@ use crossbeam_channel::{Receiver, Select, unbounded};
 
 use crate::Result;
 use crate::cell::{Cell, Plan, Shape, Share, Transport};
-use crate::contestant::Entry;
+use crate::contestant::{Entry, Standing};
 use crate::machine::{Spent, Times};
+use crate::payload::WRONG;
 use crate::side::{Numbers, Role};
 
 /// All rounds of one contestant in one cell.
@@ -42,6 +43,16 @@ pub struct Outcome {
     pub spent: Vec<Spent>,
     /// Rounds that were run again for their noise, and do not count.
     pub discarded: usize,
+}
+
+impl Outcome {
+    /// Whether nothing was lost or doubled by anybody, and nothing failed but a peer.
+    pub fn is_good(&self, contestants: &[&dyn Entry]) -> bool {
+        self.rows.iter().all(|row| {
+            let peer = contestants.iter().any(|c| c.name() == row.name && c.standing() == Standing::Peer);
+            row.failures.iter().all(|why| peer && !why.contains(WRONG))
+        })
+    }
 }
 
 /// How many rounds.
@@ -165,7 +176,7 @@ fn join(cell: &Cell, bound: &Numbers, dialed: &[Numbers], lossy: bool) -> Result
         let (due, seen) = (total("sent") * copies, total("seen"));
         let may_lose = lossy && cell.shape.is_published();
         if seen > due || (seen < due && !may_lose) {
-            return Err(format!("{due} messages were due, {seen} came").into());
+            return Err(format!("{WRONG}{due} messages were due, {seen} came").into());
         }
         all.set("lost", if due > 0.0 { (1.0 - seen / due) * 100.0 } else { 0.0 });
     }
@@ -341,7 +352,8 @@ mod tests {
     #[test]
     fn only_a_lossy_publisher_may_lose_and_its_loss_is_told() {
         let cell = Cell { shape: Shape::FanOut(4), ..cell() };
-        let dialed = [said("seen=15 measured=9 from=1 to=2 cpu=0"), said("seen=20 measured=9 from=1 to=2 cpu=0")];
+        let dialed =
+            [said("seen=15 measured=9 from=1 to=2 cpu=0"), said("seen=20 measured=9 from=1 to=2 cpu=0")];
         let bound = said("sent=10 cpu=0");
         assert_eq!(join(&cell, &bound, &dialed, true).unwrap().get("lost"), Some(12.5));
         assert!(join(&cell, &bound, &dialed, false).is_err());

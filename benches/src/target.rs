@@ -59,7 +59,9 @@ pub fn of(cell: &Cell) -> Vec<Target> {
         (Shape::Stream, size) if inproc => {
             let (peer, limit) = if size <= 1 << 10 { (1.5, Some(1.0)) } else { (1.0, None) };
             add(ours, "rate", BestPeer, peer);
-            limit.map(|limit| add(ours, "rate", One("channel"), limit));
+            if let Some(limit) = limit {
+                add(ours, "rate", One("channel"), limit);
+            }
         }
         (Shape::Stream, size) => {
             let (peer, limit) = match size {
@@ -68,7 +70,9 @@ pub fn of(cell: &Cell) -> Vec<Target> {
                 _ => (1.1, Some(0.9)),
             };
             add(ours, "rate", BestPeer, peer);
-            limit.map(|limit| add(ours, "rate", One("framed"), limit));
+            if let Some(limit) = limit {
+                add(ours, "rate", One("framed"), limit);
+            }
             if size == 64 && cell.transport == Transport::Tcp {
                 add(ours, "cpu", BestPeer, 0.3);
             }
@@ -139,12 +143,13 @@ impl Verdict {
 
 /// How `outcome` stands to the targets of its cell.
 pub fn judge(outcome: &Outcome, contestants: &[&dyn Entry]) -> Vec<Verdict> {
-    let chosen = |name: &str| contestants.iter().any(|c| c.name() == name);
-    let judged = of(&outcome.cell).into_iter().filter(|target| chosen(target.who));
+    let ran = |name: &str| outcome.rows.iter().any(|row| row.name == name);
+    let judged = of(&outcome.cell).into_iter().filter(|target| ran(target.who));
     judged
         .map(|target| {
-            let value =
-                |name: &str| Summary::of_name(outcome, name, target.metric).map(|s| (s.median, name.to_owned()));
+            let value = |name: &str| {
+                Summary::of_name(outcome, name, target.metric).map(|s| (s.median, name.to_owned()))
+            };
             let rival = match target.against {
                 Against::Nothing => Some((1.0, String::new())),
                 Against::One(name) => value(name),
@@ -164,12 +169,12 @@ pub fn best(
     contestants: &[&dyn Entry],
     standing: Standing,
 ) -> Option<(f64, String)> {
-    let counts = |c: &&&dyn Entry| {
-        c.standing() == standing && !(c.is_lossy() && outcome.cell.shape.is_published())
-    };
-    let medians = contestants.iter().filter(counts).filter_map(|c| {
-        Some((Summary::of_name(outcome, c.name(), metric)?.median, c.name().to_owned()))
-    });
+    let counts =
+        |c: &&&dyn Entry| c.standing() == standing && !(c.is_lossy() && outcome.cell.shape.is_published());
+    let medians = contestants
+        .iter()
+        .filter(counts)
+        .filter_map(|c| Some((Summary::of_name(outcome, c.name(), metric)?.median, c.name().to_owned())));
     medians.max_by(|a, b| {
         let order = a.0.total_cmp(&b.0);
         if metric.more_is_better { order } else { order.reverse() }

@@ -11,5 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 pub(super) fn block_on<F: Future>(job: F) -> F::Output {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let make = || Builder::new_multi_thread().enable_all().build();
-    RUNTIME.get_or_init(|| make().expect("a process that has just begun has room for a runtime")).block_on(job)
+    RUNTIME
+        .get_or_init(|| make().expect("a process that has just begun has room for a runtime"))
+        .block_on(job)
 }
