@@ -352,7 +352,7 @@ impl Plan {
             Shape::Topics(n) => n as u32 / 20,
             _ => 0,
         };
-        (self.warm_up + self.measured) * 4 + Duration::from_secs(15) + Duration::from_millis(many.into())
+        (self.warm_up + self.measured) * 20 + Duration::from_secs(4) + Duration::from_millis(many.into())
     }
 
     /// Refuses what cannot be measured.

@@ -57,13 +57,13 @@ struct Matrix {
     /// How many rounds of a cell may be run again because others took more than 5 % of the machine.
     #[arg(long, value_name = "N", default_value_t = 0)]
     patience: u16,
-    /// Seconds that are measured in each sample [default: 0.5, quick: 0.15].
+    /// Seconds that are measured in each sample [default: 0.35, quick: 0.15].
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Seconds of silence in each sample of an idle cell [default: 2, quick: 0.8].
+    /// Seconds of silence in each sample of an idle cell [default: 2, quick: 0.6].
     #[arg(long, value_name = "S")]
     idle_seconds: Option<f64>,
-    /// Minutes after which no cell is begun [default: 29, quick: 4.5; with --only or --seconds none].
+    /// Minutes after which no cell is begun [default: 28.5, quick: 4.7; with --only or --seconds none].
     #[arg(long, value_name = "MIN")]
     minutes: Option<f64>,
     /// Where text, CSV and plots go.
@@ -207,7 +207,7 @@ fn limit(args: &Matrix) -> Result<Option<Duration>> {
     let own = args.only.is_empty() && args.seconds.is_none() && args.idle_seconds.is_none();
     let minutes = match args.minutes {
         Some(minutes) => Some(minutes),
-        None if own => Some(if args.quick { 4.5 } else { 29.0 }),
+        None if own => Some(if args.quick { 4.7 } else { 28.5 }),
         None => None,
     };
     minutes.map(|m| seconds(m * 60.0)).transpose()
@@ -216,9 +216,9 @@ fn limit(args: &Matrix) -> Result<Option<Duration>> {
 fn plan(args: &Matrix, cell: &Cell) -> Result<Plan> {
     let (warm_up, measured) = match (cell.shape, args.quick) {
         // What is put away once things are quiet has been put away by then.
-        (Shape::Idle(_), quick) => (1.2, args.idle_seconds.unwrap_or(if quick { 0.8 } else { 2.0 })),
+        (Shape::Idle(_), quick) => (1.0, args.idle_seconds.unwrap_or(if quick { 0.6 } else { 2.0 })),
         (_, true) => (0.05, args.seconds.unwrap_or(0.15)),
-        (_, false) => (0.2, args.seconds.unwrap_or(0.5)),
+        (_, false) => (0.15, args.seconds.unwrap_or(0.35)),
     };
     Plan { warm_up: seconds(warm_up)?, measured: seconds(measured)? }.check()
 }
