@@ -188,8 +188,16 @@ pub struct Metric {
     pub heading: &'static str,
     /// Whether more is better.
     pub more_is_better: bool,
-    /// Digits after the point.
+    /// Digits after the point, or more where fewer than three would say something.
     pub digits: usize,
+}
+
+impl Metric {
+    /// The digits that `value` needs after the point.
+    pub fn digits_of(&self, value: f64) -> usize {
+        let leading_zeros = if value > 0.0 { -value.log10().floor() } else { 0.0 };
+        if self.digits < 3 { self.digits } else { self.digits.max(leading_zeros as usize + 2).min(7) }
+    }
 }
 
 const fn more(name: &'static str, heading: &'static str, digits: usize) -> Metric {
@@ -293,7 +301,7 @@ pub fn matrix() -> Vec<Cell> {
         add(Shape::Pipelined(window), &[Tcp], &[64]);
     }
     add(Shape::FanIn(1000), &[Tcp], &[64]);
-    add(Shape::Idle(1), &[Tcp, Ipc], &[64]);
+    add(Shape::Idle(1), &[Tcp], &[64]);
     for threads in [1, 2, 8] {
         add(Shape::Senders(threads), &[Tcp, Inproc], &[64]);
     }
@@ -344,7 +352,7 @@ impl Plan {
             Shape::Topics(n) => n as u32 / 20,
             _ => 0,
         };
-        (self.warm_up + self.measured) * 4 + Duration::from_secs(15) + Duration::from_millis(many.into())
+        (self.warm_up + self.measured) * 20 + Duration::from_secs(4) + Duration::from_millis(many.into())
     }
 
     /// Refuses what cannot be measured.

@@ -8,6 +8,9 @@
 use crate::Result;
 use crate::cell::{Cell, Shape};
 
+/// What a message begins with that tells of a delivery gone wrong.
+pub const WRONG: &str = "delivery: ";
+
 /// In the word: this message is measured.
 const MEASURED: u64 = 1 << 63;
 /// Where the sender stands.
@@ -164,15 +167,15 @@ impl Checker {
     #[inline]
     pub fn look(&mut self, body: &[u8]) -> Result<Seen> {
         let Some((word, rest)) = body.get(self.at..).and_then(|b| b.split_first_chunk::<8>()) else {
-            return Err(format!("a message of {} bytes, not {}", body.len(), self.size).into());
+            return Err(format!("{WRONG}a message of {} bytes, not {}", body.len(), self.size).into());
         };
         if body.len() != self.size || rest.last().is_some_and(|b| *b != FILLER) {
-            return Err(format!("a damaged message of {} bytes", body.len()).into());
+            return Err(format!("{WRONG}a damaged message of {} bytes", body.len()).into());
         }
         let word = u64::from_le_bytes(*word);
         let source = ((word & !MEASURED) >> SOURCE) as usize;
         let Some(row) = self.rows.get_mut(source) else {
-            return Err(format!("a message of sender {source}, whom nobody knows").into());
+            return Err(format!("{WRONG}a message of sender {source}, whom nobody knows").into());
         };
         let (number, measured) = (word & NUMBER, word & MEASURED != 0);
         if number >= PROBE {
@@ -182,7 +185,11 @@ impl Checker {
                 return Ok(if self.open == 0 { Seen::End } else { Seen::Mark });
             }
             let fine = number == PROBE || self.lossy;
-            return if fine { Ok(Seen::Mark) } else { Err(format!("sender {source} ended twice").into()) };
+            return if fine {
+                Ok(Seen::Mark)
+            } else {
+                Err(format!("{WRONG}sender {source} ended twice").into())
+            };
         }
         if number != row.next && !(self.lossy && number > row.next) {
             let what = if number > row.next { "lost or overtaken" } else { "doubled or overtaken" };
@@ -193,7 +200,7 @@ impl Checker {
             .into());
         }
         if row.ended || (row.measured && !measured) {
-            return Err(format!("message {number} of sender {source} came too late").into());
+            return Err(format!("{WRONG}message {number} of sender {source} came too late").into());
         }
         (row.next, row.measured) = (number + 1, measured);
         self.seen += 1;

@@ -68,7 +68,7 @@ pub fn table(outcome: &Outcome, contestants: &[&dyn Entry]) -> String {
     for row in &outcome.rows {
         let cells = metrics.iter().map(|metric| match Summary::of_row(row, metric) {
             Some(Summary { median, min, max }) => {
-                let d = metric.digits;
+                let d = metric.digits_of(median);
                 format!("{median:.d$} ({min:.d$}–{max:.d$})")
             }
             None => "–".to_owned(),

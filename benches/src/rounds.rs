@@ -14,8 +14,9 @@ use crossbeam_channel::{Receiver, Select, unbounded};
 
 use crate::Result;
 use crate::cell::{Cell, Plan, Shape, Share, Transport};
-use crate::contestant::Entry;
+use crate::contestant::{Entry, Standing};
 use crate::machine::{Spent, Times};
+use crate::payload::WRONG;
 use crate::side::{Numbers, Role};
 
 /// All rounds of one contestant in one cell.
@@ -42,6 +43,16 @@ pub struct Outcome {
     pub spent: Vec<Spent>,
     /// Rounds that were run again for their noise, and do not count.
     pub discarded: usize,
+}
+
+impl Outcome {
+    /// Whether nothing was lost or doubled by anybody, and nothing failed but a peer.
+    pub fn is_good(&self, contestants: &[&dyn Entry]) -> bool {
+        self.rows.iter().all(|row| {
+            let peer = contestants.iter().any(|c| c.name() == row.name && c.standing() == Standing::Peer);
+            row.failures.iter().all(|why| peer && !why.contains(WRONG))
+        })
+    }
 }
 
 /// How many rounds.
@@ -165,7 +176,7 @@ fn join(cell: &Cell, bound: &Numbers, dialed: &[Numbers], lossy: bool) -> Result
         let (due, seen) = (total("sent") * copies, total("seen"));
         let may_lose = lossy && cell.shape.is_published();
         if seen > due || (seen < due && !may_lose) {
-            return Err(format!("{due} messages were due, {seen} came").into());
+            return Err(format!("{WRONG}{due} messages were due, {seen} came").into());
         }
         all.set("lost", if due > 0.0 { (1.0 - seen / due) * 100.0 } else { 0.0 });
     }

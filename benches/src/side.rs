@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::cell::{Cell, Plan, Shape};
 use crate::contestant::{Contestant, Job, Pull, Push, Rep, Req, Topics};
-use crate::payload::{Checker, MARKS, Maker, Seen, topic};
+use crate::payload::{Checker, MARKS, Maker, Seen, WRONG, topic};
 use crate::{Result, machine};
 
 /// Which side.
@@ -464,7 +464,11 @@ async fn ask(mut req: impl Req, cell: &Cell, plan: &Plan, ends: &Ends) -> Result
 async fn trip(req: &mut impl Req, maker: &mut Maker) -> Result<()> {
     let body = maker.make();
     let same = |answer: &[u8]| answer.len() == body.len() && answer.get(..8) == body.get(..8);
-    if req.request(body, same).await? { Ok(()) } else { Err("an answer belongs to another request".into()) }
+    if req.request(body, same).await? {
+        Ok(())
+    } else {
+        Err(format!("{WRONG}an answer belongs to another request").into())
+    }
 }
 
 /// `window` requests are on their way at any time; the answers must come in turn, as one server gives them.
@@ -505,7 +509,7 @@ async fn pipeline(
     numbers.set("sent", maker.made() as f64);
     numbers.set("measured", at_least_one(checker.measured())?);
     if checker.seen() != maker.made() {
-        return Err(format!("{} requests, {} answers", maker.made(), checker.seen()).into());
+        return Err(format!("{WRONG}{} requests, {} answers", maker.made(), checker.seen()).into());
     }
     ask.send(maker.end()).await?;
     ask.recv(|body| checker.look(body)).await??;

@@ -60,7 +60,7 @@ pub fn of(cell: &Cell) -> Vec<Target> {
             let (peer, limit) = if size <= 1 << 10 { (1.5, Some(1.0)) } else { (1.0, None) };
             add(ours, "rate", BestPeer, peer);
             if let Some(limit) = limit {
-                add(ours, "rate", One("channel"), limit)
+                add(ours, "rate", One("channel"), limit);
             }
         }
         (Shape::Stream, size) => {
@@ -71,7 +71,7 @@ pub fn of(cell: &Cell) -> Vec<Target> {
             };
             add(ours, "rate", BestPeer, peer);
             if let Some(limit) = limit {
-                add(ours, "rate", One("framed"), limit)
+                add(ours, "rate", One("framed"), limit);
             }
             if size == 64 && cell.transport == Transport::Tcp {
                 add(ours, "cpu", BestPeer, 0.3);
@@ -143,8 +143,8 @@ impl Verdict {
 
 /// How `outcome` stands to the targets of its cell.
 pub fn judge(outcome: &Outcome, contestants: &[&dyn Entry]) -> Vec<Verdict> {
-    let chosen = |name: &str| contestants.iter().any(|c| c.name() == name);
-    let judged = of(&outcome.cell).into_iter().filter(|target| chosen(target.who));
+    let ran = |name: &str| outcome.rows.iter().any(|row| row.name == name);
+    let judged = of(&outcome.cell).into_iter().filter(|target| ran(target.who));
     judged
         .map(|target| {
             let value = |name: &str| {

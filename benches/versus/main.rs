@@ -1,8 +1,8 @@
 //! `versus`: spanwire and its peers side by side, cell by cell, in interleaved rounds.
 //!
 //! Prints a table for each cell, and at the end all targets; writes the same text, a CSV file with every round,
-//! and plots. It fails when a message was lost, doubled or overtaken, when a contestant failed otherwise, and
-//! when there was no time for a cell. A target that is missed is told, and is no failure.
+//! and plots. It fails when anybody lost, doubled or overtook a message, when spanwire or a limit failed otherwise,
+//! and when there was no time for a cell. A peer's failure is told, and so is a target that is missed.
 //! Owns: the command line. Never: measures in its own process; that is done by `versus side …`.
 
 use std::fs::File;
@@ -57,13 +57,13 @@ struct Matrix {
     /// How many rounds of a cell may be run again because others took more than 5 % of the machine.
     #[arg(long, value_name = "N", default_value_t = 0)]
     patience: u16,
-    /// Seconds that are measured in each sample [default: 0.5, quick: 0.15].
+    /// Seconds that are measured in each sample [default: 0.35, quick: 0.15].
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Seconds of silence in each sample of an idle cell [default: 5, quick: 2].
+    /// Seconds of silence in each sample of an idle cell [default: 2, quick: 0.6].
     #[arg(long, value_name = "S")]
     idle_seconds: Option<f64>,
-    /// Minutes after which no cell is begun [default: 29, quick: 4.5; with --only or --seconds none].
+    /// Minutes after which no cell is begun [default: 28.5, quick: 4.7; with --only or --seconds none].
     #[arg(long, value_name = "MIN")]
     minutes: Option<f64>,
     /// Where text, CSV and plots go.
@@ -171,7 +171,7 @@ fn matrix(args: &Matrix) -> Result<bool> {
         if std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K");
         }
-        good &= outcome.rows.iter().all(|row| row.failures.is_empty());
+        good &= outcome.is_good(&contestants);
         text.say(&report::table(&outcome, &contestants))?;
         csv.add(&outcome)?;
         verdicts.push((cell.to_string(), target::judge(&outcome, &contestants)));
@@ -183,10 +183,9 @@ fn matrix(args: &Matrix) -> Result<bool> {
     text.say(&format!("{met} of {of} targets met; {:.0} s", began.elapsed().as_secs_f64()))?;
     let stem = csv.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
     for file in plot::all(&args.out, &stem, &outcomes)? {
-        println!("plot: {}", file.display());
+        text.say(&format!("plot: {}", file.display()))?;
     }
-    println!("this text: {}", csv.path().with_extension("md").display());
-    println!("every round: {}", csv.path().display());
+    text.say(&format!("every round: {}", csv.path().display()))?;
     Ok(good)
 }
 
@@ -197,7 +196,8 @@ struct Text {
 
 impl Text {
     fn say(&mut self, text: &str) -> Result<()> {
-        println!("{text}");
+        // Whoever stopped reading may still want the files.
+        let _ = writeln!(std::io::stdout(), "{text}");
         Ok(writeln!(self.file, "{text}")?)
     }
 }
@@ -207,7 +207,7 @@ fn limit(args: &Matrix) -> Result<Option<Duration>> {
     let own = args.only.is_empty() && args.seconds.is_none() && args.idle_seconds.is_none();
     let minutes = match args.minutes {
         Some(minutes) => Some(minutes),
-        None if own => Some(if args.quick { 4.5 } else { 29.0 }),
+        None if own => Some(if args.quick { 4.7 } else { 28.5 }),
         None => None,
     };
     minutes.map(|m| seconds(m * 60.0)).transpose()
@@ -215,9 +215,10 @@ fn limit(args: &Matrix) -> Result<Option<Duration>> {
 
 fn plan(args: &Matrix, cell: &Cell) -> Result<Plan> {
     let (warm_up, measured) = match (cell.shape, args.quick) {
-        (Shape::Idle(_), quick) => (0.5, args.idle_seconds.unwrap_or(if quick { 2.0 } else { 5.0 })),
+        // What is put away once things are quiet has been put away by then.
+        (Shape::Idle(_), quick) => (1.0, args.idle_seconds.unwrap_or(if quick { 0.6 } else { 2.0 })),
         (_, true) => (0.05, args.seconds.unwrap_or(0.15)),
-        (_, false) => (0.2, args.seconds.unwrap_or(0.5)),
+        (_, false) => (0.15, args.seconds.unwrap_or(0.35)),
     };
     Plan { warm_up: seconds(warm_up)?, measured: seconds(measured)? }.check()
 }

@@ -29,7 +29,8 @@ cargo xtask COMMAND
   fuzz [NAME [S]] one fuzz target, or all, for S seconds each (60); needs nightly and cargo-fuzz
   miri [ARGS]     the unit tests of spanwire under miri; needs nightly with miri and rust-src
   tsan [ARGS]     the tests of spanwire under ThreadSanitizer; needs nightly with rust-src
-  versus [ARGS]   the benchmark beside other libraries; ARGS go to it
+  versus [ARGS]   the benchmark beside other libraries, whose development packages must be there; ARGS go to
+                  it: `--quick` takes 5 minutes, otherwise 30
 ";
 
 fn main() -> ExitCode {
@@ -46,8 +47,8 @@ fn main() -> ExitCode {
         Some("miri") => miri(rest),
         Some("tsan") => tsan(rest),
         Some("versus") => {
-            run(cargo(["run", "--release", "--package", "spanwire-benches", "--bin", "versus", "--"])
-                .args(rest))
+            let build = ["run", "--release", "--package", "spanwire-benches", "--features", "peers"];
+            run(cargo(build).args(["--bin", "versus", "--"]).args(rest))
         }
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
