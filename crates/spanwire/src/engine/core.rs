@@ -37,6 +37,9 @@ pub(crate) const PEERS: WaitKey = WaitKey(u32::MAX, 0);
 /// Fired when the last pipe of a closing socket has gone.
 pub(crate) const CLOSED: WaitKey = WaitKey(u32::MAX, 1);
 
+/// Never fired: who waits for it hears only of the socket's end.
+pub(crate) const END: WaitKey = WaitKey(u32::MAX, 2);
+
 /// The application's say on who may attach.
 #[derive(Clone)]
 pub(crate) struct Accept(pub(crate) Arc<AcceptFn>);
@@ -335,6 +338,10 @@ impl Core {
             return;
         }
         let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
+        if matches!(reason, Reason::TooBig { .. }) {
+            self.call(st, |_, cx| cx.dropped(Some(id), DropReason::TooBig));
+        }
+        let Some(p) = st.pipes.get(id) else { return };
         let gone = matches!(reason, Reason::Peer | Reason::Broken(_));
         let keep = gone
             && !st.is_closed()

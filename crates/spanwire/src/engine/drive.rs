@@ -133,6 +133,8 @@ pub(crate) struct Opening {
     deadline: Time,
     /// The connection exists (as against a connect that is under way).
     established: bool,
+    /// The peer's address, once it is known.
+    remote: String,
     stage: Stage,
 }
 
@@ -692,7 +694,15 @@ impl Drive {
         let deadline = Time::now() + core.cfg.handshake_timeout;
         self.opening += 1;
         self.deadlines.insert((deadline, key));
-        let opening = Opening { endpoint, side, url, deadline, established: side == Side::Listener, stage };
+        let opening = Opening {
+            endpoint,
+            side,
+            url,
+            deadline,
+            established: side == Side::Listener,
+            remote: String::new(),
+            stage,
+        };
         self.set(key, Conn::Opening(Box::new(opening)));
         match registered {
             Ok(()) => self.step(core, key),
@@ -715,13 +725,7 @@ impl Drive {
     fn fail(&mut self, key: usize, reason: Reason) {
         let Some(Some(Conn::Opening(opening))) = self.conns.get_mut(key) else { return };
         let (endpoint, established) = (opening.endpoint, opening.established);
-        let remote = match &opening.stage {
-            Stage::Greeting(g) => g.facts.remote.clone(),
-            Stage::Stream(s, _) => s.facts().remote,
-            Stage::Pipe(p) => p.facts().remote,
-            Stage::Ready(a) => a.facts.remote.clone(),
-            Stage::Gone => String::new(),
-        };
+        let remote = std::mem::take(&mut opening.remote);
         let deadline = opening.deadline;
         self.deadlines.remove(&(deadline, key));
         self.opening -= 1;
@@ -822,6 +826,7 @@ fn advance(
                 }
                 opening.established = true;
                 let (facts, short_is_empty) = (stream.facts(), stream.short_read_is_empty());
+                opening.remote.clone_from(&facts.remote);
                 let (reader, writer) = stream.split().map_err(|e| broken(&e))?;
                 let name = wire.name();
                 let mut out = Vec::new();
@@ -864,6 +869,7 @@ fn advance(
                     Ok(Some(peer)) => {
                         opening.established = true;
                         let facts = Arc::new(pipe.facts());
+                        opening.remote.clone_from(&facts.remote);
                         admit(core, &peer, &facts)?;
                         let (reader, writer) = pipe.split().map_err(|e| broken(&e))?;
                         opening.stage = Stage::Ready(Box::new(Attach {

@@ -41,7 +41,7 @@ mod sys;
 mod tx;
 mod waiters;
 
-pub(crate) use self::core::{Accept, Config, Core, PEERS};
+pub(crate) use self::core::{Accept, Config, Core, END, PEERS};
 pub(crate) use drive::Drive;
 pub(crate) use endpoint::EndpointConfig;
 pub(crate) use lead::Want;

@@ -129,6 +129,8 @@ pub enum DropReason {
     Unroutable,
     /// There was no peer.
     NoPeer,
+    /// Larger than `recv_max_size`: its connection was closed.
+    TooBig,
     /// Passed more devices than the TTL allows.
     Ttl,
     /// Not what the protocol's messages look like.
@@ -153,6 +155,7 @@ impl fmt::Display for DropReason {
             DropReason::Replaced => "replaced",
             DropReason::Unroutable => "unroutable",
             DropReason::NoPeer => "no-peer",
+            DropReason::TooBig => "too-big",
             DropReason::Ttl => "ttl",
             DropReason::Malformed => "malformed",
             DropReason::Late => "late",
