@@ -7,8 +7,8 @@
 //! `docs/config-broadcast.md`.
 //!
 //! Owns: the model (keys, states, positions, digests), the messages, the two protocols, and on top of them
-//! directory trees as states ([`tree`]), the verified disk cache ([`store`]), and the two processes of
-//! `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
+//! directory trees as states ([`tree`]), the verified disk cache ([`store`]), the durable log of an authority
+//! ([`source`]), and the two processes of `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
 //!
 //! ```
 //! use spanwire_config::{ChangeSet, Distributor, Epoch, Id, Key, Origin, Settings};
@@ -35,6 +35,7 @@ pub mod process;
 mod replica;
 #[cfg(all(unix, feature = "sync"))]
 pub mod serve;
+pub mod source;
 #[cfg(all(unix, feature = "sync"))]
 pub mod store;
 #[cfg(all(unix, feature = "sync"))]
