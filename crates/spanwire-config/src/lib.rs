@@ -35,6 +35,7 @@ pub mod process;
 mod replica;
 #[cfg(all(unix, feature = "sync"))]
 pub mod serve;
+pub mod sign;
 pub mod source;
 #[cfg(all(unix, feature = "sync"))]
 pub mod store;
