@@ -29,6 +29,7 @@ pub mod agent;
 mod authority;
 mod digest;
 mod model;
+mod ns_authority;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
@@ -46,6 +47,10 @@ pub mod wire;
 pub use authority::{CommitError, Distributor, NodeStatus, Origin, Prepared, Settings};
 pub use digest::{Digest, LtHash};
 pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
+pub use ns_authority::{
+    Alarm, Answer, AuthorityAction, AuthorityEvent, Intent, Invalid, Mode, NsAuthority, NsSettings, Opening,
+    Place, Published, ReadOnly, Recall, Request, Ticket, Verdict,
+};
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
 pub use wire::{Level, NackCode};

@@ -100,6 +100,7 @@ struct Log {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each store, and open for nearly all of its life")]
 enum Phase {
     New,
     /// Loaded, and there is nothing.
@@ -251,6 +252,12 @@ impl<D: Disk> Embedded<D> {
     /// The disk.
     pub fn disk(&self) -> &D {
         &self.disk
+    }
+
+    /// The disk, so that a test can arm its faults.
+    #[cfg(any(test, feature = "testkit"))]
+    pub fn disk_mut(&mut self) -> &mut D {
+        &mut self.disk
     }
 
     /// Gives the disk back.

@@ -19,6 +19,7 @@ pub use disk::Disk;
 #[cfg(all(unix, feature = "sync"))]
 pub use disk::FsDisk;
 pub use embedded::Embedded;
+pub(crate) use record::MAX_BATCH;
 pub use record::{Batch, LogCommit, MAX_AUTHOR, MAX_NOTE, Record};
 
 use std::io;
