@@ -583,6 +583,11 @@ impl NsAuthority {
         (self.log_commits, self.log_bytes)
     }
 
+    /// The next epoch gets at least this number: an operator's word about nodes that are not here.
+    pub fn reserve_epoch(&mut self, number: u64) {
+        self.highest.epoch = self.highest.epoch.max(number.saturating_sub(1));
+    }
+
     /// Takes what happened; returns what is to be done, in order. No rule here depends on `now`: it is there
     /// because every machine of this crate has this shape.
     pub fn handle(&mut self, event: AuthorityEvent, _now: Time) -> Actions {
@@ -730,7 +735,7 @@ impl NsAuthority {
         };
         if let Some(incarnation) = self.fresh {
             // Only here does a commit begin a namespace, at (0, 0) and where no node has shown a HEAD.
-            let epoch = Epoch { number: 1, incarnation };
+            let epoch = Epoch { number: self.highest.epoch.saturating_add(1), incarnation };
             let batch = self.batch(epoch, vec![commit], &state);
             return self.start(out, batch, state, vec![ticket]);
         }
@@ -827,8 +832,8 @@ impl NsAuthority {
                 let epoch = batch.head.position.epoch;
                 let begins = before.as_ref().map(|head| head.position.epoch) != Some(epoch);
                 if begins {
-                    // Another history: `seq` starts anew, what contradicted the old one is looked at again.
-                    self.seq = u64::from(self.opened) << SEQ_BITS;
+                    // Another history: what contradicted the old one is looked at again. `seq` need not
+                    // start anew, and one that never falls cannot be mistaken.
                     self.conflicts.clear();
                     self.fresh = None;
                     self.mode = Mode::Serving;
