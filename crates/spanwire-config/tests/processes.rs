@@ -445,8 +445,9 @@ fn a_damaged_log_of_the_server_is_refused_until_a_new_epoch_begins_without_it() 
     w.write("src/a", "2");
     let server = Running::serve(config);
     server.await_line("log.damaged-1");
-    agent.await_line("applied");
+    server.await_line("applied 2/");
     w.await_equal("n");
+    drop(agent);
     assert!(w.path("src.state/log.damaged-1/log").exists(), "kept for people");
 }
 
