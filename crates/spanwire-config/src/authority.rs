@@ -11,7 +11,7 @@
 mod nodes;
 mod session;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,13 +25,14 @@ pub use nodes::NodeStatus;
 use nodes::Nodes;
 use session::{Sending, Session};
 
+use crate::sign::Secret;
 use crate::wire::{
     Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, Payload, SLICE, VERSION,
     Want, WantReason, Welcome, snapshot_size,
 };
 use crate::{
-    ChangeSet, ClusterId, Epoch, Head, Id, Limits, OverLimit, Position, RECEIVER, SENDER, ServerId, Shown,
-    State, chain,
+    ChangeSet, ClusterId, Epoch, Head, Id, Limits, OverLimit, Position, Published, RECEIVER, SENDER,
+    ServerId, Shown, State, chain,
 };
 
 /// Un-acknowledged deltas on their way to one node.
@@ -68,6 +69,8 @@ pub struct Settings {
     pub hello: Duration,
     /// Most nodes in the table; who left longest ago is forgotten first. Default: 10,000.
     pub nodes: usize,
+    /// Signs every HEAD that goes out. Default: none, they are unsigned.
+    pub secret: Option<Secret>,
 }
 
 impl Default for Settings {
@@ -85,6 +88,7 @@ impl Default for Settings {
             stall: Duration::from_secs(10),
             hello: Duration::from_secs(10),
             nodes: 10_000,
+            secret: None,
         }
     }
 }
@@ -161,6 +165,14 @@ impl Prepared {
     }
 }
 
+impl From<Published> for Prepared {
+    /// What an [`NsAuthority`](crate::NsAuthority) made durable, for [`Distributor::publish`].
+    fn from(published: Published) -> Prepared {
+        let Published { head, state, before, changes } = published;
+        Prepared { base: before, head, state, changes }
+    }
+}
+
 /// One step of the log.
 #[derive(Debug)]
 struct Step {
@@ -191,6 +203,8 @@ pub struct Distributor {
     /// Pipes to look at before the present call ends.
     work: VecDeque<PipeId>,
     highest_epoch: u64,
+    /// What nodes showed last and nobody has taken: one for each node.
+    shown: BTreeMap<Id, Head>,
     ticking: bool,
 }
 
@@ -205,6 +219,7 @@ impl Distributor {
         }
         // High 24 bits: runs of the store; low 40 bits: HEADs of this run.
         let seq = u64::from(opened & 0x00ff_ffff) << 40;
+        let seq = last.as_ref().map_or(seq, |(head, _)| seq.max(head.seq));
         Distributor {
             nodes: Nodes::new(settings.nodes),
             settings,
@@ -220,6 +235,7 @@ impl Distributor {
             slots: 0,
             waiting: VecDeque::new(),
             work: VecDeque::new(),
+            shown: BTreeMap::new(),
             ticking: false,
         }
     }
@@ -300,7 +316,7 @@ impl Distributor {
         };
         let rev = before.map_or(0, |head| head.position.rev) + 1;
         let digest = state.digest();
-        let head = Head {
+        let mut head = Head {
             cluster: self.settings.cluster,
             namespace: self.settings.namespace.clone(),
             position: Position { epoch, rev },
@@ -313,6 +329,7 @@ impl Distributor {
             seq: self.seq + 1,
             ..Head::default()
         };
+        self.sign(&mut head);
         Prepared { base: before.map(Head::shown), head, state, changes: Arc::new(changes) }
     }
 
@@ -321,7 +338,7 @@ impl Distributor {
     /// # Errors
     /// [`CommitError::Stale`] when another was published since it was prepared.
     pub fn publish(&mut self, cx: &mut Cx<'_>, prepared: Prepared) -> Result<Position, CommitError> {
-        let Prepared { base, head, state, changes } = prepared;
+        let Prepared { base, mut head, state, changes } = prepared;
         if base != self.head().map(Head::shown) {
             return Err(CommitError::Stale {
                 prepared: base.map(|b| b.base.position),
@@ -330,7 +347,12 @@ impl Distributor {
         }
         let (position, first) = (head.position, self.published.is_none());
         let new_epoch = position.epoch != self.epoch;
-        self.seq = self.seq.max(head.seq);
+        // Beacons may have gone out since it was prepared.
+        self.seq = head.seq.max(self.seq + 1);
+        if head.seq != self.seq {
+            head.seq = self.seq;
+            self.sign(&mut head);
+        }
         self.deltas.clear();
         match base {
             Some(base) if !new_epoch => self.append(Step { base, size: size(&changes), changes }),
@@ -357,6 +379,39 @@ impl Distributor {
         self.work.extend(pipes);
         self.run(cx);
         Ok(position)
+    }
+
+    /// What nodes showed in HELLO and WANT since this was last asked, the last of each: for
+    /// [`AuthorityEvent::Shown`](crate::AuthorityEvent::Shown).
+    pub fn take_shown(&mut self) -> BTreeMap<Id, Head> {
+        std::mem::take(&mut self.shown)
+    }
+
+    /// This node holds what contradicts the history served: it gets beacons only, in this epoch.
+    pub fn dispute(&mut self, cx: &mut Cx<'_>, node: Id) {
+        let of_node = |(_, session): &(PipeId, &mut Session)| session.node == Some(node);
+        let pipes: Vec<PipeId> = self.sessions.iter_mut().filter(of_node).map(|(pipe, _)| pipe).collect();
+        for pipe in pipes {
+            if let Some(session) = self.sessions.get_mut(pipe).filter(|session| !session.conflict) {
+                session.restart(None, true);
+                cx.count("conflicts", 1);
+            }
+            self.release(pipe);
+        }
+        self.nodes.conflict(node, true);
+        cx.wake(REPORTS);
+        self.run(cx);
+    }
+
+    /// The store's open count was raised: `seq` goes on above it.
+    pub fn reopened(&mut self, opened: u32) {
+        self.seq = self.seq.max(u64::from(opened & 0x00ff_ffff) << 40);
+    }
+
+    fn sign(&self, head: &mut Head) {
+        if let Some(secret) = &self.settings.secret {
+            secret.sign(head);
+        }
     }
 
     /// Prepares and publishes at once: for a namespace that need not survive the process.
@@ -573,6 +628,11 @@ impl Distributor {
     /// Compares what a node showed with the history served, and sets its cursor.
     fn reassess(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         let Some(session) = self.sessions.get(pipe) else { return };
+        if let (Some(node), Some(have)) = (session.node, &session.have)
+            && (self.shown.len() < self.settings.nodes || self.shown.contains_key(&node))
+        {
+            self.shown.insert(node, have.clone());
+        }
         let Some((head, _)) = &self.published else { return };
         let have = session.have.clone().filter(|have| {
             have.cluster == self.settings.cluster && have.namespace == self.settings.namespace
@@ -694,6 +754,19 @@ impl Distributor {
         if nack.namespace != self.settings.namespace {
             return;
         }
+        // A conflict in an epoch that has ended says nothing of this one, but that the node has no use for steps: it
+        // gets the whole state, at once.
+        let ended = |(head, _): &(Head, _)| {
+            head.position.epoch.partial_cmp(&nack.position.epoch) == Some(std::cmp::Ordering::Greater)
+        };
+        if nack.code == NackCode::Conflict && self.published.as_ref().is_some_and(ended) {
+            if let Some(session) = self.sessions.get_mut(pipe) {
+                session.restart(None, false);
+                self.release(pipe);
+            }
+            cx.wake(REPORTS);
+            return;
+        }
         let stays_at = self.known(nack.stays_at);
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         if let Some(node) = session.node {
@@ -766,7 +839,8 @@ impl Distributor {
     fn beacon_message(&mut self) -> Message {
         self.seq += 1;
         let seq = self.seq;
-        let heads = self.head().map(|head| Head { seq, ..head.clone() });
+        let mut heads = self.head().map(|head| Head { seq, ..head.clone() });
+        heads.iter_mut().for_each(|head| self.sign(head));
         Message::from(Frame::Beacon(heads.into_iter().collect()).encode())
     }
 

@@ -7,8 +7,8 @@
 //! `docs/config-broadcast.md`.
 //!
 //! Owns: the model (keys, states, positions, digests), the messages, the two protocols, and on top of them
-//! directory trees as states ([`tree`]), the verified disk cache ([`store`]), and the two processes of
-//! `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
+//! directory trees as states ([`tree`]), the verified disk cache ([`store`]), the durable log of an authority
+//! ([`source`]), and the two processes of `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
 //!
 //! ```
 //! use spanwire_config::{ChangeSet, Distributor, Epoch, Id, Key, Origin, Settings};
@@ -29,12 +29,15 @@ pub mod agent;
 mod authority;
 mod digest;
 mod model;
+mod ns_authority;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
 mod replica;
 #[cfg(all(unix, feature = "sync"))]
 pub mod serve;
+pub mod sign;
+pub mod source;
 #[cfg(all(unix, feature = "sync"))]
 pub mod store;
 #[cfg(all(unix, feature = "sync"))]
@@ -44,6 +47,10 @@ pub mod wire;
 pub use authority::{CommitError, Distributor, NodeStatus, Origin, Prepared, Settings};
 pub use digest::{Digest, LtHash};
 pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
+pub use ns_authority::{
+    Alarm, Answer, AuthorityAction, AuthorityEvent, Intent, Invalid, Mode, NsAuthority, NsSettings, Opening,
+    Place, Published, ReadOnly, Recall, Request, Ticket, Verdict,
+};
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
 pub use wire::{Level, NackCode};

@@ -1,8 +1,8 @@
 //! The authority of config-sync: publishes a directory tree, and again whenever it changes.
 //!
-//! The tree is read whole, compared with the last revision, and a difference is made durable in the state
-//! folder before it is published. So a restart goes on where it was: revisions never fall, and nodes that
-//! hold the newest one get nothing.
+//! The tree is read whole, compared with the last revision, and a difference is committed: an [`NsAuthority`]
+//! decides, its log in the state folder makes it durable, and only then it is published. So a restart goes on
+//! where it was: revisions never fall, and nodes that hold the newest one get nothing.
 //!
 //! Owns: watching and reading the tree, the state folder. Never: publishes half a tree, or an empty one in
 //! place of another unless told to.
@@ -13,10 +13,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use notify::Watcher;
 use spanwire::Socket;
+use spanwire::protocol::Time;
 
 use crate::process::{Log, ProcessError, Shutdown, follow};
+use crate::sign::{Keyring, Secret};
+use crate::source::{Embedded, FsDisk, Source, SourceError};
 use crate::store::Store;
-use crate::{Distributor, Epoch, Id, Key, Limits, NodeStatus, Origin, Settings, State, tree};
+use crate::{
+    Answer, AuthorityAction, AuthorityEvent, Distributor, Epoch, Id, Intent, Key, Limits, Mode, NodeStatus,
+    NsAuthority, NsSettings, Opening, Origin, Place, Published, Request, Settings, State, Ticket, Verdict,
+    tree,
+};
+
+/// The log, in the state folder.
+const LOG_DIR: &str = "log";
 
 /// What to serve.
 #[derive(Clone, Debug)]
@@ -42,6 +52,10 @@ pub struct Config {
     pub debounce: Duration,
     /// Time between readings without any word of a change, since those words get lost. Default: 5 s.
     pub rescan: Duration,
+    /// Signs HEADs. Default: none.
+    pub secret: Option<Secret>,
+    /// Which signatures are believed of nodes that show a later history, and stop commits. Default: none.
+    pub keys: Keyring,
     /// Time between beacons. Default: 1 s.
     pub beacon: Duration,
 }
@@ -63,6 +77,8 @@ impl Config {
             allow_empty: false,
             debounce: Duration::from_millis(50),
             rescan: Duration::from_secs(5),
+            secret: None,
+            keys: Keyring::new(),
             beacon: Duration::from_secs(1),
         }
     }
@@ -100,10 +116,185 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
     Ok(())
 }
 
+/// What followed from an event, beside what the store was told.
+#[derive(Default)]
+struct Outcome {
+    published: Vec<Published>,
+    answer: Option<Answer>,
+    disputed: Vec<Id>,
+    opened: Option<u32>,
+}
+
+/// The machine that decides, and the store that makes it durable.
+struct Authority<'a> {
+    machine: NsAuthority,
+    source: Embedded<FsDisk>,
+    opened: u32,
+    log: &'a Log,
+}
+
+impl<'a> Authority<'a> {
+    fn open(config: &Config, store: &mut Store, log: &'a Log) -> Result<(Self, Outcome), ProcessError> {
+        let refuse = |why: String| ProcessError::Refused(why);
+        let dir = config.state.join(LOG_DIR);
+        let load = || {
+            let disk = FsDisk::open(&dir)
+                .map_err(|error| SourceError::Io { what: format!("open {}", dir.display()), error })?;
+            let mut source = Embedded::new(disk, Id::named(&config.cluster), &config.namespace);
+            source.load().map(|recovered| (source, recovered))
+        };
+        let mut loaded = load();
+        if let (Err(SourceError::Damaged { .. }), Some(_)) = (&loaded, config.new_epoch) {
+            // Kept for people: it may hold what no node has.
+            let free = (1..1000).map(|n| config.state.join(format!("{LOG_DIR}.damaged-{n}")));
+            if let Some(aside) = free.into_iter().find(|path| !path.exists())
+                && std::fs::rename(&dir, &aside).is_ok()
+            {
+                log.say(format_args!("the damaged log is in {} now", aside.display()));
+                loaded = load();
+            }
+        }
+        let (source, recovered) = loaded.map_err(|error| {
+            let hint = match error {
+                SourceError::Damaged { .. } => {
+                    "; nodes may hold more, so give --new-epoch with a number above theirs"
+                }
+                _ => "",
+            };
+            refuse(format!("{}: {error}{hint}", dir.display()))
+        })?;
+        let opened = recovered.as_ref().map_or(1, |recovered| recovered.opened);
+        let cut = recovered.as_ref().map_or(0, |recovered| recovered.cut);
+        if cut > 0 {
+            log.say(format_args!("{cut} bytes of an unfinished commit were cut off; nobody was told of it"));
+        }
+        let opening = recovered.map_or(Opening::Unknown, |recovered| Opening::Restored(Box::new(recovered)));
+        let settings = NsSettings {
+            cluster: Id::named(&config.cluster),
+            namespace: config.namespace.clone(),
+            limits: config.limits,
+            secret: config.secret.clone(),
+            keys: config.keys.clone(),
+            ..NsSettings::default()
+        };
+        let (machine, actions) = NsAuthority::new(settings, opening, random()?);
+        let mut this = Authority { machine, source, opened, log };
+        let mut outcome = Outcome::default();
+        this.act(actions, &mut outcome);
+        if let Some(number) = config.new_epoch {
+            this.machine.reserve_epoch(number);
+        }
+        match this.machine.position() {
+            Some(now) if config.new_epoch.is_some_and(|number| now.epoch.number < number) => {
+                let incarnation = random()?;
+                this.begin(&mut outcome, |ticket| AuthorityEvent::NewEpoch(ticket, incarnation))?;
+            }
+            Some(now) => {
+                let keys = this.machine.durable().map_or(0, |durable| durable.state.keys());
+                log.say(format_args!("last revision: {now} ({keys} keys)"));
+            }
+            // A state folder of the form without a log.
+            None => {
+                let loaded = store.load(config.limits.bytes);
+                if let (Some((head, state)), None) = (loaded.newest, config.new_epoch) {
+                    let (node, position, incarnation) = (store.identity().id, head.position, random()?);
+                    this.tell(AuthorityEvent::Shown(Ticket(0), node, head), &mut outcome);
+                    this.tell(AuthorityEvent::Adopt(Ticket(0), incarnation, Some(position)), &mut outcome);
+                    this.begin(&mut outcome, |_| AuthorityEvent::Offered(node, Some(state)))?;
+                } else {
+                    log.say(format_args!("a new history begins: epoch {}", config.new_epoch.unwrap_or(1)));
+                }
+            }
+        }
+        Ok((this, outcome))
+    }
+
+    fn begin(
+        &mut self,
+        outcome: &mut Outcome,
+        event: impl FnOnce(Ticket) -> AuthorityEvent,
+    ) -> Result<(), ProcessError> {
+        self.tell(event(Ticket(0)), outcome);
+        match outcome.answer.take() {
+            Some(Answer::Begun { position, .. }) => {
+                self.log.say(format_args!("a new epoch begins: {position}"));
+                Ok(())
+            }
+            other => Err(ProcessError::Refused(format!("no new epoch: {}", told(other.as_ref())))),
+        }
+    }
+
+    fn tell(&mut self, event: AuthorityEvent, outcome: &mut Outcome) {
+        // No rule of the machine depends on the time.
+        let actions = self.machine.handle(event, Time::default());
+        self.act(actions, outcome);
+    }
+
+    /// Does what the machine says, and tells it how that went, until there is nothing left.
+    fn act(&mut self, actions: Vec<AuthorityAction>, outcome: &mut Outcome) {
+        for action in actions {
+            let event = match action {
+                AuthorityAction::Append(record) => {
+                    AuthorityEvent::Durable(self.source.append_durable(&record).map_err(|e| e.to_string()))
+                }
+                AuthorityAction::Compact(base) => {
+                    AuthorityEvent::Compacted(self.source.compact(&base).map_err(|e| e.to_string()))
+                }
+                AuthorityAction::RaiseOpened(above) => {
+                    let raised = self.source.raise_opened(above).map_err(|e| e.to_string());
+                    outcome.opened = raised.clone().ok();
+                    AuthorityEvent::Raised(raised)
+                }
+                AuthorityAction::Recall(recall) => {
+                    let chain = self.source.chain_at(recall.head.position.rev).map_err(|e| e.to_string());
+                    AuthorityEvent::Recalled(recall, chain)
+                }
+                AuthorityAction::Reply(_, answer) => {
+                    outcome.answer = Some(answer);
+                    continue;
+                }
+                AuthorityAction::Publish(published) => {
+                    outcome.published.push(published);
+                    continue;
+                }
+                AuthorityAction::Judge(_, node, Verdict::Conflict) => {
+                    outcome.disputed.push(node);
+                    continue;
+                }
+                AuthorityAction::Alarm(alarm) => {
+                    self.log.say(format_args!("ALARM: {alarm}"));
+                    continue;
+                }
+                // The distributor has beacons of its own, and nobody is asked for a state.
+                AuthorityAction::Judge(..) | AuthorityAction::Beacon(_) | AuthorityAction::Offer(..) => {
+                    continue;
+                }
+            };
+            self.tell(event, outcome);
+        }
+    }
+}
+
+fn random() -> Result<Id, ProcessError> {
+    Id::random().map_err(|e| ProcessError::Refused(format!("no randomness: {e}")))
+}
+
+/// An answer that was not hoped for, in words.
+fn told(answer: Option<&Answer>) -> String {
+    match answer {
+        Some(Answer::ReadOnly(why)) => why.to_string(),
+        Some(Answer::Invalid(why)) => why.to_string(),
+        Some(Answer::Busy) => "busy".into(),
+        other => format!("{other:?}"),
+    }
+}
+
 struct Server<'a> {
     config: &'a Config,
     log: &'a Log,
-    store: Store,
+    /// Holds the lock on the state folder.
+    _store: Store,
+    authority: Authority<'a>,
     socket: Socket<Distributor>,
     /// The tree could not be read lately.
     behind: bool,
@@ -125,26 +316,11 @@ impl<'a> Server<'a> {
             return refuse(format!("the state folder {} is inside the tree", config.state.display()));
         }
         let identity = store.identity();
-        let loaded = store.load(config.limits.bytes);
-        loaded.damaged.iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
-        let random = || Id::random().map_err(|e| ProcessError::Refused(format!("no randomness: {e}")));
-        let origin = match loaded.newest {
-            Some((head, state)) => {
-                log.say(format_args!("last revision: {} ({} keys)", head.position, state.keys()));
-                Origin::restored(head, state, identity.opened)
-            }
-            None => {
-                if !loaded.damaged.is_empty() && config.new_epoch.is_none() {
-                    return refuse(format!(
-                        "{} holds no whole revision; nodes may hold more, so give --new-epoch with a number \
-                         above theirs",
-                        config.state.display()
-                    ));
-                }
-                let number = config.new_epoch.unwrap_or(1);
-                log.say(format_args!("a new history begins: epoch {number}"));
-                Origin::begin(Epoch { number, incarnation: random()? })
-            }
+        let (authority, outcome) = Authority::open(config, &mut store, log)?;
+        let origin = match outcome.published.into_iter().next_back() {
+            Some(last) => Origin::restored(last.head, last.state, authority.opened),
+            // Before its first commit the namespace has no epoch.
+            None => Origin::begin(Epoch::default()),
         };
         let settings = Settings {
             cluster: Id::named(&config.cluster),
@@ -152,6 +328,7 @@ impl<'a> Server<'a> {
             server: identity.id,
             limits: config.limits,
             beacon: config.beacon,
+            secret: config.secret.clone(),
             ..Settings::default()
         };
         let distributor = Distributor::new(settings, origin);
@@ -161,16 +338,7 @@ impl<'a> Server<'a> {
             let endpoint = bind(&socket, url)?;
             log.say(format_args!("listening at {}", endpoint.url()));
         }
-        let mut server = Server { config, log, store, socket, behind: false, passed_over: Vec::new() };
-        if let Some(number) = config.new_epoch
-            && server.socket.with(|d, _| d.head().is_some_and(|head| head.position.epoch.number < number))
-        {
-            let epoch = Epoch { number, incarnation: random()? };
-            let prepared = server.socket.with(|d, _| d.prepare_epoch(epoch));
-            let prepared = prepared.map_err(|e| ProcessError::Refused(e.to_string()))?;
-            server.commit(prepared)?;
-        }
-        Ok(server)
+        Ok(Server { config, log, _store: store, authority, socket, behind: false, passed_over: Vec::new() })
     }
 
     fn trouble(&mut self, error: &ProcessError) {
@@ -180,6 +348,7 @@ impl<'a> Server<'a> {
 
     /// Reads the tree and publishes what differs from the last revision.
     fn publish_tree(&mut self) -> Result<(), ProcessError> {
+        self.look_at_shown()?;
         let read = tree::read_settled(&self.config.dir, &self.config.limits, self.config.debounce)?;
         tree::check(&read.state, false)?;
         if read.passed_over != self.passed_over {
@@ -196,24 +365,63 @@ impl<'a> Server<'a> {
                 self.config.dir.display()
             )));
         }
+        let first = last.is_none();
         let changes = last.unwrap_or_default().diff(&read.state);
-        let prepared = self.socket.with(|d, _| d.prepare(&changes));
-        match prepared.map_err(|e| ProcessError::Refused(e.to_string()))? {
-            Some(prepared) => self.commit(prepared),
-            None => Ok(()),
+        if changes.is_empty() && !first {
+            return Ok(());
         }
+        self.commit(changes)
     }
 
     /// Durable first, then out.
-    fn commit(&mut self, prepared: crate::Prepared) -> Result<(), ProcessError> {
-        self.store.save(prepared.head(), prepared.state())?;
-        let (head, changed) = (prepared.head().clone(), names(prepared.changes().keys()));
-        let published = self.socket.with(|d, cx| d.publish(cx, prepared));
-        published.map_err(|e| ProcessError::Refused(e.to_string()))?;
-        self.log.say(format_args!(
-            "revision {}: {} keys, {} bytes, digest {:?}{changed}",
-            head.position, head.keys, head.bytes, head.digest
-        ));
+    fn commit(&mut self, changes: crate::ChangeSet) -> Result<(), ProcessError> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let request = Request {
+            request: random()?,
+            expect: Some(self.authority.machine.position().map(Place::from).unwrap_or_default()),
+            intent: Intent::Change(changes),
+            author: "config-sync serve".into(),
+            note: String::new(),
+            stamp: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        };
+        let mut outcome = Outcome::default();
+        self.authority.tell(AuthorityEvent::Commit(Ticket(1), request), &mut outcome);
+        let answer = outcome.answer.take();
+        self.bring(outcome)?;
+        match answer {
+            Some(Answer::Committed { .. }) => Ok(()),
+            other => Err(ProcessError::Refused(told(other.as_ref()))),
+        }
+    }
+
+    /// What nodes showed may tell that this store is an old copy.
+    fn look_at_shown(&mut self) -> Result<(), ProcessError> {
+        if matches!(self.authority.machine.mode(), Mode::Vacant) {
+            return Ok(());
+        }
+        let mut outcome = Outcome::default();
+        for (node, head) in self.socket.with(|d, _| d.take_shown()) {
+            self.authority.tell(AuthorityEvent::Shown(Ticket(0), node, head), &mut outcome);
+        }
+        self.bring(outcome)
+    }
+
+    fn bring(&mut self, outcome: Outcome) -> Result<(), ProcessError> {
+        if let Some(opened) = outcome.opened {
+            self.socket.with(|d, _| d.reopened(opened));
+        }
+        for published in outcome.published {
+            let (head, changed) = (published.head.clone(), names(published.changes.keys()));
+            let done = self.socket.with(|d, cx| d.publish(cx, published.into()));
+            done.map_err(|e| ProcessError::Refused(e.to_string()))?;
+            self.log.say(format_args!(
+                "revision {}: {} keys, {} bytes, digest {:?}{changed}",
+                head.position, head.keys, head.bytes, head.digest
+            ));
+        }
+        for node in outcome.disputed {
+            self.socket.with(|d, cx| d.dispute(cx, node));
+        }
         Ok(())
     }
 

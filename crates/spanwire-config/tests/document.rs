@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use spanwire_config::sign::Secret;
 use spanwire_config::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, Slice, Want,
     WantReason, Welcome, encode_changes, encode_state,
@@ -150,6 +151,11 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("digest", one.digest().0.to_vec()),
         ("chain", second.chain.to_vec()),
+        ("signature", {
+            let mut signed = first.clone();
+            Secret::from_seed(1, &[0x44; 32]).sign(&mut signed);
+            [&signed.key_id.to_be_bytes()[..], &signed.sig.0].concat()
+        }),
     ]
 }
 
@@ -159,7 +165,7 @@ fn every_example_in_the_document_is_what_the_code_says() {
     for (name, bytes) in story() {
         let shown = examples.remove(name).unwrap_or_else(|| panic!("the document has no example {name:?}"));
         assert_eq!(hex(&shown), hex(&bytes), "{name}");
-        if !["head", "digest", "chain"].contains(&name) {
+        if !["head", "digest", "chain", "signature"].contains(&name) {
             assert_eq!(Frame::decode(&shown.into()).map(|frame| frame.encode()), Ok(bytes), "{name}");
         }
     }

@@ -423,3 +423,97 @@ fn a_copied_state_folder_is_noticed() {
     agent.await_line("older copy");
     agent.await_line("state: Live");
 }
+
+#[test]
+fn a_damaged_log_of_the_server_is_refused_until_a_new_epoch_begins_without_it() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut server = Running::serve(w.serve_config());
+    let agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    server.end().expect("a farewell");
+    let log = w.path("src.state/log/log");
+    let mut bytes = fs::read(&log).expect("written");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&log, bytes).expect("ours");
+    let refused = Running::serve(w.serve_config()).end().expect_err("damage is not served");
+    assert!(refused.to_string().contains("is damaged"), "{refused}");
+    assert!(refused.to_string().contains("--new-epoch"), "{refused}");
+    let mut config = w.serve_config();
+    config.new_epoch = Some(2);
+    w.write("src/a", "2");
+    let server = Running::serve(config);
+    server.await_line("log.damaged-1");
+    server.await_line("applied 2/");
+    w.await_equal("n");
+    drop(agent);
+    assert!(w.path("src.state/log.damaged-1/log").exists(), "kept for people");
+}
+
+#[test]
+fn a_state_folder_without_a_log_goes_on_from_its_slots_in_a_new_epoch() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut state = State::new();
+    let key = spanwire_config::Key::new("a").expect("short");
+    state.put(key, spanwire_config::Entry::new(0, "0"));
+    let epoch = spanwire_config::Epoch { number: 4, incarnation: spanwire_config::Id([4; 16]) };
+    let head = spanwire_config::Head {
+        cluster: spanwire_config::Id::named("config-sync"),
+        namespace: "config".into(),
+        position: spanwire_config::Position { epoch, rev: 30 },
+        digest: state.digest(),
+        keys: state.keys(),
+        bytes: state.bytes(),
+        ..Default::default()
+    };
+    let mut slots = store::Store::open(&w.path("src.state")).expect("writable");
+    slots.save(&head, &state).expect("written");
+    drop(slots);
+    let server = Running::serve(w.serve_config());
+    let _agent = Running::agent(w.agent_config("n"));
+    w.await_equal("n");
+    assert!(server.await_line("a new epoch begins").contains("5/"), "{:?}", server.lines());
+    assert!(server.await_line("revision 5/").contains(":32:"), "{:?}", server.lines());
+}
+
+#[test]
+fn invariant_07_a_log_put_back_from_a_copy_stops_commits_until_a_new_epoch() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let secret = spanwire_config::sign::Secret::from_seed(1, &[3; 32]);
+    let config = || {
+        let mut config = w.serve_config();
+        config.keys = secret.public();
+        config.secret = Some(secret.clone());
+        config.rescan = Duration::from_millis(100);
+        config
+    };
+    let mut server = Running::serve(config());
+    let agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    server.end().expect("a farewell");
+    let log = w.path("src.state/log/log");
+    let copy = fs::read(&log).expect("written");
+    w.write("src/a", "2");
+    let mut server = Running::serve(config());
+    w.await_equal("n");
+    server.await_line("visible 1/");
+    server.end().expect("a farewell");
+    // The log of before; the mark tells of more than it has, so that has to be lost too.
+    fs::write(&log, copy).expect("ours");
+    fs::remove_file(w.path("src.state/log/mark")).expect("ours");
+    w.write("src/a", "3");
+    let mut server = Running::serve(config());
+    server.await_line("commits stop until a new epoch begins");
+    w.write("src/a", "4");
+    server.await_line("the tree is not published");
+    assert_eq!(text(&w.path("n/a")), "2", "the node keeps what it has");
+    server.end().expect("a farewell");
+    let mut config = config();
+    config.new_epoch = Some(2);
+    let _server = Running::serve(config);
+    w.await_equal("n");
+    drop(agent);
+}

@@ -152,11 +152,16 @@ impl Nodes {
             raise(&mut status.stored);
         }
         if ack.level >= Level::Visible {
+            // A node in conflict shows nothing of this history.
+            status.conflict = false;
             raise(&mut status.visible);
         }
         if ack.level >= Level::Applied {
             raise(&mut status.applied);
-            status.refused.retain(|(position, ..)| *position != ack.position);
+            // What is applied has got over every refusal up to it, those of earlier epochs among them.
+            status.refused.retain(|(position, ..)| {
+                position.partial_cmp(&ack.position) == Some(std::cmp::Ordering::Greater)
+            });
         }
     }
 

@@ -1,0 +1,117 @@
+//! Records of the log and their bytes.
+//!
+//! Owns: the layout. Never: checksums and order, which are the log's.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::wire::{DecodeError, Reader, Write, decode_changes, encode_changes};
+use crate::{ChangeSet, Digest, Head, Id};
+
+/// Longest name of an author, in bytes.
+pub const MAX_AUTHOR: usize = 256;
+/// Longest note of a commit, in bytes.
+pub const MAX_NOTE: usize = 1024;
+/// Most commits in one batch.
+pub(crate) const MAX_BATCH: usize = 10_000;
+
+const BATCH: u8 = 1;
+const FROZEN: u8 = 2;
+
+/// One commit, as the log keeps it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogCommit {
+    /// Its revision.
+    pub rev: u64,
+    /// What its writer called it, so that a repeat is recognised.
+    pub request: Id,
+    /// Who: at most [`MAX_AUTHOR`] bytes.
+    pub author: String,
+    /// Why: at most [`MAX_NOTE`] bytes.
+    pub note: String,
+    /// Milliseconds since 1970 by the writer's clock; printed, and used for nothing.
+    pub stamp: u64,
+    /// Digest of the content after it.
+    pub digest: Digest,
+    /// What it changed.
+    pub changes: Arc<ChangeSet>,
+}
+
+/// What one sync makes durable: commits, and the HEAD that they share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Batch {
+    /// The HEAD of the last commit, without `seq` and signature: they change with every issue.
+    pub head: Head,
+    /// At least one; revisions rise. `prev_rev` 0 begins an epoch, with all content that was there before.
+    pub commits: Vec<LogCommit>,
+}
+
+/// One record of the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Record {
+    /// Commits.
+    Batch(Batch),
+    /// This store was shown to be an old copy, by this HEAD; it takes no commits until an epoch begins.
+    Frozen(Head),
+}
+
+impl Record {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Record::Batch(batch) => {
+                out.u8(BATCH);
+                batch.head.encode(&mut out);
+                out.u32(batch.commits.len() as u32);
+                for commit in &batch.commits {
+                    out.u64(commit.rev);
+                    out.raw(&commit.request.0);
+                    out.text(&commit.author, MAX_AUTHOR);
+                    out.text(&commit.note, MAX_NOTE);
+                    out.u64(commit.stamp);
+                    out.raw(&commit.digest.0);
+                    let changes = encode_changes(&commit.changes);
+                    // Not `long`: what one commit may hold is bounded by the namespace, not by 4 GiB.
+                    out.u64(changes.len() as u64);
+                    out.raw(&changes);
+                }
+            }
+            Record::Frozen(head) => {
+                out.u8(FROZEN);
+                head.encode(&mut out);
+            }
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Record, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let record = match r.u8()? {
+            BATCH => {
+                let head = Head::decode(&mut r)?;
+                let len = r.u32()? as usize;
+                let commits = r.list(len, MAX_BATCH, "commits", |r| {
+                    Ok(LogCommit {
+                        rev: r.u64()?,
+                        request: Id(r.array()?),
+                        author: r.string(MAX_AUTHOR, "author")?,
+                        note: r.string(MAX_NOTE, "note")?,
+                        stamp: r.u64()?,
+                        digest: Digest(r.array()?),
+                        changes: {
+                            let len = usize::try_from(r.u64()?).map_err(|_| DecodeError::Short)?;
+                            Arc::new(decode_changes(&r.take(len)?)?)
+                        },
+                    })
+                })?;
+                Record::Batch(Batch { head, commits })
+            }
+            FROZEN => Record::Frozen(Head::decode(&mut r)?),
+            _ => return Err(DecodeError::Value("record")),
+        };
+        r.end()?;
+        Ok(record)
+    }
+}
