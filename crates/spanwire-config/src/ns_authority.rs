@@ -405,7 +405,7 @@ struct Beginning {
     from: Option<Position>,
 }
 
-/// One namespace at its authority; see the [module](self).
+/// One namespace at its authority: a machine without I/O, driven by [`handle`](NsAuthority::handle).
 #[derive(Debug)]
 pub struct NsAuthority {
     settings: NsSettings,
