@@ -1,11 +1,17 @@
 //! What is compared: a messaging library, or the limit it is held against.
 //!
 //! The traits are static, so that no dynamic call stands between the loop that measures and the library;
-//! [`Entry`] hides the types again, once for a whole side. Every contestant must obey the cell's queue bound
-//! and keep the system's default socket buffers.
+//! [`Entry`] hides the types again, once for a whole side. They are async, so that libraries that only are so
+//! run inside of their runtime; a blocking one blocks in a future that is ready when polled once. Every
+//! contestant must obey the cell's queue bound and keep the system's default socket buffers.
 //! Owns: the traits. Never: times or counts anything.
+#![expect(async_fn_in_trait, reason = "each future stays on the thread that made it")]
 
-use crate::cell::{Cell, Plan};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::cell::{Cell, Plan, Share};
 use crate::side::{self, Ends, Role};
 use crate::{Result, peers};
 
@@ -14,22 +20,34 @@ use crate::{Result, peers};
 pub enum Standing {
     /// spanwire.
     Ours,
+    /// spanwire in its other form: async.
+    OursToo,
     /// A library that does the same work: the best of these is what a ratio compares with.
     Peer,
     /// No library at all: what the machine can do.
     Limit,
 }
 
-/// A library, with the four sockets that the shapes need. Binders tell their real URL.
+/// A library, with the sockets that the shapes need. Binders tell their real URL.
 pub trait Contestant: Send + Sync + 'static {
     /// Sends.
     type Push: Push;
+    /// One of several handles of one push socket.
+    type Sharer: Push + Send;
     /// Receives.
     type Pull: Pull;
     /// Asks.
     type Req: Req;
     /// Answers.
     type Rep: Rep;
+    /// Asks without waiting: what is received are the answers, in turn.
+    type Ask: Push + Pull;
+    /// Answers those.
+    type Serve: Rep;
+    /// Sends to all.
+    type Pub: Push;
+    /// Receives what it subscribed.
+    type Sub: Pull;
 
     /// Short, as in tables.
     fn name(&self) -> &'static str;
@@ -39,74 +57,171 @@ pub trait Contestant: Send + Sync + 'static {
     fn standing(&self) -> Standing {
         Standing::Peer
     }
-    /// Whether the cell makes sense for it.
-    fn takes(&self, _cell: &Cell) -> bool {
-        true
+    /// Whether it can do the cell.
+    fn takes(&self, cell: &Cell) -> bool;
+    /// Whether its pub socket drops what a slow subscriber has no room for, whatever one sets.
+    fn is_lossy(&self) -> bool {
+        false
+    }
+    /// Runs a side.
+    fn block_on<F: Future>(&self, job: F) -> F::Output {
+        at_once(job)
     }
 
     /// Connects.
     ///
     /// # Errors
     /// What the library says.
-    fn push(&self, url: &str, cell: &Cell) -> Result<Self::Push>;
-    /// Binds, and tells the real URL.
+    async fn push(&self, url: &str, cell: &Cell) -> Result<Self::Push>;
+    /// Binds.
     ///
     /// # Errors
     /// What the library says.
-    fn pull(&self, url: &str, cell: &Cell) -> Result<(Self::Pull, String)>;
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(Self::Pull, String)>;
     /// Connects.
     ///
     /// # Errors
     /// What the library says.
-    fn req(&self, url: &str, cell: &Cell) -> Result<Self::Req>;
-    /// Binds, and tells the real URL.
+    async fn req(&self, url: &str, cell: &Cell) -> Result<Self::Req>;
+    /// Binds.
     ///
     /// # Errors
     /// What the library says.
-    fn rep(&self, url: &str, cell: &Cell) -> Result<(Self::Rep, String)>;
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(Self::Rep, String)>;
+    /// Connects one socket, and gives `n` handles of it.
+    ///
+    /// # Errors
+    /// What the library says.
+    async fn sharers(&self, _url: &str, _cell: &Cell, _n: usize) -> Result<Vec<Self::Sharer>> {
+        Err(cannot("share a socket"))
+    }
+    /// Connects.
+    ///
+    /// # Errors
+    /// What the library says.
+    async fn ask(&self, _url: &str, _cell: &Cell) -> Result<Self::Ask> {
+        Err(cannot("have several requests in flight"))
+    }
+    /// Binds.
+    ///
+    /// # Errors
+    /// What the library says.
+    async fn serve(&self, _url: &str, _cell: &Cell) -> Result<(Self::Serve, String)> {
+        Err(cannot("have several requests in flight"))
+    }
+    /// Binds. Without loss, if it can.
+    ///
+    /// # Errors
+    /// What the library says.
+    async fn publish(&self, _url: &str, _cell: &Cell) -> Result<(Self::Pub, String)> {
+        Err(cannot("publish"))
+    }
+    /// Connects, and subscribes `topics`, in this order.
+    ///
+    /// # Errors
+    /// What the library says.
+    async fn subscribe(&self, _url: &str, _cell: &Cell, _topics: Topics) -> Result<Self::Sub> {
+        Err(cannot("subscribe"))
+    }
+}
+
+/// Topics, made as they are asked for.
+pub type Topics = Box<dyn Iterator<Item = Vec<u8>>>;
+
+/// The error of what a contestant does not do.
+pub fn cannot(what: &str) -> Box<dyn std::error::Error + Send + Sync> {
+    format!("it cannot {what}").into()
+}
+
+/// What a blocking contestant's future yields when it is polled.
+pub fn at_once<F: Future>(job: F) -> F::Output {
+    let mut job = pin!(job);
+    match job.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(yields) => yields,
+        Poll::Pending => unreachable!("no blocking contestant awaits anything but itself"),
+    }
 }
 
 /// Sends messages to nobody in particular.
-pub trait Push: Send {
+pub trait Push {
     /// Waits until the message is taken.
     ///
     /// # Errors
     /// What the library says.
-    fn send(&mut self, body: &[u8]) -> Result<()>;
+    async fn send(&mut self, body: &[u8]) -> Result<()>;
     /// Lets go of what only a batch writer keeps back.
     ///
     /// # Errors
     /// What the library says.
-    fn flush(&mut self) -> Result<()> {
+    async fn flush(&mut self) -> Result<()> {
         Ok(())
+    }
+    /// Waits no longer than [`REFUSAL`]; `false`: it was not taken.
+    ///
+    /// # Errors
+    /// What the library says.
+    async fn offer(&mut self, _body: &[u8]) -> Result<bool> {
+        Err(cannot("stop waiting for room"))
     }
 }
 
+/// How long a full queue must stay full to be believed.
+pub const REFUSAL: Duration = Duration::from_millis(500);
+
 /// Receives messages.
-pub trait Pull: Send {
+pub trait Pull {
     /// Waits for a message and shows it.
     ///
     /// # Errors
     /// What the library says.
-    fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R>;
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R>;
+    /// Shows a message if there is one now. Only lossy subscribers need it.
+    ///
+    /// # Errors
+    /// What the library says.
+    async fn try_recv<R>(&mut self, _look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
+        Err(cannot("look for a message without waiting"))
+    }
 }
 
 /// Asks.
-pub trait Req: Send {
+pub trait Req {
     /// Sends a request, waits for the answer and shows it.
     ///
     /// # Errors
     /// What the library says.
-    fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R>;
+    async fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R>;
 }
 
 /// Answers.
-pub trait Rep: Send {
+pub trait Rep {
     /// Waits for a request, shows it and sends it back.
     ///
     /// # Errors
     /// What the library says.
-    fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R>;
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R>;
+}
+
+/// What a contestant has not; there is none.
+#[derive(Debug)]
+pub enum Void {}
+
+impl Push for Void {
+    async fn send(&mut self, _: &[u8]) -> Result<()> {
+        match *self {}
+    }
+}
+
+impl Pull for Void {
+    async fn recv<R>(&mut self, _: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        match *self {}
+    }
+}
+
+impl Rep for Void {
+    async fn serve<R>(&mut self, _: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        match *self {}
+    }
 }
 
 /// A contestant without its types.
@@ -119,11 +234,24 @@ pub trait Entry: Send + Sync {
     fn standing(&self) -> Standing;
     /// [`Contestant::takes`].
     fn takes(&self, cell: &Cell) -> bool;
+    /// [`Contestant::is_lossy`].
+    fn is_lossy(&self) -> bool;
     /// Does one side of a cell, or both for inproc.
     ///
     /// # Errors
     /// What the library says, and every message that is lost, doubled or out of order.
-    fn run(&self, role: Role, url: &str, cell: &Cell, plan: &Plan, ends: &Ends) -> Result<()>;
+    fn run(&self, job: &Job<'_>, role: Role, url: &str, ends: &Ends) -> Result<()>;
+}
+
+/// What a side has to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// The cell.
+    pub cell: &'a Cell,
+    /// For how long.
+    pub plan: &'a Plan,
+    /// Of a process that dials: which of the dialling sockets.
+    pub share: Share,
 }
 
 impl<C: Contestant> Entry for C {
@@ -139,8 +267,11 @@ impl<C: Contestant> Entry for C {
     fn takes(&self, cell: &Cell) -> bool {
         Contestant::takes(self, cell)
     }
-    fn run(&self, role: Role, url: &str, cell: &Cell, plan: &Plan, ends: &Ends) -> Result<()> {
-        side::run(self, role, url, cell, plan, ends)
+    fn is_lossy(&self) -> bool {
+        Contestant::is_lossy(self)
+    }
+    fn run(&self, job: &Job<'_>, role: Role, url: &str, ends: &Ends) -> Result<()> {
+        side::run(self, job, role, url, ends)
     }
 }
 

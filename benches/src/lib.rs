@@ -2,7 +2,8 @@
 //!
 //! A [`Contestant`] is a messaging library, or raw sockets as the limit; a [`Cell`] is one thing to measure:
 //! a shape of traffic, a transport, a size. [`side`] is what a process of a cell does, [`rounds`] starts
-//! such processes in turns and gathers their samples, [`report`] makes tables and CSV of them.
+//! such processes in turns and gathers their samples, [`target`] says what they should be, [`report`] and
+//! [`plot`] make tables, CSV and pictures of them.
 //! Owns: the method. Never: knows what a good result is.
 #![deny(missing_docs)]
 
@@ -11,9 +12,11 @@ pub mod contestant;
 pub mod machine;
 pub mod payload;
 pub mod peers;
+pub mod plot;
 pub mod report;
 pub mod rounds;
 pub mod side;
+pub mod target;
 
 pub use cell::{Cell, Shape, Transport};
 pub use contestant::{Contestant, Entry, Standing};

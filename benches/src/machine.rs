@@ -1,7 +1,7 @@
 //! The machine, and what it cost: CPU time of this process, time that others took.
 //!
-//! Reads `getrusage` and, where there is one, `/proc`. Owns: the unsafe of `getrusage` and `uname`.
-//! Never: changes anything.
+//! Reads `getrusage` and, where there is one, `/proc`. Owns: the unsafe of `getrusage`, `clock_gettime`, `uname`
+//! and `setrlimit`. Never: changes anything but how many files may be open.
 
 use std::ffi::CStr;
 use std::fs;
@@ -27,6 +27,45 @@ fn usage(who: libc::c_int) -> Duration {
     };
     let of = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
     of(usage.ru_utime) + of(usage.ru_stime)
+}
+
+/// Seconds on a clock that all processes share.
+pub fn clock() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a place for a timespec. The call cannot fail: every system has this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Lets this process, and those that it starts, open as many files as they may; tells how many.
+pub fn raise_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a place for an rlimit, and then a whole one. Failure leaves the limit as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            let higher = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+            if libc::setrlimit(libc::RLIMIT_NOFILE, &higher) == 0 {
+                limit = higher;
+            }
+        }
+    }
+    limit.rlim_cur
+}
+
+/// How often threads of this process other than the calling one went to sleep, so woke up; where `/proc` tells.
+pub fn wakes_of_others() -> Option<u64> {
+    let me = fs::read_link("/proc/thread-self").ok()?;
+    let mut sum = 0;
+    for task in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        if Some(task.file_name().as_os_str()) == me.file_name() {
+            continue;
+        }
+        // A thread may end meanwhile.
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        sum += line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Some(sum)
 }
 
 /// Resident memory of this process in KiB, where `/proc` tells.

@@ -1,4 +1,4 @@
-//! Tables and CSV: medians with the worst and the best round, and how ours stands to the best peer.
+//! Tables and CSV: medians with the worst and the best round, and how ours stands to peers, limits, targets.
 //!
 //! Owns: the arithmetic of a comparison. Never: leaves a failed or missing round out in silence.
 
@@ -14,6 +14,7 @@ use crate::contestant::{Entry, Standing};
 use crate::machine::{self, Spent};
 use crate::rounds::{Outcome, Row};
 use crate::side::Numbers;
+use crate::target::{self, Against, Verdict};
 
 /// The middle and both ends of the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,31 +39,11 @@ impl Summary {
     fn of_row(row: &Row, metric: &Metric) -> Option<Self> {
         Summary::of(row.samples.iter().flatten().filter_map(|s| s.get(metric.name)).collect())
     }
-}
 
-fn standing(name: &str, contestants: &[&dyn Entry]) -> Option<Standing> {
-    contestants.iter().find(|c| c.name() == name).map(|c| c.standing())
-}
-
-/// Ours over the best peer, by medians; `None` where one of them is missing.
-pub fn ratio<'a>(
-    outcome: &'a Outcome,
-    metric: &Metric,
-    contestants: &[&dyn Entry],
-) -> Option<(f64, &'a str)> {
-    let of = |wanted| {
-        outcome
-            .rows
-            .iter()
-            .filter(move |r| standing(&r.name, contestants) == Some(wanted))
-            .filter_map(|r| Some((Summary::of_row(r, metric)?.median, r.name.as_str())))
-    };
-    let better = |a: &(f64, _), b: &(f64, _)| {
-        let order = a.0.total_cmp(&b.0);
-        if metric.more_is_better { order } else { order.reverse() }
-    };
-    let ((ours, _), (best, name)) = (of(Standing::Ours).next()?, of(Standing::Peer).max_by(better)?);
-    (best > 0.0).then_some((ours / best, name))
+    /// Of one contestant's rounds.
+    pub fn of_name(outcome: &Outcome, name: &str, metric: &Metric) -> Option<Self> {
+        Summary::of_row(outcome.rows.iter().find(|row| row.name == name)?, metric)
+    }
 }
 
 /// What the numbers were measured on, and with which versions; Markdown.
@@ -79,7 +60,7 @@ pub fn preamble(contestants: &[&dyn Entry]) -> String {
     )
 }
 
-/// A cell as a Markdown table.
+/// A cell as Markdown tables: the contestants, and the targets.
 pub fn table(outcome: &Outcome, contestants: &[&dyn Entry]) -> String {
     let metrics = outcome.cell.shape.metrics();
     let mut rows = vec![vec![outcome.cell.to_string()]];
@@ -87,28 +68,72 @@ pub fn table(outcome: &Outcome, contestants: &[&dyn Entry]) -> String {
     for row in &outcome.rows {
         let cells = metrics.iter().map(|metric| match Summary::of_row(row, metric) {
             Some(Summary { median, min, max }) => {
-                let d = metric.digits;
+                let d = metric.digits_of(median);
                 format!("{median:.d$} ({min:.d$}–{max:.d$})")
             }
             None => "–".to_owned(),
         });
-        rows.push(std::iter::once(row.name.clone()).chain(cells).collect());
+        let lossy = contestants.iter().any(|c| c.name() == row.name && c.is_lossy());
+        let mark = if lossy && outcome.cell.shape.is_published() { " (lossy)" } else { "" };
+        rows.push(std::iter::once(format!("{}{mark}", row.name)).chain(cells).collect());
     }
-    let mut ratios = vec!["spanwire / best peer".to_owned()];
-    ratios.extend(metrics.iter().map(|metric| match ratio(outcome, metric, contestants) {
-        Some((ratio, peer)) => format!("{ratio:.2} × {peer}"),
-        None => "–".to_owned(),
-    }));
-    rows.push(ratios);
+    for (heading, standing) in
+        [("spanwire / best peer", Standing::Peer), ("spanwire / limit", Standing::Limit)]
+    {
+        let mut line = vec![heading.to_owned()];
+        line.extend(metrics.iter().map(|metric| {
+            let ours = Summary::of_name(outcome, "spanwire", metric);
+            match (ours, target::best(outcome, metric, contestants, standing)) {
+                (Some(ours), Some((best, who))) if best > 0.0 => {
+                    format!("{:.2} × {who}", ours.median / best)
+                }
+                _ => "–".to_owned(),
+            }
+        }));
+        if line[1..].iter().any(|text| text != "–") {
+            rows.push(line);
+        }
+    }
     let mut text = align(&rows);
+    let verdicts = target::judge(outcome, contestants);
+    if !verdicts.is_empty() {
+        text.push('\n');
+        text.push_str(&verdict_table(&[(outcome.cell.to_string(), verdicts)]));
+    }
     text.push_str(&noise(outcome));
     for row in &outcome.rows {
         if let Some(first) = row.failures.first() {
             let (failed, of) = (row.failures.len(), row.samples.len() + outcome.discarded);
-            let _ = writeln!(text, "FAILED {} in {failed} of {of} rounds: {first}", row.name);
+            let retired = if row.retired { ", then not tried again" } else { "" };
+            let _ = writeln!(text, "FAILED {} in {failed} of {of} rounds{retired}: {first}", row.name);
         }
     }
     text
+}
+
+/// Targets of several cells, and how they stand, as a Markdown table.
+pub fn verdict_table(cells: &[(String, Vec<Verdict>)]) -> String {
+    let heading = ["cell", "whose", "what", "target", "measured", "verdict"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for (cell, verdicts) in cells {
+        for verdict in verdicts {
+            let target = verdict.target;
+            let measured = match (verdict.have, target.against) {
+                (None, _) => "–".to_owned(),
+                (Some(have), Against::Nothing) => format!("{have:.2}"),
+                (Some(have), _) => format!("{have:.2} × {}", verdict.rival),
+            };
+            rows.push(vec![
+                cell.clone(),
+                target.who.to_owned(),
+                target.metric.heading.to_owned(),
+                target.to_string(),
+                measured,
+                verdict.text(),
+            ]);
+        }
+    }
+    align(&rows)
 }
 
 /// A line on what disturbed the rounds that count.
@@ -172,6 +197,14 @@ impl Csv {
         }
         writeln!(file, "shape,transport,size,contestant,round,metric,value,foreign,stolen")?;
         Ok(Csv { path, file })
+    }
+
+    /// Adds a remark.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remark(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.file, "# {}", text.replace('\n', " "))
     }
 
     /// Where it is.

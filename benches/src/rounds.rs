@@ -1,22 +1,22 @@
 //! Turns: every round runs each contestant once, A B C A B C…, so that a noisy minute hits all alike.
 //!
 //! A sample is one contestant's run of one cell in fresh processes: this program, started again with the
-//! hidden subcommand `side`. What the sender says it sent and the receiver says it saw must agree.
+//! hidden subcommand `side`. What the senders say they sent and the receivers say they saw must agree.
 //! Owns: the processes, and ends each one of them. Never: measures inside itself.
 
-use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, never, select, unbounded};
+use crossbeam_channel::{Receiver, Select, unbounded};
 
 use crate::Result;
-use crate::cell::{Cell, Plan, Shape, Transport};
-use crate::contestant::Entry;
+use crate::cell::{Cell, Plan, Shape, Share, Transport};
+use crate::contestant::{Entry, Standing};
 use crate::machine::{Spent, Times};
+use crate::payload::WRONG;
 use crate::side::{Numbers, Role};
 
 /// All rounds of one contestant in one cell.
@@ -28,6 +28,8 @@ pub struct Row {
     pub samples: Vec<Option<Numbers>>,
     /// Why rounds failed, also such as were run again.
     pub failures: Vec<String>,
+    /// It was silent for too long: it has no more turns in this cell, or the others would wait for it.
+    pub retired: bool,
 }
 
 /// All rounds of one cell.
@@ -41,6 +43,16 @@ pub struct Outcome {
     pub spent: Vec<Spent>,
     /// Rounds that were run again for their noise, and do not count.
     pub discarded: usize,
+}
+
+impl Outcome {
+    /// Whether nothing was lost or doubled by anybody, and nothing failed but a peer.
+    pub fn is_good(&self, contestants: &[&dyn Entry]) -> bool {
+        self.rows.iter().all(|row| {
+            let peer = contestants.iter().any(|c| c.name() == row.name && c.standing() == Standing::Peer);
+            row.failures.iter().all(|why| peer && !why.contains(WRONG))
+        })
+    }
 }
 
 /// How many rounds.
@@ -68,14 +80,17 @@ pub fn run(
         let before = Times::now();
         let mut samples = Vec::new();
         for row in &mut outcome.rows {
-            tick(outcome.spent.len(), &row.name);
-            match sample(&row.name, &cell, plan) {
-                Ok(numbers) => samples.push(Some(numbers)),
-                Err(why) => {
-                    row.failures.push(why.to_string());
-                    samples.push(None);
-                }
+            if row.retired {
+                samples.push(None);
+                continue;
             }
+            tick(outcome.spent.len(), &row.name);
+            let lossy = contestants.iter().any(|c| c.name() == row.name && c.is_lossy());
+            let numbers = sample(&row.name, &cell, plan, lossy).map_err(|why| {
+                row.failures.push(why.to_string());
+                row.retired = why.to_string().contains(SILENT);
+            });
+            samples.push(numbers.ok());
         }
         let spent = Times::now().since(&before);
         if spent.is_noisy() && outcome.discarded < rounds.spare {
@@ -93,31 +108,53 @@ pub fn run(
 /// One run of one contestant.
 ///
 /// # Errors
-/// When a side fails, says nothing for too long, or the two disagree about what was sent.
-pub fn sample(name: &str, cell: &Cell, plan: &Plan) -> Result<Numbers> {
+/// When a side fails, says nothing for too long, or they disagree about what was sent.
+pub fn sample(name: &str, cell: &Cell, plan: &Plan, lossy: bool) -> Result<Numbers> {
     // Short, for a Unix socket's path has no room; removed with all that lies in it.
     let dir = tempfile::Builder::new().prefix("versus").tempdir()?;
     let url = ask_for(cell.transport, dir.path());
+    let shares = cell.shares();
     if cell.transport == Transport::Inproc {
-        let mut both = Side::start(name, Role::Both, &url, cell, plan)?;
+        let mut both = Side::start(name, Role::Both, &url, cell, plan, shares[0])?;
         both.expect("done")?;
         both.tell()?;
-        let numbers = Numbers::parse(&both.expect("result ")?)?;
+        let bound = Numbers::parse(&both.expect("result ")?)?;
+        let dialed = Numbers::parse(&both.expect("result ")?)?;
         both.leave()?;
-        return join(cell, &numbers, &numbers, numbers.get("cpu").unwrap_or(0.0));
+        return join(cell, &bound, &[dialed], lossy);
     }
-    let mut bound = Side::start(name, Role::Bound, &url, cell, plan)?;
+    let mut bound = Side::start(name, Role::Bound, &url, cell, plan, shares[0])?;
     let url = bound.expect("at ")?;
-    let mut dialed = Side::start(name, Role::Dialed, &url, cell, plan)?;
-    both_done(&mut bound, &mut dialed)?;
-    bound.tell()?;
-    dialed.tell()?;
-    let (at_bound, at_dialed) =
-        (Numbers::parse(&bound.expect("result ")?)?, Numbers::parse(&dialed.expect("result ")?)?);
-    bound.leave()?;
-    dialed.leave()?;
-    let cpu = at_bound.get("cpu").unwrap_or(0.0) + at_dialed.get("cpu").unwrap_or(0.0);
-    join(cell, &at_bound, &at_dialed, cpu)
+    let dialed = shares.into_iter().map(|share| Side::start(name, Role::Dialed, &url, cell, plan, share));
+    let mut sides = dialed.collect::<Result<Vec<_>>>()?;
+    let dialers = 0..sides.len();
+    sides.push(bound);
+    let binder = dialers.end..sides.len();
+    match cell.shape {
+        Shape::FanOut(_) | Shape::Topics(_) => {
+            all_say(&mut sides[dialers.clone()], "ready")?;
+            sides[binder].iter_mut().try_for_each(Side::tell)?;
+        }
+        Shape::FanIn(_) => {
+            all_say(&mut sides[binder], "ready")?;
+            sides[dialers.clone()].iter_mut().try_for_each(Side::tell)?;
+        }
+        Shape::Full => {
+            all_say(&mut sides[binder.clone()], "ready")?;
+            sides[dialers.clone()].iter_mut().try_for_each(Side::tell)?;
+            all_say(&mut sides[dialers.clone()], "ready")?;
+            sides[binder].iter_mut().try_for_each(Side::tell)?;
+        }
+        _ => {}
+    }
+    all_say(&mut sides, "done")?;
+    sides.iter_mut().try_for_each(Side::tell)?;
+    let mut numbers = Vec::new();
+    for side in &mut sides {
+        numbers.push(Numbers::parse(&side.expect("result ")?)?);
+    }
+    sides.into_iter().try_for_each(Side::leave)?;
+    join(cell, &numbers[dialers.end], &numbers[dialers], lossy)
 }
 
 fn ask_for(transport: Transport, dir: &Path) -> String {
@@ -128,48 +165,81 @@ fn ask_for(transport: Transport, dir: &Path) -> String {
     }
 }
 
-/// What both sides know together, under the names of the shape's metrics.
-fn join(cell: &Cell, bound: &Numbers, dialed: &Numbers, cpu: f64) -> Result<Numbers> {
+/// What all sides know together, under the names of the shape's metrics.
+fn join(cell: &Cell, bound: &Numbers, dialed: &[Numbers], lossy: bool) -> Result<Numbers> {
+    let every = |name: &'static str| dialed.iter().chain([bound]).filter_map(move |n| n.get(name));
+    let total = |name| every(name).sum::<f64>();
     let mut all = Numbers::default();
-    if !matches!(cell.shape, Shape::Idle { .. }) {
-        // Of an inproc round trip the asking thread speaks for both: every answer was the right one.
-        let sent = dialed.get("sent").ok_or("the sender did not say what it sent")?;
-        let seen = bound.get("seen").or((cell.transport == Transport::Inproc).then_some(sent));
-        if seen != Some(sent) {
-            return Err(format!("{sent} messages were sent, {} came", seen.unwrap_or(0.0)).into());
+    if !matches!(cell.shape, Shape::Idle(_)) {
+        every("sent").next().ok_or("no sender said what it sent")?;
+        let copies = if let Shape::FanOut(n) = cell.shape { n as f64 } else { 1.0 };
+        let (due, seen) = (total("sent") * copies, total("seen"));
+        let may_lose = lossy && cell.shape.is_published();
+        if seen > due || (seen < due && !may_lose) {
+            return Err(format!("{WRONG}{due} messages were due, {seen} came").into());
         }
-        let measured = bound.get("measured").or(dialed.get("measured")).filter(|n| *n > 0.0);
-        let measured = measured.ok_or("nothing was measured")?;
+        all.set("lost", if due > 0.0 { (1.0 - seen / due) * 100.0 } else { 0.0 });
+    }
+    let measured = total("measured");
+    if every("to").next().is_some() {
+        let (from, to) =
+            (every("from").fold(f64::INFINITY, f64::min), every("to").fold(f64::NEG_INFINITY, f64::max));
+        all.set("rate", measured / (to - from).max(1e-9) / 1e6);
+    }
+    if cell.shape.metric("cpu").is_some() {
+        if measured <= 0.0 {
+            return Err("nothing was measured".into());
+        }
+        // Of one process each side tells all of it, and the one that measured does so for the same time.
+        let cpu = match cell.transport {
+            Transport::Inproc => {
+                let measurer = dialed.iter().chain([bound]).find(|n| n.get("measured").is_some());
+                measurer.and_then(|n| n.get("cpu")).unwrap_or(0.0)
+            }
+            _ => total("cpu"),
+        };
         all.set("measured", measured);
         all.set("cpu", cpu / measured * 1e6);
     }
-    for metric in cell.shape.metrics().iter().filter(|m| m.name != "cpu") {
-        let value = bound.get(metric.name).or(dialed.get(metric.name));
-        all.set(metric.name, value.ok_or_else(|| format!("no side measured {}", metric.name))?);
+    if let Some(connected) = bound.get("connected") {
+        all.set("connect", (connected - every("started").fold(f64::INFINITY, f64::min)) * 1e3);
+    }
+    for metric in cell.shape.metrics().iter().filter(|m| all.get(m.name).is_none()).collect::<Vec<_>>() {
+        every(metric.name).next().ok_or_else(|| format!("no side measured {}", metric.name))?;
+        // Of several processes that dialled, what they cost together.
+        all.set(metric.name, total(metric.name));
     }
     Ok(all)
 }
 
-/// Until both are done, in any order. The first that has trouble ends it, with what the other one says of it:
-/// either may be the cause.
-fn both_done(bound: &mut Side, dialed: &mut Side) -> Result<()> {
-    let (mut from_bound, mut from_dialed) = (bound.lines.clone(), dialed.lines.clone());
-    let late = at(bound.deadline);
-    for _ in 0..2 {
-        select! {
-            recv(from_bound) -> line => {
-                bound.check(line.map_err(|_| false), "done").map_err(|why| dialed.add_to(&*why))?;
-                from_bound = never();
-            }
-            recv(from_dialed) -> line => {
-                dialed.check(line.map_err(|_| false), "done").map_err(|why| bound.add_to(&*why))?;
-                from_dialed = never();
-            }
-            recv(late) -> _ => return Err(format!("{}: not done in time", bound.who).into()),
+/// Until all have said `word`, in any order. The first that has trouble ends it, with what the others say of
+/// it: any may be the cause.
+fn all_say(sides: &mut [Side], word: &str) -> Result<()> {
+    let mut waiting: Vec<usize> = (0..sides.len()).collect();
+    while !waiting.is_empty() {
+        let lines: Vec<_> = waiting.iter().map(|&i| sides[i].lines.clone()).collect();
+        let mut select = Select::new();
+        for line in &lines {
+            select.recv(line);
+        }
+        let Ok(ready) = select.select_deadline(sides[waiting[0]].deadline) else {
+            let who: Vec<_> = waiting.iter().map(|&i| &*sides[i].who).collect();
+            return Err(format!("{}: {SILENT}, not {word}", who.join(", ")).into());
+        };
+        let at = ready.index();
+        let line = ready.recv(&lines[at]).map_err(|_| false);
+        let side = waiting.swap_remove(at);
+        if let Err(why) = sides[side].check(line, word) {
+            let others = (0..sides.len()).filter(|&i| i != side);
+            let said: Vec<_> = others.filter_map(|i| sides[i].trouble()).collect();
+            return Err([&[why.to_string()], &said[..]].concat().join("; ").into());
         }
     }
     Ok(())
 }
+
+/// What is said of somebody who says nothing.
+const SILENT: &str = "no word in time";
 
 /// A process that does one side. Dropped, it is ended.
 struct Side {
@@ -181,11 +251,12 @@ struct Side {
 }
 
 impl Side {
-    fn start(name: &str, role: Role, url: &str, cell: &Cell, plan: &Plan) -> Result<Self> {
+    fn start(name: &str, role: Role, url: &str, cell: &Cell, plan: &Plan, share: Share) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("side").args([name, &role.to_string(), url]);
         command.args([cell.shape.to_string(), cell.transport.to_string(), cell.size.to_string()]);
         command.args([plan.warm_up, plan.measured].map(|d| d.as_secs_f64().to_string()));
+        command.args([share.first, share.count].map(|n| n.to_string()));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().ok_or("no standard output")?;
@@ -198,7 +269,7 @@ impl Side {
                 }
             }
         });
-        let deadline = Instant::now() + plan.patience();
+        let deadline = Instant::now() + plan.patience(cell);
         Ok(Side { child, stdin, lines, deadline, who: format!("{name} ({role})") })
     }
 
@@ -216,17 +287,15 @@ impl Side {
                 Some(rest) => Ok(rest.to_owned()),
                 None => Err(format!("{who}: {line}").into()),
             },
-            Err(true) => Err(format!("{who}: no word in time").into()),
+            Err(true) => Err(format!("{who}: {SILENT}").into()),
             Err(false) => Err(format!("{who}: ended without a word: {}", self.child.wait()?).into()),
         }
     }
 
-    /// The other side's trouble, and this one's if it has any soon.
-    fn add_to(&self, why: &dyn Error) -> String {
-        match self.lines.recv_timeout(Duration::from_millis(100)) {
-            Ok(line) if line.starts_with("error") => format!("{why}; {}: {line}", self.who),
-            _ => why.to_string(),
-        }
+    /// What it says of its trouble, if it has any soon.
+    fn trouble(&self) -> Option<String> {
+        let line = self.lines.recv_timeout(Duration::from_millis(100)).ok()?;
+        line.starts_with("error").then(|| format!("{}: {line}", self.who))
     }
 
     /// Says go on.
@@ -262,18 +331,31 @@ mod tests {
     }
 
     #[test]
-    fn cpu_time_is_told_for_each_million_measured_messages() {
-        let (bound, dialed) = (said("seen=30 measured=20 rate=2"), said("sent=30"));
-        let all = join(&cell(), &bound, &dialed, 0.5).unwrap();
-        assert_eq!(all, said("measured=20 cpu=25000 rate=2"));
+    fn cpu_time_is_told_for_each_million_measured_messages_and_the_rate_from_the_first_to_the_last() {
+        let bound = said("seen=30 measured=20 from=1 to=1.5 cpu=0.2");
+        let all = join(&cell(), &bound, &[said("sent=30 cpu=0.3")], false).unwrap();
+        assert_eq!((all.get("cpu"), all.get("rate")), (Some(25_000.0), Some(0.00004)));
     }
 
     #[test]
     fn a_receiver_that_saw_less_or_more_than_was_sent_fails_the_run() {
         for seen in [29, 31] {
-            let bound = said(&format!("seen={seen} measured=20 rate=2"));
-            assert!(join(&cell(), &bound, &said("sent=30"), 0.5).is_err(), "{seen} of 30 was accepted");
+            let bound = said(&format!("seen={seen} measured=20 from=1 to=2 cpu=0"));
+            for lossy in [false, true] {
+                let all = join(&cell(), &bound, &[said("sent=30 cpu=0")], lossy);
+                assert!(all.is_err(), "{seen} of 30 was accepted");
+            }
         }
-        assert!(join(&cell(), &said("seen=30 measured=20 rate=2"), &said(""), 0.5).is_err());
+        assert!(join(&cell(), &said("seen=30 measured=20 from=1 to=2"), &[said("")], false).is_err());
+    }
+
+    #[test]
+    fn only_a_lossy_publisher_may_lose_and_its_loss_is_told() {
+        let cell = Cell { shape: Shape::FanOut(4), ..cell() };
+        let dialed =
+            [said("seen=15 measured=9 from=1 to=2 cpu=0"), said("seen=20 measured=9 from=1 to=2 cpu=0")];
+        let bound = said("sent=10 cpu=0");
+        assert_eq!(join(&cell, &bound, &dialed, true).unwrap().get("lost"), Some(12.5));
+        assert!(join(&cell, &bound, &dialed, false).is_err());
     }
 }

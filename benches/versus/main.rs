@@ -1,23 +1,26 @@
 //! `versus`: spanwire and its peers side by side, cell by cell, in interleaved rounds.
 //!
-//! Prints a table for each cell and writes every round to a CSV file. It fails when a message was lost,
-//! doubled or overtaken, and when a contestant failed otherwise.
+//! Prints a table for each cell, and at the end all targets; writes the same text, a CSV file with every round,
+//! and plots. It fails when anybody lost, doubled or overtook a message, when spanwire or a limit failed otherwise,
+//! and when there was no time for a cell. A peer's failure is told, and so is a target that is missed.
 //! Owns: the command line. Never: measures in its own process; that is done by `versus side …`.
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use spanwire_benches::Result;
-use spanwire_benches::cell::{Cell, Plan, Shape, Transport};
-use spanwire_benches::contestant::{self, Entry};
+use spanwire_benches::cell::{self, Cell, Plan, Shape, Share, Transport};
+use spanwire_benches::contestant::{self, Entry, Job};
 use spanwire_benches::report::{self, Csv};
-use spanwire_benches::rounds::Rounds;
+use spanwire_benches::rounds::{self, Rounds};
 use spanwire_benches::side::{Ends, Role};
+use spanwire_benches::{Result, machine, plot, target};
 
-/// Measures spanwire beside libzmq, nanomsg, nng (with --features peers) and raw sockets.
+/// Measures spanwire beside libzmq, nanomsg, nng, rzmq and zmq.rs (with --features peers), and beside raw
+/// sockets and channels.
 #[derive(Debug, Parser)]
 #[command(name = "versus", args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -36,40 +39,34 @@ enum Inner {
 
 #[derive(Debug, Args)]
 struct Matrix {
-    /// Short samples: 0.1 s of warm-up, 0.3 s measured.
+    /// The cells that matter most, in short samples: within 5 minutes instead of 30.
     #[arg(long)]
     quick: bool,
+    /// Only cells of which all words are said, as in "tcp stream 64" or "pub-8"; may be given again.
+    #[arg(long, value_name = "WORDS")]
+    only: Vec<String>,
+    /// Says which cells there are, and runs none.
+    #[arg(long)]
+    list: bool,
+    /// Only these contestants.
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    contestants: Vec<String>,
     /// Rounds; each runs every contestant once.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// How many rounds of a cell may be run again because others took more than 5 % of the machine.
     #[arg(long, value_name = "N", default_value_t = 0)]
     patience: u16,
-    /// Seconds that are measured in each sample [default: 2, quick: 0.3].
+    /// Seconds that are measured in each sample [default: 0.35, quick: 0.15].
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Bytes in each message, at least 8.
-    #[arg(long, value_delimiter = ',', default_value = "64", value_parser = clap::value_parser!(u32).range(8..=16 << 20))]
-    sizes: Vec<u32>,
-    /// tcp, ipc, inproc.
-    #[arg(long, value_delimiter = ',', default_value = "tcp,ipc,inproc")]
-    transports: Vec<Transport>,
-    /// stream (push to pull), rtt (req and rep).
-    #[arg(long, value_delimiter = ',', default_value = "stream,rtt")]
-    shapes: Vec<Shape>,
-    /// What connected pipes cost that say nothing; instead of the shapes.
-    #[arg(long)]
-    idle: bool,
-    /// How many pipes are idle.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=400))]
-    pipes: u16,
-    /// Seconds of idleness in each sample.
-    #[arg(long, value_name = "S", default_value_t = 10.0)]
-    idle_seconds: f64,
-    /// Only these contestants.
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
-    /// Where the CSV file goes.
+    /// Seconds of silence in each sample of an idle cell [default: 2, quick: 0.6].
+    #[arg(long, value_name = "S")]
+    idle_seconds: Option<f64>,
+    /// Minutes after which no cell is begun [default: 28.5, quick: 4.7; with --only or --seconds none].
+    #[arg(long, value_name = "MIN")]
+    minutes: Option<f64>,
+    /// Where text, CSV and plots go.
     #[arg(long, default_value = "target/versus")]
     out: PathBuf,
 }
@@ -84,6 +81,8 @@ struct SideArgs {
     size: usize,
     warm_up: f64,
     measured: f64,
+    first: usize,
+    count: usize,
 }
 
 fn main() -> ExitCode {
@@ -118,37 +117,52 @@ fn seconds(s: f64) -> Result<Duration> {
 }
 
 fn side(args: &SideArgs, ends: &Ends) -> Result<()> {
+    machine::raise_files();
     let cell = Cell { shape: args.shape, transport: args.transport, size: args.size };
     let plan = Plan { warm_up: seconds(args.warm_up)?, measured: seconds(args.measured)? };
+    let job = Job { cell: &cell, plan: &plan, share: Share { first: args.first, count: args.count } };
     let all = contestant::all();
     let found = all.iter().find(|c| c.name() == args.contestant);
-    found.ok_or("no such contestant")?.run(args.role, &args.url, &cell, &plan, ends)
+    found.ok_or("no such contestant")?.run(&job, args.role, &args.url, ends)
 }
 
 /// Whether everything worked.
 fn matrix(args: &Matrix) -> Result<bool> {
+    let cells = cells(args)?;
+    if args.list {
+        cells.iter().for_each(|cell| println!("{cell}"));
+        return Ok(true);
+    }
     let all = contestant::all();
-    if let Some(unknown) = args.only.iter().find(|name| all.iter().all(|c| c.name() != *name)) {
+    let names = &args.contestants;
+    if let Some(unknown) = names.iter().find(|name| all.iter().all(|c| c.name() != *name)) {
         let known: Vec<_> = all.iter().map(|c| c.name()).collect();
         return Err(format!("no contestant {unknown:?} in this build: {}", known.join(", ")).into());
     }
-    let chosen = |name: &str| args.only.is_empty() || args.only.iter().any(|n| n == name);
+    let chosen = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
     let contestants: Vec<&dyn Entry> = all.iter().map(|c| &**c).filter(|c| chosen(c.name())).collect();
 
-    let plan = plan(args)?;
-    let mut csv = Csv::create(&args.out, &contestants)?;
-    print!("{}", report::preamble(&contestants));
-    println!(
-        "{} rounds, {:?} warm-up and {:?} measured in each sample; queues of {} messages\n",
-        args.rounds,
-        plan.warm_up,
-        plan.measured,
-        Cell::QUEUE
-    );
+    let began = Instant::now();
+    let limit = limit(args)?;
     let rounds = Rounds { count: args.rounds.into(), spare: args.patience.into() };
-    let mut good = true;
-    for cell in cells(args) {
-        let outcome = spanwire_benches::rounds::run(cell, &contestants, rounds, &plan, |round, name| {
+    let mut csv = Csv::create(&args.out, &contestants)?;
+    let mut text = Text { file: File::create(csv.path().with_extension("md"))? };
+    text.say(&report::preamble(&contestants))?;
+    let files = machine::raise_files();
+    let example = plan(args, &cells[0])?;
+    text.say(&format!(
+        "{} rounds, {:?} warm-up and {:?} measured in each sample; queues of 1000 messages; {files} files\n",
+        args.rounds, example.warm_up, example.measured,
+    ))?;
+    let (mut good, mut outcomes, mut verdicts) = (true, Vec::new(), Vec::new());
+    for cell in cells {
+        if limit.is_some_and(|limit| began.elapsed() > limit) {
+            text.say(&format!("NOT RUN, out of time: {cell}"))?;
+            csv.remark(&format!("NOT RUN {cell}"))?;
+            good = false;
+            continue;
+        }
+        let outcome = rounds::run(cell, &contestants, rounds, &plan(args, &cell)?, |round, name| {
             if std::io::stderr().is_terminal() {
                 eprint!("\r{cell}: round {} {name}\x1b[K", round + 1);
                 let _ = std::io::stderr().flush();
@@ -157,37 +171,68 @@ fn matrix(args: &Matrix) -> Result<bool> {
         if std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K");
         }
-        good &= outcome.rows.iter().all(|row| row.failures.is_empty());
-        println!("{}", report::table(&outcome, &contestants));
+        good &= outcome.is_good(&contestants);
+        text.say(&report::table(&outcome, &contestants))?;
         csv.add(&outcome)?;
+        verdicts.push((cell.to_string(), target::judge(&outcome, &contestants)));
+        outcomes.push(outcome);
     }
-    println!("every round: {}", csv.path().display());
+    text.say(&format!("# All targets\n\n{}", report::verdict_table(&verdicts)))?;
+    let met = verdicts.iter().flat_map(|(_, all)| all).filter(|v| v.is_met() == Some(true)).count();
+    let of = verdicts.iter().map(|(_, all)| all.len()).sum::<usize>();
+    text.say(&format!("{met} of {of} targets met; {:.0} s", began.elapsed().as_secs_f64()))?;
+    let stem = csv.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    for file in plot::all(&args.out, &stem, &outcomes)? {
+        text.say(&format!("plot: {}", file.display()))?;
+    }
+    text.say(&format!("every round: {}", csv.path().display()))?;
     Ok(good)
 }
 
-fn plan(args: &Matrix) -> Result<Plan> {
-    let (warm_up, measured) = match (args.idle, args.quick) {
-        (true, _) => (1.0, args.idle_seconds),
-        (false, true) => (0.1, args.seconds.unwrap_or(0.3)),
-        (false, false) => (0.5, args.seconds.unwrap_or(2.0)),
+/// Standard output, and a file with the same.
+struct Text {
+    file: File,
+}
+
+impl Text {
+    fn say(&mut self, text: &str) -> Result<()> {
+        // Whoever stopped reading may still want the files.
+        let _ = writeln!(std::io::stdout(), "{text}");
+        Ok(writeln!(self.file, "{text}")?)
+    }
+}
+
+/// After how long no cell is begun.
+fn limit(args: &Matrix) -> Result<Option<Duration>> {
+    let own = args.only.is_empty() && args.seconds.is_none() && args.idle_seconds.is_none();
+    let minutes = match args.minutes {
+        Some(minutes) => Some(minutes),
+        None if own => Some(if args.quick { 4.7 } else { 28.5 }),
+        None => None,
+    };
+    minutes.map(|m| seconds(m * 60.0)).transpose()
+}
+
+fn plan(args: &Matrix, cell: &Cell) -> Result<Plan> {
+    let (warm_up, measured) = match (cell.shape, args.quick) {
+        // What is put away once things are quiet has been put away by then.
+        (Shape::Idle(_), quick) => (1.0, args.idle_seconds.unwrap_or(if quick { 0.6 } else { 2.0 })),
+        (_, true) => (0.05, args.seconds.unwrap_or(0.15)),
+        (_, false) => (0.15, args.seconds.unwrap_or(0.35)),
     };
     Plan { warm_up: seconds(warm_up)?, measured: seconds(measured)? }.check()
 }
 
-fn cells(args: &Matrix) -> Vec<Cell> {
-    let idle = vec![Shape::Idle { pipes: args.pipes.into() }];
-    // Silence has no size.
-    let (shapes, sizes) = if args.idle { (&idle, &args.sizes[..1]) } else { (&args.shapes, &args.sizes[..]) };
-    let mut cells = Vec::new();
-    for &shape in shapes {
-        for &transport in &args.transports {
-            for &size in sizes {
-                // Idle threads of one process would say nothing about its pipes.
-                if !(args.idle && transport == Transport::Inproc) {
-                    cells.push(Cell { shape, transport, size: size as usize });
-                }
-            }
-        }
+fn cells(args: &Matrix) -> Result<Vec<Cell>> {
+    let all = cell::matrix();
+    if let Some(nothing) = args.only.iter().find(|words| all.iter().all(|c| !c.is_meant(words))) {
+        return Err(format!("no cell is {nothing:?}; --list tells them").into());
     }
-    cells
+    let named = |cell: &Cell| args.only.iter().any(|words| cell.is_meant(words));
+    // Who names a cell wants it, quick or not.
+    let wanted = |cell: &Cell| match args.only.is_empty() {
+        true => !args.quick || cell::is_quick(cell),
+        false => named(cell),
+    };
+    Ok(all.into_iter().filter(wanted).collect())
 }

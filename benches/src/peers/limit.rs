@@ -1,7 +1,7 @@
 //! What the machine can do without a library: blocking sockets, and a channel between threads.
 //!
-//! `raw` writes the frames that SP has (64 bits of length, body), batched to 64 KiB in a stream, one write
-//! and one read in a round trip. `raw+tick` has, in each process, a thread that wakes every 2 ms: on virtual
+//! `raw` writes the frames that SP has (64 bits of length, body), one write for each, and in a round trip one
+//! read. `framed` gathers them to 64 KiB for each write: a stream cannot go faster. `raw+tick` has, in each process, a thread that wakes every 2 ms: on virtual
 //! machines that alone keeps a CPU out of deep sleep and round trips short, so a library with a timer thread
 //! is to be held against it. `channel` is crossbeam-channel, bounded as all queues are.
 
@@ -18,13 +18,16 @@ use spanwire::Message;
 
 use crate::Result;
 use crate::cell::{Cell, Shape, Transport};
-use crate::contestant::{Contestant, Pull, Push, Rep, Req, Standing};
+use crate::contestant::{Contestant, Pull, Push, Rep, Req, Standing, Void};
 
 /// Bytes that a stream's writer gathers, and that its reader asks for.
 const BATCH: usize = 64 << 10;
 
 /// Blocking sockets.
 pub(super) struct Raw;
+
+/// Blocking sockets that write frames in batches.
+pub(super) struct Framed;
 
 /// Blocking sockets in processes that tick.
 pub(super) struct RawTick;
@@ -77,15 +80,30 @@ impl Listener {
     }
 }
 
-/// Gathers frames and writes 64 KiB at a time.
-pub(super) struct RawPush(BufWriter<Box<dyn Stream>>);
+/// Writes one frame at a time.
+pub(super) struct RawPush {
+    stream: Box<dyn Stream>,
+    frame: Vec<u8>,
+}
 
 impl Push for RawPush {
-    fn send(&mut self, body: &[u8]) -> Result<()> {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        self.frame.clear();
+        self.frame.extend_from_slice(&(body.len() as u64).to_be_bytes());
+        self.frame.extend_from_slice(body);
+        Ok(self.stream.write_all(&self.frame)?)
+    }
+}
+
+/// Gathers frames and writes 64 KiB at a time.
+pub(super) struct FramedPush(BufWriter<Box<dyn Stream>>);
+
+impl Push for FramedPush {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
         self.0.write_all(&(body.len() as u64).to_be_bytes())?;
         Ok(self.0.write_all(body)?)
     }
-    fn flush(&mut self) -> Result<()> {
+    async fn flush(&mut self) -> Result<()> {
         Ok(self.0.flush()?)
     }
 }
@@ -123,7 +141,7 @@ impl RawPull {
 }
 
 impl Pull for RawPull {
-    fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         if self.end - self.start < 8 {
             self.fill(8)?;
         }
@@ -149,7 +167,7 @@ pub(super) struct RawReq {
 }
 
 impl Req for RawReq {
-    fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let Self { stream, frame } = self;
         frame[..8].copy_from_slice(&(body.len() as u64).to_be_bytes());
         frame[8..].copy_from_slice(body);
@@ -167,7 +185,7 @@ pub(super) struct RawRep {
 }
 
 impl Rep for RawRep {
-    fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
             none => none.insert(self.listener.accept()?),
@@ -181,6 +199,11 @@ impl Rep for RawRep {
 
 impl Contestant for Raw {
     type Push = RawPush;
+    type Sharer = Void;
+    type Ask = Void;
+    type Serve = Void;
+    type Pub = Void;
+    type Sub = Void;
     type Pull = RawPull;
     type Req = RawReq;
     type Rep = RawRep;
@@ -195,19 +218,19 @@ impl Contestant for Raw {
         Standing::Limit
     }
     fn takes(&self, cell: &Cell) -> bool {
-        cell.transport != Transport::Inproc && !matches!(cell.shape, Shape::Idle { .. })
+        cell.transport != Transport::Inproc && matches!(cell.shape, Shape::Stream | Shape::RoundTrip)
     }
-    fn push(&self, url: &str, _: &Cell) -> Result<RawPush> {
-        Ok(RawPush(BufWriter::with_capacity(BATCH, dial(url)?)))
+    async fn push(&self, url: &str, _: &Cell) -> Result<RawPush> {
+        Ok(RawPush { stream: dial(url)?, frame: Vec::new() })
     }
-    fn pull(&self, url: &str, _: &Cell) -> Result<(RawPull, String)> {
+    async fn pull(&self, url: &str, _: &Cell) -> Result<(RawPull, String)> {
         let (listener, url) = Listener::bind(url)?;
         Ok((RawPull { listener, stream: None, buffer: Vec::new(), start: 0, end: 0 }, url))
     }
-    fn req(&self, url: &str, cell: &Cell) -> Result<RawReq> {
+    async fn req(&self, url: &str, cell: &Cell) -> Result<RawReq> {
         Ok(RawReq { stream: dial(url)?, frame: vec![0; 8 + cell.size] })
     }
-    fn rep(&self, url: &str, cell: &Cell) -> Result<(RawRep, String)> {
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(RawRep, String)> {
         let (listener, url) = Listener::bind(url)?;
         Ok((RawRep { listener, stream: None, frame: vec![0; 8 + cell.size] }, url))
     }
@@ -227,6 +250,11 @@ fn tick() {
 
 impl Contestant for RawTick {
     type Push = RawPush;
+    type Sharer = Void;
+    type Ask = Void;
+    type Serve = Void;
+    type Pub = Void;
+    type Sub = Void;
     type Pull = RawPull;
     type Req = RawReq;
     type Rep = RawRep;
@@ -243,21 +271,58 @@ impl Contestant for RawTick {
     fn takes(&self, cell: &Cell) -> bool {
         Contestant::takes(&Raw, cell) && cell.shape == Shape::RoundTrip
     }
-    fn push(&self, url: &str, cell: &Cell) -> Result<RawPush> {
+    async fn push(&self, url: &str, cell: &Cell) -> Result<RawPush> {
         tick();
-        Contestant::push(&Raw, url, cell)
+        Raw.push(url, cell).await
     }
-    fn pull(&self, url: &str, cell: &Cell) -> Result<(RawPull, String)> {
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(RawPull, String)> {
         tick();
-        Contestant::pull(&Raw, url, cell)
+        Raw.pull(url, cell).await
     }
-    fn req(&self, url: &str, cell: &Cell) -> Result<RawReq> {
+    async fn req(&self, url: &str, cell: &Cell) -> Result<RawReq> {
         tick();
-        Contestant::req(&Raw, url, cell)
+        Raw.req(url, cell).await
     }
-    fn rep(&self, url: &str, cell: &Cell) -> Result<(RawRep, String)> {
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(RawRep, String)> {
         tick();
-        Contestant::rep(&Raw, url, cell)
+        Raw.rep(url, cell).await
+    }
+}
+
+impl Contestant for Framed {
+    type Push = FramedPush;
+    type Sharer = Void;
+    type Pull = RawPull;
+    type Req = RawReq;
+    type Rep = RawRep;
+    type Ask = Void;
+    type Serve = Void;
+    type Pub = Void;
+    type Sub = Void;
+
+    fn name(&self) -> &'static str {
+        "framed"
+    }
+    fn version(&self) -> String {
+        String::new()
+    }
+    fn standing(&self) -> Standing {
+        Standing::Limit
+    }
+    fn takes(&self, cell: &Cell) -> bool {
+        Contestant::takes(&Raw, cell) && cell.shape == Shape::Stream
+    }
+    async fn push(&self, url: &str, _: &Cell) -> Result<FramedPush> {
+        Ok(FramedPush(BufWriter::with_capacity(BATCH, dial(url)?)))
+    }
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(RawPull, String)> {
+        Raw.pull(url, cell).await
+    }
+    async fn req(&self, url: &str, cell: &Cell) -> Result<RawReq> {
+        Raw.req(url, cell).await
+    }
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(RawRep, String)> {
+        Raw.rep(url, cell).await
     }
 }
 
@@ -265,14 +330,15 @@ impl Contestant for RawTick {
 static BOUND: Mutex<Option<HashMap<String, Ends>>> = Mutex::new(None);
 
 /// Where one side sends and receives.
+#[derive(Clone)]
 pub(super) struct Ends {
     out: Sender<Message>,
     into: Receiver<Message>,
 }
 
 impl Ends {
-    fn bind(url: &str) -> Ends {
-        let ((there, here), (back, home)) = (bounded(Cell::QUEUE), bounded(Cell::QUEUE));
+    fn bind(url: &str, cell: &Cell) -> Ends {
+        let ((there, here), (back, home)) = (bounded(cell.queue()), bounded(cell.queue()));
         let mut bound = BOUND.lock().unwrap_or_else(|e| e.into_inner());
         bound.get_or_insert_default().insert(url.to_owned(), Ends { out: there, into: home });
         Ends { out: back, into: here }
@@ -285,26 +351,26 @@ impl Ends {
 }
 
 impl Push for Ends {
-    fn send(&mut self, body: &[u8]) -> Result<()> {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
         self.out.send(Message::from(body)).map_err(|_| "the channel is closed".into())
     }
 }
 
 impl Pull for Ends {
-    fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         Ok(look(&self.into.recv()?))
     }
 }
 
 impl Req for Ends {
-    fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        self.send(body)?;
-        self.recv(look)
+    async fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        self.send(body).await?;
+        self.recv(look).await
     }
 }
 
 impl Rep for Ends {
-    fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let msg = self.into.recv()?;
         let seen = look(&msg);
         self.out.send(msg).map_err(|_| "the channel is closed")?;
@@ -314,6 +380,11 @@ impl Rep for Ends {
 
 impl Contestant for Channel {
     type Push = Ends;
+    type Sharer = Ends;
+    type Ask = Void;
+    type Serve = Void;
+    type Pub = Void;
+    type Sub = Void;
     type Pull = Ends;
     type Req = Ends;
     type Rep = Ends;
@@ -322,24 +393,29 @@ impl Contestant for Channel {
         "channel"
     }
     fn version(&self) -> String {
-        "(crossbeam-channel 0.5)".to_owned()
+        concat!("(crossbeam-channel ", env!("VERSUS_VERSION_CROSSBEAM_CHANNEL"), ")").to_owned()
     }
     fn standing(&self) -> Standing {
         Standing::Limit
     }
     fn takes(&self, cell: &Cell) -> bool {
         cell.transport == Transport::Inproc
+            && matches!(cell.shape, Shape::Stream | Shape::RoundTrip | Shape::Senders(_))
     }
-    fn push(&self, url: &str, _: &Cell) -> Result<Ends> {
+    async fn sharers(&self, url: &str, _: &Cell, n: usize) -> Result<Vec<Ends>> {
+        let ends = Ends::dial(url)?;
+        Ok((0..n).map(|_| ends.clone()).collect())
+    }
+    async fn push(&self, url: &str, _: &Cell) -> Result<Ends> {
         Ends::dial(url)
     }
-    fn pull(&self, url: &str, _: &Cell) -> Result<(Ends, String)> {
-        Ok((Ends::bind(url), url.to_owned()))
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(Ends, String)> {
+        Ok((Ends::bind(url, cell), url.to_owned()))
     }
-    fn req(&self, url: &str, _: &Cell) -> Result<Ends> {
+    async fn req(&self, url: &str, _: &Cell) -> Result<Ends> {
         Ends::dial(url)
     }
-    fn rep(&self, url: &str, _: &Cell) -> Result<(Ends, String)> {
-        Ok((Ends::bind(url), url.to_owned()))
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(Ends, String)> {
+        Ok((Ends::bind(url, cell), url.to_owned()))
     }
 }

@@ -2,17 +2,20 @@
 //!
 //! Its buffers are bounded in bytes. `NN_SNDBUF` and `NN_RCVBUF` would also set the system's socket buffers,
 //! which stay as they are in this comparison, so only inproc gets the cell's bound. It has `TCP_NODELAY` off
-//! by default; round trips set it. It cannot tell which port it bound, so one that was free is handed to it.
+//! by default; round trips set it. Its pub socket drops. It cannot tell which port it bound, so one that was free is handed to it.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::net::TcpListener;
+use std::sync::Arc;
 
 use super::text;
 use crate::Result;
 use crate::cell::{Cell, Shape, Transport};
-use crate::contestant::{Contestant, Pull, Push, Rep, Req};
+use crate::contestant::{Contestant, Pull, Push, REFUSAL, Rep, Req, Topics, Void};
 
 const AF_SP: c_int = 1;
+const PUB: c_int = 2 * 16;
+const SUB: c_int = 2 * 16 + 1;
 const REQ: c_int = 3 * 16;
 const REP: c_int = 3 * 16 + 1;
 const PUSH: c_int = 5 * 16;
@@ -20,7 +23,12 @@ const PULL: c_int = 5 * 16 + 1;
 const SOL_SOCKET: c_int = 0;
 const SNDBUF: c_int = 2;
 const RCVBUF: c_int = 3;
+const SNDTIMEO: c_int = 4;
 const RCVMAXSIZE: c_int = 16;
+/// Of a sub socket.
+const SUBSCRIBE: c_int = 1;
+/// As a flag.
+const DONTWAIT: c_int = 1;
 const TCP: c_int = -3;
 const TCP_NODELAY: c_int = 1;
 /// As a length: the library allocates.
@@ -65,10 +73,19 @@ impl Socket {
             this.set(SOL_SOCKET, SNDBUF, bytes)?;
             this.set(SOL_SOCKET, RCVBUF, bytes)?;
         }
+        if cell.shape == Shape::Full {
+            this.set(SOL_SOCKET, SNDTIMEO, REFUSAL.as_millis() as c_int)?;
+        }
         if cell.transport == Transport::Tcp && cell.shape == Shape::RoundTrip {
             this.set(TCP, TCP_NODELAY, 1)?;
         }
         Ok(this)
+    }
+
+    fn subscribe(&self, topic: &[u8]) -> Result<()> {
+        // SAFETY: the topic is copied before the call returns.
+        check(unsafe { nn_setsockopt(self.socket, SUB, SUBSCRIBE, topic.as_ptr().cast(), topic.len()) })?;
+        Ok(())
     }
 
     fn set(&self, level: c_int, option: c_int, value: c_int) -> Result<()> {
@@ -80,10 +97,15 @@ impl Socket {
 
     fn connected(protocol: c_int, url: &str, cell: &Cell) -> Result<Self> {
         let this = Socket::new(protocol, cell)?;
+        this.connect(url)?;
+        Ok(this)
+    }
+
+    fn connect(&self, url: &str) -> Result<()> {
         let url = CString::new(url)?;
         // SAFETY: the string ends with a zero.
-        check(unsafe { nn_connect(this.socket, url.as_ptr()) })?;
-        Ok(this)
+        check(unsafe { nn_connect(self.socket, url.as_ptr()) })?;
+        Ok(())
     }
 
     fn bound(protocol: c_int, url: &str, cell: &Cell) -> Result<(Self, String)> {
@@ -118,21 +140,51 @@ impl Drop for Socket {
 }
 
 impl Push for Socket {
-    fn send(&mut self, body: &[u8]) -> Result<()> {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
         // SAFETY: the body is copied before the call returns.
         check(unsafe { nn_send(self.socket, body.as_ptr().cast(), body.len(), 0) })?;
+        Ok(())
+    }
+    async fn offer(&mut self, body: &[u8]) -> Result<bool> {
+        // SAFETY: as in `send`; errno is only read.
+        unsafe {
+            match nn_send(self.socket, body.as_ptr().cast(), body.len(), 0) {
+                code if code < 0 && nn_errno() == libc::ETIMEDOUT => Ok(false),
+                code => check(code).map(|_| true),
+            }
+        }
+    }
+}
+
+/// One handle of a socket; any thread may use one.
+pub(super) struct Sharer(Arc<Socket>);
+
+impl Push for Sharer {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        // SAFETY: the body is copied before the call returns.
+        check(unsafe { nn_send(self.0.socket, body.as_ptr().cast(), body.len(), 0) })?;
         Ok(())
     }
 }
 
 impl Pull for Socket {
-    fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         if self.large {
             return self.take(look);
         }
         // SAFETY: the buffer has as many bytes as are told.
         let size = check(unsafe { nn_recv(self.socket, self.buffer.as_mut_ptr().cast(), COPIED, 0) })?;
         Ok(look(self.buffer.get(..size).ok_or_else(|| format!("a message of {size} bytes"))?))
+    }
+    async fn try_recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
+        // SAFETY: the buffer has as many bytes as are told; errno is only read.
+        let code = unsafe { nn_recv(self.socket, self.buffer.as_mut_ptr().cast(), COPIED, DONTWAIT) };
+        // SAFETY: wants nothing.
+        if code < 0 && unsafe { nn_errno() } == libc::EAGAIN {
+            return Ok(None);
+        }
+        let size = check(code)?;
+        Ok(Some(look(self.buffer.get(..size).ok_or_else(|| format!("a message of {size} bytes"))?)))
     }
 }
 
@@ -151,20 +203,21 @@ impl Socket {
 }
 
 impl Req for Socket {
-    fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        self.send(body)?;
-        self.recv(look)
+    async fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        self.send(body).await?;
+        self.recv(look).await
     }
 }
 
 impl Rep for Socket {
-    fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let socket = self.socket;
-        let (seen, sent) = self.recv(|body| {
+        let served = self.recv(|body| {
             let seen = look(body);
             // SAFETY: the body is copied before the call returns.
             (seen, check(unsafe { nn_send(socket, body.as_ptr().cast(), body.len(), 0) }))
-        })?;
+        });
+        let (seen, sent) = served.await?;
         sent?;
         Ok(seen)
     }
@@ -175,9 +228,14 @@ pub(super) struct Nanomsg;
 
 impl Contestant for Nanomsg {
     type Push = Socket;
+    type Sharer = Sharer;
     type Pull = Socket;
     type Req = Socket;
     type Rep = Socket;
+    type Ask = Void;
+    type Serve = Void;
+    type Pub = Socket;
+    type Sub = Socket;
 
     fn name(&self) -> &'static str {
         "nanomsg"
@@ -185,16 +243,41 @@ impl Contestant for Nanomsg {
     fn version(&self) -> String {
         env!("VERSUS_NANOMSG_VERSION").to_owned()
     }
-    fn push(&self, url: &str, cell: &Cell) -> Result<Socket> {
+    fn takes(&self, cell: &Cell) -> bool {
+        match cell.shape {
+            Shape::Pipelined(_) => false,
+            Shape::FanIn(n) => n <= 1000,
+            _ => true,
+        }
+    }
+    fn is_lossy(&self) -> bool {
+        true
+    }
+    async fn push(&self, url: &str, cell: &Cell) -> Result<Socket> {
         Socket::connected(PUSH, url, cell)
     }
-    fn pull(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
         Socket::bound(PULL, url, cell)
     }
-    fn req(&self, url: &str, cell: &Cell) -> Result<Socket> {
+    async fn req(&self, url: &str, cell: &Cell) -> Result<Socket> {
         Socket::connected(REQ, url, cell)
     }
-    fn rep(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
         Socket::bound(REP, url, cell)
+    }
+    async fn sharers(&self, url: &str, cell: &Cell, n: usize) -> Result<Vec<Sharer>> {
+        let socket = Arc::new(Socket::connected(PUSH, url, cell)?);
+        Ok((0..n).map(|_| Sharer(socket.clone())).collect())
+    }
+    async fn publish(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
+        Socket::bound(PUB, url, cell)
+    }
+    async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<Socket> {
+        let socket = Socket::new(SUB, cell)?;
+        for topic in topics {
+            socket.subscribe(&topic)?;
+        }
+        socket.connect(url)?;
+        Ok(socket)
     }
 }

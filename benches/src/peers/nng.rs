@@ -2,15 +2,21 @@
 //!
 //! Send and receive buffers are the bound in messages, where a socket has them. Messages are received and
 //! answered without a copy; `nng_send` copies into one, as a caller with bytes in hand has to.
+//! Its pub socket drops, whatever the buffer.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::Arc;
 
 use super::text;
 use crate::Result;
-use crate::cell::Cell;
-use crate::contestant::{Contestant, Pull, Push, Rep, Req};
+use crate::cell::{Cell, Shape};
+use crate::contestant::{Contestant, Pull, Push, REFUSAL, Rep, Req, Topics, Void};
 
+const ETIMEDOUT: c_int = 5;
+const EAGAIN: c_int = 8;
 const ENOTSUP: c_int = 9;
+/// As a flag.
+const NONBLOCK: c_int = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -32,9 +38,13 @@ unsafe extern "C" {
     fn nng_pull0_open(socket: *mut Id) -> c_int;
     fn nng_req0_open(socket: *mut Id) -> c_int;
     fn nng_rep0_open(socket: *mut Id) -> c_int;
+    fn nng_pub0_open(socket: *mut Id) -> c_int;
+    fn nng_sub0_open(socket: *mut Id) -> c_int;
     fn nng_close(socket: Id) -> c_int;
     fn nng_socket_set_int(socket: Id, option: *const c_char, value: c_int) -> c_int;
     fn nng_socket_set_size(socket: Id, option: *const c_char, value: usize) -> c_int;
+    fn nng_socket_set_ms(socket: Id, option: *const c_char, value: i32) -> c_int;
+    fn nng_socket_set(socket: Id, option: *const c_char, value: *const c_void, len: usize) -> c_int;
     fn nng_listen(socket: Id, url: *const c_char, listener: *mut Id, flags: c_int) -> c_int;
     fn nng_listener_get_int(listener: Id, option: *const c_char, value: *mut c_int) -> c_int;
     fn nng_dial(socket: Id, url: *const c_char, dialer: *mut Id, flags: c_int) -> c_int;
@@ -55,16 +65,20 @@ fn check(code: c_int) -> Result<()> {
 pub(super) struct Socket(Id);
 
 impl Socket {
-    fn new(open: Open) -> Result<Self> {
+    fn new(open: Open, cell: &Cell) -> Result<Self> {
         let mut id = Id(0);
         // SAFETY: a place for a socket.
         check(unsafe { open(&mut id) })?;
         let this = Socket(id);
         for option in [c"send-buffer", c"recv-buffer"] {
-            this.set_int(option, Cell::QUEUE as c_int)?;
+            this.set_int(option, c_int::try_from(cell.queue())?)?;
         }
         // SAFETY: the socket is open, the option is a size; 0 is no limit.
         check(unsafe { nng_socket_set_size(id, c"recv-size-max".as_ptr(), 0) })?;
+        if cell.shape == Shape::Full {
+            // SAFETY: the socket is open, the option is a time.
+            check(unsafe { nng_socket_set_ms(id, c"send-timeout".as_ptr(), REFUSAL.as_millis() as i32) })?;
+        }
         Ok(this)
     }
 
@@ -77,16 +91,20 @@ impl Socket {
         }
     }
 
-    fn connected(open: Open, url: &str) -> Result<Self> {
-        let this = Socket::new(open)?;
-        let url = CString::new(url)?;
-        // SAFETY: the socket is open, the string ends with a zero, and null is allowed.
-        check(unsafe { nng_dial(this.0, url.as_ptr(), std::ptr::null_mut(), 0) })?;
+    fn connected(open: Open, url: &str, cell: &Cell) -> Result<Self> {
+        let this = Socket::new(open, cell)?;
+        this.connect(url)?;
         Ok(this)
     }
 
-    fn bound(open: Open, url: &str) -> Result<(Self, String)> {
-        let this = Socket::new(open)?;
+    fn connect(&self, url: &str) -> Result<()> {
+        let url = CString::new(url)?;
+        // SAFETY: the socket is open, the string ends with a zero, and null is allowed.
+        check(unsafe { nng_dial(self.0, url.as_ptr(), std::ptr::null_mut(), 0) })
+    }
+
+    fn bound(open: Open, url: &str, cell: &Cell) -> Result<(Self, String)> {
+        let this = Socket::new(open, cell)?;
         let text = CString::new(url)?;
         let mut listener = Id(0);
         // SAFETY: the socket is open, the string ends with a zero.
@@ -127,14 +145,31 @@ impl Drop for Socket {
 }
 
 impl Push for Socket {
-    fn send(&mut self, body: &[u8]) -> Result<()> {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
         // SAFETY: the socket is open; the body is copied before the call returns.
         check(unsafe { nng_send(self.0, body.as_ptr().cast(), body.len(), 0) })
+    }
+    async fn offer(&mut self, body: &[u8]) -> Result<bool> {
+        // SAFETY: as in `send`.
+        match unsafe { nng_send(self.0, body.as_ptr().cast(), body.len(), 0) } {
+            ETIMEDOUT => Ok(false),
+            code => check(code).map(|()| true),
+        }
+    }
+}
+
+/// One handle of a socket; any thread may use one.
+pub(super) struct Sharer(Arc<Socket>);
+
+impl Push for Sharer {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        // SAFETY: the socket is open; the body is copied before the call returns.
+        check(unsafe { nng_send(self.0.0, body.as_ptr().cast(), body.len(), 0) })
     }
 }
 
 impl Pull for Socket {
-    fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let msg = self.recvmsg()?;
         // SAFETY: just received; freed once.
         unsafe {
@@ -143,17 +178,31 @@ impl Pull for Socket {
             Ok(seen)
         }
     }
+    async fn try_recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
+        let mut msg = std::ptr::null_mut();
+        // SAFETY: the socket is open; a place for a pointer.
+        match unsafe { nng_recvmsg(self.0, &mut msg, NONBLOCK) } {
+            EAGAIN => return Ok(None),
+            code => check(code)?,
+        }
+        // SAFETY: just received; freed once.
+        unsafe {
+            let seen = show(msg, look);
+            nng_msg_free(msg);
+            Ok(Some(seen))
+        }
+    }
 }
 
 impl Req for Socket {
-    fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        self.send(body)?;
-        self.recv(look)
+    async fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        self.send(body).await?;
+        self.recv(look).await
     }
 }
 
 impl Rep for Socket {
-    fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let msg = self.recvmsg()?;
         // SAFETY: just received. A message that was sent is the library's; after an error the process ends.
         unsafe {
@@ -169,9 +218,14 @@ pub(super) struct Nng;
 
 impl Contestant for Nng {
     type Push = Socket;
+    type Sharer = Sharer;
     type Pull = Socket;
     type Req = Socket;
     type Rep = Socket;
+    type Ask = Void;
+    type Serve = Void;
+    type Pub = Socket;
+    type Sub = Socket;
 
     fn name(&self) -> &'static str {
         "nng"
@@ -180,16 +234,45 @@ impl Contestant for Nng {
         // SAFETY: wants nothing; the text is static.
         unsafe { text(nng_version()) }
     }
-    fn push(&self, url: &str, _: &Cell) -> Result<Socket> {
-        Socket::connected(nng_push0_open, url)
+    fn takes(&self, cell: &Cell) -> bool {
+        match cell.shape {
+            Shape::Pipelined(_) => false,
+            // It keeps them in a list.
+            Shape::Topics(n) => n <= 1000,
+            Shape::FanIn(n) => n <= 1000,
+            _ => true,
+        }
     }
-    fn pull(&self, url: &str, _: &Cell) -> Result<(Socket, String)> {
-        Socket::bound(nng_pull0_open, url)
+    fn is_lossy(&self) -> bool {
+        true
     }
-    fn req(&self, url: &str, _: &Cell) -> Result<Socket> {
-        Socket::connected(nng_req0_open, url)
+    async fn push(&self, url: &str, cell: &Cell) -> Result<Socket> {
+        Socket::connected(nng_push0_open, url, cell)
     }
-    fn rep(&self, url: &str, _: &Cell) -> Result<(Socket, String)> {
-        Socket::bound(nng_rep0_open, url)
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
+        Socket::bound(nng_pull0_open, url, cell)
+    }
+    async fn req(&self, url: &str, cell: &Cell) -> Result<Socket> {
+        Socket::connected(nng_req0_open, url, cell)
+    }
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
+        Socket::bound(nng_rep0_open, url, cell)
+    }
+    async fn sharers(&self, url: &str, cell: &Cell, n: usize) -> Result<Vec<Sharer>> {
+        let socket = Arc::new(Socket::connected(nng_push0_open, url, cell)?);
+        Ok((0..n).map(|_| Sharer(socket.clone())).collect())
+    }
+    async fn publish(&self, url: &str, cell: &Cell) -> Result<(Socket, String)> {
+        Socket::bound(nng_pub0_open, url, cell)
+    }
+    async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<Socket> {
+        let socket = Socket::new(nng_sub0_open, cell)?;
+        for topic in topics {
+            let option = c"sub:subscribe".as_ptr();
+            // SAFETY: the socket is open; the topic is copied before the call returns.
+            check(unsafe { nng_socket_set(socket.0, option, topic.as_ptr().cast(), topic.len()) })?;
+        }
+        socket.connect(url)?;
+        Ok(socket)
     }
 }

@@ -2,49 +2,60 @@
 //!
 //! Queues are bounded by messages: the bound in bytes is set so high that it does not count.
 
-use spanwire::{Limit, Message};
+use std::collections::VecDeque;
+
+use spanwire::{Limit, Message, Pending, Prefer, SendError, Slow};
 
 use crate::Result;
 use crate::cell::Cell;
-use crate::contestant::{Contestant, Pull, Push, Rep, Req, Standing};
+use crate::contestant::{Contestant, Pull, Push, REFUSAL, Rep, Req, Standing, Topics};
 
 /// spanwire.
 pub(super) struct Spanwire;
 
-fn limit(cell: &Cell) -> Limit {
-    Limit::messages(Cell::QUEUE).and_bytes(cell.queue_bytes() + (8 << 20))
+pub(super) fn limit(cell: &Cell) -> Limit {
+    Limit::messages(cell.queue()).and_bytes(cell.queue_bytes() + (8 << 20))
 }
 
 macro_rules! socket {
-    ($kind:ident, $cell:expr) => {
+    ($kind:ident, $cell:expr $(, $option:ident($($value:expr),*))*) => {
         spanwire::$kind::builder()
-            .send_queue(limit($cell))
-            .recv_queue(limit($cell))
+            .send_queue($crate::peers::ours::limit($cell))
+            .recv_queue($crate::peers::ours::limit($cell))
             .recv_max_size($cell.size + 1024)
+            $(.$option($($value),*))*
             .build()
     };
 }
+pub(super) use socket;
 
 impl Push for spanwire::Push {
-    fn send(&mut self, body: &[u8]) -> Result<()> {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
         Ok((**self).send(Message::from(body)).map_err(|why| why.to_string())?)
+    }
+    async fn offer(&mut self, body: &[u8]) -> Result<bool> {
+        match self.send_timeout(Message::from(body), REFUSAL) {
+            Ok(()) => Ok(true),
+            Err(SendError::TimedOut(_)) => Ok(false),
+            Err(why) => Err(why.to_string().into()),
+        }
     }
 }
 
 impl Pull for spanwire::Pull {
-    fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         Ok(look(&(**self).recv()?))
     }
 }
 
 impl Req for spanwire::Req {
-    fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         Ok(look(&spanwire::Req::request(self, Message::from(body))?))
     }
 }
 
 impl Rep for spanwire::Rep {
-    fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let request = self.recv()?;
         let seen = look(&request);
         let answer = request.body().clone();
@@ -53,11 +64,47 @@ impl Rep for spanwire::Rep {
     }
 }
 
+/// A socket that asks, and what it asked, the oldest first.
+pub(super) struct Asker {
+    req: spanwire::Req,
+    pending: VecDeque<Pending>,
+}
+
+impl Push for Asker {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        self.pending.push_back(self.req.start(Message::from(body)).map_err(|why| why.to_string())?);
+        Ok(())
+    }
+}
+
+impl Pull for Asker {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        Ok(look(&self.pending.pop_front().ok_or("nothing was asked")?.wait()?))
+    }
+}
+
+impl Push for spanwire::Pub {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        Ok((**self).send(Message::from(body)).map_err(|why| why.to_string())?)
+    }
+}
+
+impl Pull for spanwire::Sub {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        Ok(look(&(**self).recv()?))
+    }
+}
+
 impl Contestant for Spanwire {
     type Push = spanwire::Push;
+    type Sharer = spanwire::Push;
     type Pull = spanwire::Pull;
     type Req = spanwire::Req;
     type Rep = spanwire::Rep;
+    type Ask = Asker;
+    type Serve = spanwire::Rep;
+    type Pub = spanwire::Pub;
+    type Sub = spanwire::Sub;
 
     fn name(&self) -> &'static str {
         "spanwire"
@@ -68,24 +115,50 @@ impl Contestant for Spanwire {
     fn standing(&self) -> Standing {
         Standing::Ours
     }
-    fn push(&self, url: &str, cell: &Cell) -> Result<spanwire::Push> {
+    fn takes(&self, _: &Cell) -> bool {
+        true
+    }
+    async fn push(&self, url: &str, cell: &Cell) -> Result<spanwire::Push> {
         let socket = socket!(Push, cell)?;
         socket.connect(url)?;
         Ok(socket)
     }
-    fn pull(&self, url: &str, cell: &Cell) -> Result<(spanwire::Pull, String)> {
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(spanwire::Pull, String)> {
         let socket = socket!(Pull, cell)?;
         let url = socket.bind(url)?.url().to_owned();
         Ok((socket, url))
     }
-    fn req(&self, url: &str, cell: &Cell) -> Result<spanwire::Req> {
+    async fn req(&self, url: &str, cell: &Cell) -> Result<spanwire::Req> {
         let socket = socket!(Req, cell)?;
         socket.connect(url)?;
         Ok(socket)
     }
-    fn rep(&self, url: &str, cell: &Cell) -> Result<(spanwire::Rep, String)> {
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(spanwire::Rep, String)> {
         let socket = socket!(Rep, cell)?;
         let url = socket.bind(url)?.url().to_owned();
         Ok((socket, url))
+    }
+    async fn sharers(&self, url: &str, cell: &Cell, n: usize) -> Result<Vec<spanwire::Push>> {
+        let socket = self.push(url, cell).await?;
+        Ok((0..n).map(|_| socket.clone()).collect())
+    }
+    async fn ask(&self, url: &str, cell: &Cell) -> Result<Asker> {
+        Ok(Asker { req: self.req(url, cell).await?, pending: VecDeque::new() })
+    }
+    async fn serve(&self, url: &str, cell: &Cell) -> Result<(spanwire::Rep, String)> {
+        self.rep(url, cell).await
+    }
+    async fn publish(&self, url: &str, cell: &Cell) -> Result<(spanwire::Pub, String)> {
+        let socket = socket!(Pub, cell, slow(Slow::Wait))?;
+        let url = socket.bind(url)?.url().to_owned();
+        Ok((socket, url))
+    }
+    async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<spanwire::Sub> {
+        let socket = socket!(Sub, cell, queue(limit(cell), Prefer::Oldest))?;
+        for topic in topics {
+            socket.subscribe(topic);
+        }
+        socket.connect(url)?;
+        Ok(socket)
     }
 }

@@ -259,9 +259,21 @@ impl Socket {
     // ------------------------------------------------------------ leaving
 
     pub(crate) fn finish<'a>(&'a self, mut st: Guard<'a>) {
+        if self.owes_nothing(&st) {
+            return;
+        }
         let leave = self.leave(&mut st);
         drop(st);
         self.carry_out(leave);
+    }
+
+    fn owes_nothing(&self, st: &State) -> bool {
+        st.lead.is_quiet(st.blocked)
+            && !st.ask
+            && st.fresh == 0
+            && !st.unstalled
+            && !st.timer_moved
+            && !st.alarm_moved
     }
 
     pub(crate) fn leave(&self, st: &mut State) -> Leave {

@@ -1,11 +1,11 @@
 //! A loom model of how one socket is driven, over the real `lead.rs` and `notes.rs`.
 //!
-//! `spanwire`'s engine decides in one file who drives a socket's event loop and who is woken ([`lead`]), and in
-//! another how a thing without a descriptor wakes that loop ([`notes`]). Both are compiled here as they are.
-//! Around them stands a model: [`kernel`] for the nested, edge-triggered polls, [`core`] for the calls that
-//! the engine makes under the socket's lock, [`poller`] for the `Poller`. Each test of [`scenarios`] is run
+//! `spanwire`'s engine decides in one file who drives a socket's event loop and who is woken (`lead`), and in
+//! another how a thing without a descriptor wakes that loop (`notes`). Both are compiled here as they are.
+//! Around them stands a model: `kernel` for the nested, edge-triggered polls, `core` for the calls that
+//! the engine makes under the socket's lock, `poller` for the `Poller`. Each test of `scenarios` is run
 //! by loom through every interleaving with at most two or three preemptions. A lost wake-up is a deadlock,
-//! which loom reports; two drivers at a time, or an item taken twice, are failed assertions.
+//! which loom reports. (Two drivers at a time cannot be written down: the loop is one value.)
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test --release -p spanwire-loom
@@ -26,7 +26,7 @@
 //!   a source that needs no lock of its own may rely on.
 //!
 //! What it does not:
-//! - `core.rs`, `driver.rs` and `socket/poller.rs` themselves: [`core`] follows their steps by hand. A change there
+//! - `core.rs`, `driver.rs` and `socket/poller.rs` themselves: `core` follows their steps by hand. A change there
 //!   is to be made here as well.
 //! - Time, but for its order: a clock that a scenario moves, ticks that may come at any moment, deadlines of
 //!   callers that may pass at any moment. *How soon* the driver steps in is not seen.

@@ -275,6 +275,18 @@ fn bytes_left_to_gather_go_out_while_a_receiver_leads() {
 }
 
 #[test]
+fn bytes_left_to_gather_go_out_though_nobody_waits() {
+    model(3, || {
+        let s = Socket::new(4);
+        watched(&s);
+        with_driver(&s, || {
+            s.send(true);
+            s.kernel.peer_reads();
+        });
+    });
+}
+
+#[test]
 fn bytes_appended_during_a_write_go_out() {
     model(2, || {
         let s = Socket::with(4, 2, false);
@@ -472,6 +484,24 @@ fn a_key_waiter_takes_over_from_a_receiver_that_is_served() {
     });
 }
 
+/// Whoever was told and is back must not count as on its way for ever, nor less than nobody.
+#[test]
+fn a_receiver_is_promoted_after_a_key_waiter_before_it_was_told_and_left() {
+    model(3, || {
+        let s = Socket::new(4);
+        let d = s.lock().lead.take(Want::Recv, &s.link).expect("nobody leads yet");
+        let a = go(&s, |s| assert!(s.wait_key(1, Endless)));
+        let b = go(&s, |s| assert!(s.recv(Endless)));
+        s.open_key(1);
+        join([a]);
+        let mut st = s.lock();
+        s.give(&mut st, d);
+        s.finish(st);
+        s.kernel.arrive(1);
+        join([b]);
+    });
+}
+
 #[test]
 fn a_key_waiter_that_times_out_after_it_was_told_passes_on_the_lead() {
     model(2, || {
@@ -545,6 +575,46 @@ fn a_dropped_task_leaves_no_place_behind_for_its_key() {
             s.open_key(1);
             join([a, b]);
         });
+    });
+}
+
+/// While it was on its way nobody else was told of the message that came.
+#[test]
+fn a_key_waiter_told_for_nothing_passes_on_before_it_parks_again() {
+    model(3, || {
+        let s = Socket::new(4);
+        let mut d = s.lock().lead.take(Want::Send, &s.link).expect("nobody leads yet");
+        let a = go(&s, |s| assert!(s.wait_key(1, Endless)));
+        let b = go(&s, |s| assert!(s.recv(Endless)));
+        let mut st = s.lock();
+        st.lead.fire(1); // and nothing has changed for who waits
+        s.finish(st);
+        s.kernel.arrive(1);
+        s.turn(&mut d, crate::kernel::NOW);
+        let st = s.lock();
+        let st = s.deliver(st, &mut d);
+        s.finish(st);
+        join([b]);
+        s.open_key(1);
+        join([a]);
+    });
+}
+
+/// A place left behind would have the socket watched for nobody, and every `leave` compute for nothing.
+#[test]
+fn who_has_given_up_is_not_counted_as_waiting() {
+    model(3, || {
+        let s = Socket::new(4);
+        let d = s.lock().lead.take(Want::Recv, &s.link).expect("nobody leads yet");
+        assert!(!s.recv(Short));
+        assert!(!s.wait_key(1, Short));
+        assert!(!s.recv_task(1));
+        assert!(!s.key_task(1, 1));
+        let mut st = s.lock();
+        s.give(&mut st, d);
+        s.finish(st);
+        let st = s.lock();
+        assert!(st.lead.listed && !st.lead.watched(), "nobody waits");
     });
 }
 
@@ -662,6 +732,20 @@ fn a_stalled_pipe_goes_on_though_the_leader_waits_for_a_key() {
     });
 }
 
+#[test]
+fn a_stalled_pipe_goes_on_for_a_watched_socket_that_nobody_waits_on() {
+    model(3, || {
+        let s = Socket::new(1);
+        watched(&s);
+        with_driver(&s, || {
+            s.kernel.arrive(2);
+            s.until(|st| st.queue == 1);
+            assert!(s.try_recv());
+            s.until(|st| st.queue == 1);
+        });
+    });
+}
+
 // ------------------------------------------------------------ times
 
 #[test]
@@ -698,6 +782,19 @@ fn a_timer_set_on_a_watched_socket_is_known_to_the_driver() {
             s.kernel.advance(5);
             let a = go(&s, |s| assert!(s.key_task(1, EVER)));
             join([a]);
+        });
+    });
+}
+
+#[test]
+fn a_timer_set_on_a_watched_socket_that_nobody_waits_on_fires() {
+    model(3, || {
+        let s = Socket::new(4);
+        watched(&s);
+        with_driver(&s, || {
+            s.set_timer(5, 1);
+            s.kernel.advance(5);
+            s.until(|st| st.open.contains(&1));
         });
     });
 }
@@ -921,6 +1018,30 @@ fn a_poller_takes_over_from_a_leader_that_gives_up() {
         s.give(&mut st, d);
         s.finish(st);
         join([a]);
+    });
+}
+
+#[test]
+fn a_thread_is_promoted_after_a_poller_that_was_told_has_left() {
+    model(3, || {
+        let s = Socket::new(4);
+        let mut d = s.lock().lead.take(Want::Recv, &s.link).expect("nobody leads yet");
+        let a = go(&s, |s| {
+            assert!(Poller::new(s, Interest::RECV).wait(Endless));
+            assert!(s.recv(Endless));
+        });
+        s.kernel.arrive(1);
+        s.turn(&mut d, crate::kernel::NOW);
+        let st = s.lock();
+        let st = s.deliver(st, &mut d);
+        s.finish(st);
+        join([a]);
+        let b = go(&s, |s| assert!(s.recv(Endless)));
+        let mut st = s.lock();
+        s.give(&mut st, d);
+        s.finish(st);
+        s.kernel.arrive(1);
+        join([b]);
     });
 }
 

@@ -187,3 +187,60 @@ fn closing_wakes_whoever_waits_and_a_closed_socket_says_so() {
     assert!(pull.bind("tcp://127.0.0.1:0").unwrap_err().is_closed());
     assert!(!pull.wait_for_peers(1, SOON));
 }
+
+#[test]
+fn a_device_ends_with_either_of_its_sockets_and_loses_nothing_meanwhile() {
+    use spanwire::{Socket, device, protocol};
+    for close_front in [true, false] {
+        let (front, back) = (Pull::new().unwrap(), Push::new().unwrap());
+        let at = front.bind("tcp://127.0.0.1:0").unwrap();
+        let pull = Pull::new().unwrap();
+        back.connect(pull.bind("tcp://127.0.0.1:0").unwrap().url()).unwrap();
+        let (a, b): (Socket<protocol::pull::Pull>, Socket<protocol::push::Push>) =
+            ((*front).clone(), (*back).clone());
+        let device = std::thread::spawn(move || device::forward(&a, &b));
+        let push = Push::new().unwrap();
+        push.connect(at.url()).unwrap();
+        let sender =
+            std::thread::spawn(move || (0..5000u32).for_each(|n| push.send(n.to_be_bytes()).unwrap()));
+        for n in 0..5000u32 {
+            assert_eq!(pull.recv_timeout(SOON).unwrap(), &n.to_be_bytes());
+        }
+        sender.join().unwrap();
+        // Idle now: it waits for the next message, and hears of the end all the same.
+        if close_front {
+            front.close(SOON).unwrap();
+        } else {
+            back.close(SOON).unwrap();
+        }
+        device.join().unwrap().unwrap();
+        assert!(front.recv().unwrap_err().is_closed());
+    }
+}
+
+#[test]
+fn a_message_over_the_limit_is_counted_as_dropped_and_a_wrong_partner_is_named() {
+    for url in urls() {
+        let pull = Pull::builder().recv_max_size(1000).build().unwrap();
+        let events = pull.events();
+        let at = pull.bind(&url).unwrap();
+        let push = Push::new().unwrap();
+        push.connect(at.url()).unwrap();
+        push.send(vec![7; 1001]).unwrap();
+        while pull.stats().dropped(spanwire::DropReason::TooBig) == 0 {
+            assert!(pull.recv_timeout(Duration::from_millis(5)).is_err());
+        }
+        push.close(SOON).unwrap();
+        let req = Req::new().unwrap();
+        req.connect(at.url()).unwrap();
+        let remote = loop {
+            match events.recv_timeout(SOON).unwrap() {
+                spanwire::Event::Rejected { remote, reason: spanwire::Reason::Mismatch(_), .. } => {
+                    break remote;
+                }
+                _ => {}
+            }
+        };
+        assert!(url.starts_with("ipc") || !remote.is_empty(), "{url}");
+    }
+}

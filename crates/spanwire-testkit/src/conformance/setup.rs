@@ -15,12 +15,13 @@ use spanwire::{Builder, Endpoint, Error, Socket};
 use super::SOON;
 
 type Apply = dyn Fn(&mut Bag) + Send + Sync;
+type Reach = dyn Fn(&str) -> String + Send + Sync;
 
 /// A transport under test.
 pub struct Setup {
     transports: Vec<Shared>,
     fresh: Box<dyn Fn() -> String + Send + Sync>,
-    reach: Option<Box<dyn Fn(&str) -> String + Send + Sync>>,
+    reach: Option<Box<Reach>>,
     pub(super) cannot_bind: Option<String>,
     pub(super) has_ports: bool,
     pub(super) bad_to_bind: Vec<String>,

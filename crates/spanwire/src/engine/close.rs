@@ -14,6 +14,10 @@ use super::lead::Want;
 use crate::error::Error;
 use crate::protocol::{Reason, Time};
 
+/// How long a close that is over waits for a writer that is in the midst of a call: one that blocks breaks its
+/// contract.
+const WRITER: Duration = Duration::from_secs(1);
+
 impl Core {
     /// Closes, waits until all has left or the time is over, and returns how many messages did not leave.
     pub(crate) fn close(&self, timeout: Duration) -> Result<usize, Error> {
@@ -27,6 +31,10 @@ impl Core {
         loop {
             if self.all_gone(&st) || late {
                 self.give_up(&mut st);
+                if st.pipes.len() > 0 {
+                    // A writer is on its way back from a call that does not block; it knows what it left.
+                    (st, _) = self.wait(st, Want::Key(CLOSED), Instant::now().checked_add(WRITER));
+                }
                 let undelivered = std::mem::take(&mut st.undelivered); // told once
                 self.finish(st);
                 return Ok(undelivered);
@@ -64,7 +72,9 @@ impl Core {
             return;
         }
         st.phase = Phase::Closing;
+        let held = st.protocol.held();
         self.call(st, |protocol, cx| protocol.closing(cx));
+        st.undelivered += held.saturating_sub(st.protocol.held()); // given up: nobody would want it any more
         // What the protocol holds for a peer to come keeps the dialers going; nothing else does.
         let keep = st.protocol.held() > 0;
         let ends: Vec<u32> = st
@@ -83,7 +93,8 @@ impl Core {
     }
 
     fn all_gone(&self, st: &State) -> bool {
-        st.phase == Phase::Closed || (st.pipes.len() == 0 && st.protocol.held() == 0)
+        let hopeless = || st.protocol.held() == 0 || st.endpoints.is_empty();
+        st.phase == Phase::Closed || (st.pipes.len() == 0 && hopeless())
     }
 
     /// Counts what is left, and ends everything.

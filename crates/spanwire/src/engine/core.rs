@@ -37,6 +37,9 @@ pub(crate) const PEERS: WaitKey = WaitKey(u32::MAX, 0);
 /// Fired when the last pipe of a closing socket has gone.
 pub(crate) const CLOSED: WaitKey = WaitKey(u32::MAX, 1);
 
+/// Never fired: who waits for it hears only of the socket's end.
+pub(crate) const END: WaitKey = WaitKey(u32::MAX, 2);
+
 /// The application's say on who may attach.
 #[derive(Clone)]
 pub(crate) struct Accept(pub(crate) Arc<AcceptFn>);
@@ -324,7 +327,7 @@ impl Core {
             if let Some(p) = st.pipes.get_mut(id) {
                 p.open = true; // the protocol asked; the closing itself starts here
             }
-            self.close_pipe(st, id, reason, true);
+            self.close_one(st, id, reason, true);
         }
     }
 
@@ -335,6 +338,10 @@ impl Core {
             return;
         }
         let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
+        if matches!(reason, Reason::TooBig { .. }) {
+            self.call(st, |_, cx| cx.dropped(Some(id), DropReason::TooBig));
+        }
+        let Some(p) = st.pipes.get(id) else { return };
         let gone = matches!(reason, Reason::Peer | Reason::Broken(_));
         let keep = gone
             && !st.is_closed()
@@ -358,6 +365,15 @@ impl Core {
     /// Ends a pipe, once: the protocol hears of it, and what is left is counted. `drain`: the peer may read
     /// to the end of what was sent.
     pub(crate) fn close_pipe(&self, st: &mut State, id: PipeId, reason: Reason, drain: bool) {
+        self.close_one(st, id, reason, drain);
+        if !st.fx.closes.is_empty() || !st.fx.wakes.is_empty() {
+            self.settle(st);
+        }
+    }
+
+    /// The same without what follows from it: `settle` calls this in a loop, and one call of a protocol may close
+    /// thousands of pipes, too many for a stack.
+    fn close_one(&self, st: &mut State, id: PipeId, reason: Reason, drain: bool) {
         let Some(p) = st.pipes.get_mut(id) else { return };
         p.open = false;
         if p.tx.writing {
@@ -367,6 +383,8 @@ impl Core {
         }
         let begun = |p: &Pipe| p.tx.writer.as_ref().is_some_and(|w| w.has_begun());
         let had_begun = begun(p);
+        let queued = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
+        let held = st.protocol.held();
         st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id);
         let Some(mut p) = st.pipes.remove(id) else { return };
         st.blocked -= usize::from(p.tx.blocked);
@@ -381,23 +399,29 @@ impl Core {
                 cx.dropped(None, DropReason::PipeClosed);
             }
         }
-        if st.phase == Phase::Closing {
-            st.undelivered += unsent;
+        // Whether the protocol wrote it off or not, it did not leave; what it keeps is counted in the end, unless
+        // that is over: then this pipe's writer was still on its way.
+        match st.phase {
+            Phase::Open => {}
+            Phase::Closing => {
+                st.undelivered += queued.saturating_sub(st.protocol.held().saturating_sub(held))
+            }
+            Phase::Closed => st.undelivered += queued,
         }
         st.totals.tx_msgs += p.sent.0;
         st.totals.tx_bytes += p.sent.1;
         st.totals.rx_msgs += p.received.0;
         st.totals.rx_bytes += p.received.1;
+        if drain && let Some(writer) = &mut p.tx.writer {
+            writer.shutdown(); // the reading half keeps the connection: without this the peer would not hear of the end
+        }
         st.trash.push(Trash::Writer(p.tx.writer.take()));
         st.fresh.push(Fresh::Drop { token, drain });
-        if st.phase == Phase::Closing && st.pipes.len() == 0 {
+        if st.phase != Phase::Open && st.pipes.len() == 0 {
             st.fx.wakes.push(CLOSED);
         }
         if p.ended.is_none() {
             self.say_gone(st, id, p.info.endpoint, p.info.facts.remote.clone(), reason);
-        }
-        if !st.fx.closes.is_empty() || !st.fx.wakes.is_empty() {
-            self.settle(st);
         }
     }
 
@@ -429,6 +453,7 @@ impl Core {
             && st.trash.is_empty()
             && st.fx.unstalled.is_empty()
             && !st.fx.timers.moved()
+            && !st.alarm_moved
             && st.level.is_none()
     }
 
@@ -537,8 +562,8 @@ impl Core {
             return (st, false); // the lock was open: look again
         }
         // What this caller left to gather leaves before it sleeps.
-        if let Some(id) = self.left_to_gather(&st) {
-            return (self.flush(st, id, 1), false);
+        if self.has_left(&st) {
+            return (self.flush_left(st), false);
         }
         let lead = if CALLERS_LEAD { st.lead.take(want, &self.link) } else { None };
         match lead {
@@ -755,7 +780,11 @@ impl Core {
             return TaskPoll::Ready(Ok(result));
         }
         *slot = Some(st.lead.park(want, Who::Task(waker.clone())));
-        // It may have become possible while `finish` writes with the lock open: `leave` looks again.
+        // What this task left to gather leaves before it waits. It may become possible meanwhile, with the lock
+        // open: `leave` looks again.
+        if self.has_left(&st) {
+            st = self.flush_left(st);
+        }
         self.finish(st);
         TaskPoll::Pending
     }

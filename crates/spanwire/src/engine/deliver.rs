@@ -18,6 +18,7 @@ const SPARE: usize = 32;
 impl Core {
     /// Brings the loop up to date: new listeners, closed pipes, pipes with room again, jobs, due timers.
     pub(crate) fn refresh<'a>(&'a self, mut st: Guard<'a>, d: &mut Drive) -> Guard<'a> {
+        st.drive_deadline = None; // the loop does not lie here: it knows its own, which this one may outlive
         self.run_due(&mut st);
         if !st.fx.dirty.is_empty() {
             st = self.write_dirty(st);
@@ -26,7 +27,8 @@ impl Core {
             match fresh {
                 Fresh::Listener { endpoint, token, url, door } => d.add_listener(token, endpoint, url, door),
                 Fresh::Drop { token, drain } => {
-                    if d.drop_conn(token, drain) {
+                    // It may not even have been dialled.
+                    if d.drop_conn(token, drain) || d.forget_dial(&mut st.jobs, token) {
                         st.tokens.try_remove(token);
                     } else if drain {
                         st.draining += 1;
@@ -77,13 +79,14 @@ impl Core {
         while let Some(key) = d.touched.pop() {
             self.deliver_batch(&mut st, d, key);
         }
-        while let Some(id) = d.writable.pop() {
-            st = self.on_writable(st, id);
-        }
+        // Before anything is written: the system tells why a connection broke once, to who read.
         if !d.reports.is_empty() {
             for report in std::mem::take(&mut d.reports) {
                 self.on_report(&mut st, d, report);
             }
+        }
+        while let Some(id) = d.writable.pop() {
+            st = self.on_writable(st, id);
         }
         if !d.trash.is_empty() {
             let trash = std::mem::take(&mut d.trash);
@@ -184,6 +187,9 @@ impl Core {
     /// The handshake is over: the protocol has the last word.
     fn open_pipe(&self, st: &mut State, d: &mut Drive, token: usize) {
         let Some((endpoint, side, attach)) = d.take_ready(token) else { return };
+        if side == Side::Dialer && !self.is_attempt(st, endpoint, token) {
+            return; // another address made it in this same round, or the endpoint was closed: it is let go already
+        }
         let Attach { rx, writer, has_control, peer, facts, wire, inbox } = *attach;
         let remote = facts.remote.clone();
         let Some(cfg) = st.endpoints.get(&endpoint).map(|e| e.cfg) else {

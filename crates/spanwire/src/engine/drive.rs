@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -115,11 +116,13 @@ pub(crate) enum Conn {
         endpoint: u32,
         url: Arc<str>,
         door: Door,
+        /// Accepting failed: until then it is not tried, and the failure was told.
+        paused: Option<Time>,
     },
     Opening(Box<Opening>),
     Open(Box<Half>),
     /// Finished: only the end of the stream is awaited, so that closing does not reset what was sent.
-    Draining(Rx),
+    Draining(Rx, Time),
 }
 
 /// A connection on its way.
@@ -130,6 +133,8 @@ pub(crate) struct Opening {
     deadline: Time,
     /// The connection exists (as against a connect that is under way).
     established: bool,
+    /// The peer's address, once it is known.
+    remote: String,
     stage: Stage,
 }
 
@@ -490,7 +495,7 @@ impl Drive {
             Some(Some(Conn::Open(_))) => self.read(key),
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
-            Some(Some(Conn::Draining(rx))) => {
+            Some(Some(Conn::Draining(rx, _))) => {
                 let done = drained(rx, &mut self.scratch);
                 if done {
                     self.free(key);
@@ -542,7 +547,7 @@ impl Drive {
     }
 
     pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, door: Door) {
-        self.set(key, Conn::Listener { endpoint, url, door });
+        self.set(key, Conn::Listener { endpoint, url, door, paused: None });
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
 
@@ -576,18 +581,30 @@ impl Drive {
         let Some(conn) = self.conns.get_mut(key).and_then(Option::take) else { return false };
         match conn {
             Conn::Open(half) if drain => {
-                self.conns[key] = Some(Conn::Draining(half.rx));
-                self.deadlines.insert((Time::now() + DRAIN, key));
+                let until = Time::now() + DRAIN;
+                self.conns[key] = Some(Conn::Draining(half.rx, until));
+                self.deadlines.insert((until, key));
                 self.ready.push_back(key);
                 return false;
             }
             Conn::Opening(opening) => {
                 self.opening -= 1;
+                self.deadlines.remove(&(opening.deadline, key));
                 self.trash.push(Conn::Opening(opening));
             }
             conn => self.trash.push(conn),
         }
         true
+    }
+
+    /// Takes back a dial that has not begun, from the jobs to come or from those that are here. `true`: its
+    /// token is free.
+    pub(crate) fn forget_dial(&mut self, to_come: &mut Vec<Job>, key: usize) -> bool {
+        let others = |job: &Job| !matches!(job, Job::Dial { token, .. } if *token == key);
+        let before = to_come.len() + self.jobs.len();
+        to_come.retain(others);
+        self.jobs.retain(others);
+        to_come.len() + self.jobs.len() < before
     }
 
     // ------------------------------------------------------------ accepting and dialling
@@ -599,9 +616,14 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, door })) = self.conns.get_mut(key) else {
+            let Some(Some(Conn::Listener { endpoint, url, door, paused })) = self.conns.get_mut(key) else {
+                self.spare.push(token);
                 return;
             };
+            if paused.is_some_and(|until| Time::now() < until) {
+                self.spare.push(token);
+                return; // more have come; they wait with those that are there
+            }
             let (endpoint, url) = (*endpoint, url.clone());
             let Some(accepted) = door.accept() else {
                 self.spare.push(token);
@@ -609,19 +631,27 @@ impl Drive {
             };
             match accepted {
                 Ok(connection) => {
+                    *paused = None;
                     self.reports.push(Report::Accepted { endpoint, token });
                     self.adopt(core, token, endpoint, Side::Listener, url, connection);
                 }
                 Err(e) => {
                     self.spare.push(token);
                     match e.kind() {
-                        ErrorKind::WouldBlock => return,
+                        ErrorKind::WouldBlock => {
+                            *paused = None;
+                            return;
+                        }
                         // That connection is gone; the next may be good.
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted => continue,
                         _ => {}
                     }
-                    self.reports.push(Report::AcceptFailed { endpoint, error: e.to_string() });
-                    self.deadlines.insert((Time::now() + ACCEPT_PAUSE, key));
+                    let until = Time::now() + ACCEPT_PAUSE;
+                    // Told once, and again when it had worked in between.
+                    if paused.replace(until).is_none() {
+                        self.reports.push(Report::AcceptFailed { endpoint, error: e.to_string() });
+                    }
+                    self.deadlines.insert((until, key));
                     return;
                 }
             }
@@ -664,7 +694,15 @@ impl Drive {
         let deadline = Time::now() + core.cfg.handshake_timeout;
         self.opening += 1;
         self.deadlines.insert((deadline, key));
-        let opening = Opening { endpoint, side, url, deadline, established: side == Side::Listener, stage };
+        let opening = Opening {
+            endpoint,
+            side,
+            url,
+            deadline,
+            established: side == Side::Listener,
+            remote: String::new(),
+            stage,
+        };
         self.set(key, Conn::Opening(Box::new(opening)));
         match registered {
             Ok(()) => self.step(core, key),
@@ -687,13 +725,7 @@ impl Drive {
     fn fail(&mut self, key: usize, reason: Reason) {
         let Some(Some(Conn::Opening(opening))) = self.conns.get_mut(key) else { return };
         let (endpoint, established) = (opening.endpoint, opening.established);
-        let remote = match &opening.stage {
-            Stage::Greeting(g) => g.facts.remote.clone(),
-            Stage::Stream(s, _) => s.facts().remote,
-            Stage::Pipe(p) => p.facts().remote,
-            Stage::Ready(a) => a.facts.remote.clone(),
-            Stage::Gone => String::new(),
-        };
+        let remote = std::mem::take(&mut opening.remote);
         let deadline = opening.deadline;
         self.deadlines.remove(&(deadline, key));
         self.opening -= 1;
@@ -718,7 +750,8 @@ impl Drive {
                     _ => self.fail(key, Reason::HandshakeTimeout),
                 },
                 Some(Some(Conn::Listener { .. })) => self.accept(core, key),
-                Some(Some(Conn::Draining(_))) => self.free(key),
+                // A token is used again: one that had it before may have left its deadline.
+                Some(Some(Conn::Draining(_, until))) if *until == at => self.free(key),
                 _ => {}
             }
         }
@@ -793,6 +826,7 @@ fn advance(
                 }
                 opening.established = true;
                 let (facts, short_is_empty) = (stream.facts(), stream.short_read_is_empty());
+                opening.remote.clone_from(&facts.remote);
                 let (reader, writer) = stream.split().map_err(|e| broken(&e))?;
                 let name = wire.name();
                 let mut out = Vec::new();
@@ -835,6 +869,7 @@ fn advance(
                     Ok(Some(peer)) => {
                         opening.established = true;
                         let facts = Arc::new(pipe.facts());
+                        opening.remote.clone_from(&facts.remote);
                         admit(core, &peer, &facts)?;
                         let (reader, writer) = pipe.split().map_err(|e| broken(&e))?;
                         opening.stage = Stage::Ready(Box::new(Attach {
@@ -947,7 +982,10 @@ fn admit(core: &Core, peer: &PeerHello, facts: &Facts) -> Result<(), Reason> {
         )));
     }
     match &core.cfg.accept {
-        Some(accept) => accept.0(facts).map_err(Reason::Denied),
+        // A panic there must not cost the driver its thread, nor a caller the loop in its hands.
+        Some(accept) => std::panic::catch_unwind(AssertUnwindSafe(|| accept.0(facts)))
+            .unwrap_or_else(|_| Err("the application's own check panicked".into()))
+            .map_err(Reason::Denied),
         None => Ok(()),
     }
 }

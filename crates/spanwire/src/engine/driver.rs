@@ -8,8 +8,9 @@
 //! Owns: the thread and its lists. Never: holds a socket's lock for longer than a call, or the table's lock
 //! while it drives.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,10 @@ pub(crate) struct Driver {
     waker: mio::Waker,
     table: Mutex<slab::Slab<Weak<Core>>>,
     inbox: Mutex<Inbox>,
+    /// Forks before its process: in a child it has no thread, and its poll is the parent's.
+    born: u32,
+    /// That of a forked child. In its memory alone: each process sees its own behind its ancestors'.
+    next: OnceLock<Box<Driver>>,
 }
 
 #[derive(Default)]
@@ -46,26 +51,46 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The process's driver, started at first use.
+/// The process's driver, started at first use. No lock is taken that a thread of a forked process's parent could have
+/// held: of two that start it at once, one is dropped.
 pub(crate) fn driver() -> io::Result<&'static Driver> {
-    static DRIVER: OnceLock<&'static Driver> = OnceLock::new();
-    static START: Mutex<()> = Mutex::new(());
-    if let Some(driver) = DRIVER.get() {
-        return Ok(driver);
-    }
-    let _one = lock(&START);
-    if let Some(driver) = DRIVER.get() {
-        return Ok(driver);
+    static FIRST: OnceLock<Driver> = OnceLock::new();
+    let mut last: Option<&'static Driver> = None;
+    while let Some(driver) = last.map_or(FIRST.get(), |d| d.next.get().map(|next| &**next)) {
+        if driver.born == sys::forks() {
+            return Ok(driver);
+        }
+        last = Some(driver);
     }
     sys::count_forks();
     let poll = Poll::new()?;
     let waker = mio::Waker::new(poll.registry(), WAKE)?;
     let parent = Parent::of(&poll)?;
-    // Never freed: it lives as long as the process.
-    let driver: &'static Driver =
-        Box::leak(Box::new(Driver { parent, waker, table: Mutex::default(), inbox: Mutex::default() }));
-    std::thread::Builder::new().name("spanwire-driver".into()).spawn(move || Run::new(driver, poll).run())?;
-    Ok(DRIVER.get_or_init(|| driver))
+    let fresh = Driver {
+        parent,
+        waker,
+        table: Mutex::default(),
+        inbox: Mutex::default(),
+        born: sys::forks(),
+        next: OnceLock::new(),
+    };
+    // It begins when it is known that it is the one; otherwise it ends with the channel.
+    let (begin, begun) = std::sync::mpsc::sync_channel::<&'static Driver>(1);
+    std::thread::Builder::new().name("spanwire-driver".into()).spawn(move || {
+        if let Ok(driver) = begun.recv() {
+            Run::new(driver, poll).run();
+        }
+    })?;
+    let won = match last {
+        None => FIRST.set(fresh).is_ok(),
+        Some(last) => last.next.set(Box::new(fresh)).is_ok(),
+    };
+    let there = last.map_or(FIRST.get(), |d| d.next.get().map(|next| &**next));
+    let driver = there.ok_or_else(|| io::Error::other("no driver was started"))?; // not reached: one was set
+    if won {
+        let _ = begin.send(driver); // its thread waits for it
+    }
+    Ok(driver)
 }
 
 impl Driver {
@@ -116,12 +141,16 @@ impl Driver {
 /// What the thread works with.
 struct Run {
     driver: &'static Driver,
-    poll: Poll,
+    /// Never closed, whatever ends the thread: all sockets name it by its number.
+    poll: ManuallyDrop<Poll>,
     events: Events,
     /// Given back by callers, looked at every tick.
     list: Vec<Arc<Core>>,
     /// With pipes left to gather.
     minds: Vec<Arc<Core>>,
+    /// The tokens of both.
+    listed: HashSet<usize>,
+    minded: HashSet<usize>,
     /// Driven, and not yet at the end of what was there.
     again: Vec<Arc<Core>>,
     lingering: Vec<Arc<Core>>,
@@ -136,10 +165,12 @@ impl Run {
         let now = Instant::now();
         Run {
             driver,
-            poll,
+            poll: ManuallyDrop::new(poll),
             events: Events::with_capacity(EVENTS),
             list: Vec::new(),
             minds: Vec::new(),
+            listed: HashSet::new(),
+            minded: HashSet::new(),
             again: Vec::new(),
             lingering: Vec::new(),
             deadlines: BTreeSet::new(),
@@ -220,13 +251,15 @@ impl Run {
 
     fn on_post(&mut self, core: Arc<Core>) {
         let post = core.on_post();
-        if post.listed && !self.list.iter().any(|c| Arc::ptr_eq(c, &core)) {
+        let token = core.link().token;
+        if post.listed && self.listed.insert(token) {
             self.list.push(core.clone());
         }
-        if post.asked && !self.minds.iter().any(|c| Arc::ptr_eq(c, &core)) && core.visit() {
+        if post.asked && !self.minded.contains(&token) && core.visit() {
             if self.minds.is_empty() {
                 self.round = Instant::now();
             }
+            self.minded.insert(token);
             self.minds.push(core.clone());
         }
         if post.serve {
@@ -267,7 +300,8 @@ impl Run {
 
     fn mind(&mut self) {
         if !self.minds.is_empty() && self.round.elapsed() >= MIND {
-            self.minds.retain(|core| core.visit());
+            let minded = &mut self.minded;
+            self.minds.retain(|core| core.visit() || !minded.remove(&core.link().token));
             self.round = Instant::now();
         }
     }
@@ -277,11 +311,14 @@ impl Run {
             return;
         }
         let mut armed = Vec::new();
+        let listed = &mut self.listed;
         self.list.retain(|core| match core.look() {
             Look::Keep => true,
-            Look::Drop => false,
-            Look::Armed => {
-                armed.push(core.clone());
+            look => {
+                listed.remove(&core.link().token);
+                if look == Look::Armed {
+                    armed.push(core.clone());
+                }
                 false
             }
         });

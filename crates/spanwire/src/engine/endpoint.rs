@@ -46,7 +46,7 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let half = ceiling / 2;
         let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
-        self.last = half + Duration::from_nanos(if nanos == 0 { 0 } else { random % (nanos + 1) });
+        self.last = half.saturating_add(Duration::from_nanos(random % nanos.saturating_add(1)));
         self.last
     }
 

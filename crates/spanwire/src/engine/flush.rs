@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::time::Instant;
 
 use super::core::{Core, Guard, State};
+use super::heat::Pass;
 use super::tx::{FLUSH_AT, HAND_OVER_AT, Wrote};
 use crate::protocol::{Pipe, PipeId, Reason};
 
@@ -20,30 +21,49 @@ fn pending(p: &Pipe) -> bool {
         || !p.tx.reply.is_empty()
 }
 
+fn is_left(p: &Pipe) -> bool {
+    p.tx.left && pending(p) && !p.tx.writing && !p.tx.blocked
+}
+
+/// Whether more is likely to follow so soon that it pays to write it together: the pipe or the thread is hot,
+/// or the peer of a message pipe is behind.
+fn may_gather(p: &mut Pipe, pass: &mut Pass) -> bool {
+    if p.tx.busy_peer {
+        return true;
+    }
+    // Whole messages are handed over without a look at the clock.
+    p.tx.is_stream() && (p.tx.hot(pass.now()) || pass.hot())
+}
+
 impl Core {
     /// Decides for each pipe with something new whether to write now.
     pub(crate) fn write_dirty<'a>(&'a self, mut st: Guard<'a>) -> Guard<'a> {
+        let mut pass = Pass::default();
         while let Some(id) = st.fx.dirty.pop() {
-            st = self.write_one(st, id);
+            st = self.write_one(st, id, &mut pass);
         }
+        pass.done();
         st
     }
 
-    fn write_one<'a>(&'a self, mut st: Guard<'a>, id: PipeId) -> Guard<'a> {
+    fn write_one<'a>(&'a self, mut st: Guard<'a>, id: PipeId, pass: &mut Pass) -> Guard<'a> {
         let Some(p) = st.pipes.get_mut(id) else { return st };
         p.dirty = false;
-        let urgent = std::mem::take(&mut p.urgent) || self.info.latency_bound;
+        let urgent = std::mem::take(&mut p.urgent) || p.finishing.is_some();
         p.tx.appended = p.tx.appended.wrapping_add(1);
         if p.tx.writing || p.tx.blocked {
             return st; // the writer looks again when it returns; the WRITABLE edge wakes whoever drives
         }
         let full =
             p.out.bytes() >= FLUSH_AT || p.out_full() || (p.tx.busy_peer && p.out.len() >= HAND_OVER_AT);
-        let write = full || urgent || p.finishing.is_some() || (!p.tx.left && !p.tx.hot());
-        if write {
-            return self.flush(st, id, 2);
+        if !full && !urgent && (p.tx.left || may_gather(p, pass)) {
+            self.ask(&mut st, id);
+            return st;
         }
-        self.ask(&mut st, id);
+        st = self.flush(st, id, 2);
+        if let Some((ended, cost)) = st.pipes.get(id).and_then(|p| p.tx.last()) {
+            pass.wrote(ended, cost);
+        }
         st
     }
 
@@ -60,11 +80,20 @@ impl Core {
         }
     }
 
-    /// A pipe whose bytes were left to gather.
-    pub(crate) fn left_to_gather(&self, st: &State) -> Option<PipeId> {
-        st.asked.iter().copied().find(|id| {
-            st.pipes.get(*id).is_some_and(|p| p.tx.left && pending(p) && !p.tx.writing && !p.tx.blocked)
-        })
+    /// Whether bytes were left to gather.
+    #[inline]
+    pub(crate) fn has_left(&self, st: &State) -> bool {
+        !st.asked.is_empty() && st.asked.iter().any(|id| st.pipes.get(*id).is_some_and(is_left))
+    }
+
+    /// Before its thread sleeps or its task waits, a caller writes what it left to gather.
+    pub(crate) fn flush_left<'a>(&'a self, mut st: Guard<'a>) -> Guard<'a> {
+        let left: Vec<PipeId> =
+            st.asked.iter().copied().filter(|id| st.pipes.get(*id).is_some_and(is_left)).collect();
+        for id in left {
+            st = self.flush(st, id, 1);
+        }
+        st
     }
 
     /// Writes what has gathered, with the lock open, at most `rounds` times.
@@ -176,11 +205,8 @@ impl Core {
 
     /// All that a finished pipe had to say has left: tells the peer, and closes.
     fn finish_pipe<'a>(&'a self, mut st: Guard<'a>, id: PipeId) -> Guard<'a> {
-        let Some(p) = st.pipes.get_mut(id) else { return st };
+        let Some(p) = st.pipes.get(id) else { return st };
         let reason = p.finishing.clone().unwrap_or(Reason::Local);
-        if let Some(writer) = &mut p.tx.writer {
-            writer.shutdown();
-        }
         self.close_pipe(&mut st, id, reason, true);
         st
     }

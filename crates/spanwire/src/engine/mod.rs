@@ -11,7 +11,7 @@
 //! | `core` | the state behind its lock; calls into the protocol; waiting |
 //! | `drive` | the event loop: polls, accepts, shakes hands, reads |
 //! | `deliver` | between loop and state |
-//! | `tx`, `flush` | when and how a pipe is written |
+//! | `tx`, `heat`, `flush` | when and how a pipe is written |
 //! | `setup`, `endpoint` | binding, dialling, trying again |
 //! | `close` | flushing, linger, the count of what was lost |
 //! | `driver` | the background thread |
@@ -30,6 +30,7 @@ mod drive;
 mod driver;
 mod endpoint;
 mod flush;
+mod heat;
 mod lead;
 mod notes;
 mod pool;
@@ -40,7 +41,7 @@ mod sys;
 mod tx;
 mod waiters;
 
-pub(crate) use self::core::{Accept, Config, Core, PEERS};
+pub(crate) use self::core::{Accept, Config, Core, END, PEERS};
 pub(crate) use drive::Drive;
 pub(crate) use endpoint::EndpointConfig;
 pub(crate) use lead::Want;

@@ -295,6 +295,13 @@ impl Core {
         st.emit(Event::ConnectRetry { endpoint, delay });
     }
 
+    /// Whether this connection on its way is still one that its dialer wants.
+    pub(crate) fn is_attempt(&self, st: &State, endpoint: u32, token: usize) -> bool {
+        st.endpoints
+            .get(&endpoint)
+            .is_some_and(|e| matches!(&e.kind, Kind::Dialer { attempts, .. } if attempts.contains(&token)))
+    }
+
     /// A pipe attached: other connections of the attempt are let go.
     pub(crate) fn attempt_succeeded(&self, st: &mut State, endpoint: u32, token: usize, id: PipeId) {
         let Some(e) = st.endpoints.get_mut(&endpoint) else { return };

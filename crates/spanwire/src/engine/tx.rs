@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::Message;
 use crate::protocol::Reason;
-use crate::queue::{Frames, Outbound, SEGMENTS};
+use crate::queue::{Frames, Outbound, SEGMENTS, give_back};
 use crate::transport::{MessageWriter, StreamWriter};
 use crate::wire::Encoder;
 
@@ -22,6 +22,8 @@ use crate::wire::Encoder;
 pub(crate) const FLUSH_AT: usize = 32 * 1024;
 /// Messages for a busy peer in the process are handed over so many at a time.
 pub(crate) const HAND_OVER_AT: usize = 64;
+/// What a backlog took is given back when it has shrunk to so many messages.
+const SPARE: usize = 1024;
 /// So many quick returns in a row make a sender hot.
 const STREAK: u32 = 4;
 
@@ -149,6 +151,9 @@ impl Writer {
             }
             Writer::Messages { pipe, batch } => {
                 let behind = pipe.send(batch)?;
+                if batch.len() <= SPARE {
+                    give_back(batch); // before the transport takes its buffer over with the rest
+                }
                 if batch.is_empty() && behind {
                     Ok(Wrote::AllToBusy)
                 } else if batch.is_empty() {
@@ -241,6 +246,10 @@ impl Tx {
         self.writer.as_mut()?.reclaim()
     }
 
+    pub(crate) fn is_stream(&self) -> bool {
+        self.writer.as_ref().is_some_and(|w| w.is_stream())
+    }
+
     pub(crate) fn release(&mut self) {
         if let Some(writer) = &mut self.writer {
             writer.release();
@@ -251,13 +260,16 @@ impl Tx {
         self.last = Some((ended, ended.saturating_duration_since(began)));
     }
 
+    /// When the last write ended, and what it took.
+    pub(crate) fn last(&self) -> Option<(Instant, Duration)> {
+        self.last
+    }
+
     /// The sender came back sooner than the last write took, several times in a row: batching pays.
-    pub(crate) fn hot(&mut self) -> bool {
-        if self.busy_peer {
-            return true;
-        }
+    pub(crate) fn hot(&mut self, now: Instant) -> bool {
         let Some((ended, cost)) = self.last else { return false };
-        self.streak = if ended.elapsed() < cost { self.streak.saturating_add(1) } else { 0 };
+        let quick = now.saturating_duration_since(ended) < cost;
+        self.streak = if quick { self.streak.saturating_add(1) } else { 0 };
         self.streak > STREAK
     }
 }

@@ -34,6 +34,9 @@ impl Balance {
                 break;
             }
         }
+        if self.stash.is_empty() {
+            self.stash = VecDeque::new();
+        }
     }
 
     /// The pipe is gone; what it had not begun to send is sent to others, or waits for one.

@@ -129,6 +129,8 @@ pub enum DropReason {
     Unroutable,
     /// There was no peer.
     NoPeer,
+    /// Larger than `recv_max_size`: its connection was closed.
+    TooBig,
     /// Passed more devices than the TTL allows.
     Ttl,
     /// Not what the protocol's messages look like.
@@ -153,6 +155,7 @@ impl fmt::Display for DropReason {
             DropReason::Replaced => "replaced",
             DropReason::Unroutable => "unroutable",
             DropReason::NoPeer => "no-peer",
+            DropReason::TooBig => "too-big",
             DropReason::Ttl => "ttl",
             DropReason::Malformed => "malformed",
             DropReason::Late => "late",
@@ -236,9 +239,11 @@ impl PutError {
 pub enum Overflow {
     /// The new message is dropped.
     DropNewest,
-    /// The oldest that the writer has not begun is dropped.
+    /// The oldest that the writer has not taken is dropped. If it has taken all, the new one waits behind them, one
+    /// over the limit.
     DropOldest,
-    /// All that the writer has not begun is dropped, full or not: the peer gets the newest.
+    /// All that the writer has not taken is dropped, full or not: the peer gets the newest, which may be one over
+    /// the limit.
     KeepLatest,
     /// The peer is disconnected.
     Disconnect,
@@ -332,6 +337,23 @@ impl Pipe {
     #[inline]
     pub(crate) fn in_full(&self) -> bool {
         self.info.recv_limit.reached(self.inq.len(), self.inq.bytes)
+    }
+
+    #[inline]
+    fn push(&mut self, msg: Message, dirty: &mut Vec<PipeId>) -> Room {
+        if !self.dirty {
+            self.dirty = true;
+            dirty.push(self.id);
+        }
+        self.sent.0 += 1;
+        self.sent.1 += msg.wire_len() as u64;
+        self.out.push(msg);
+        if self.out_full() {
+            self.was_full = true;
+            Room::Full
+        } else {
+            Room::More
+        }
     }
 
     /// Was full, and has drained to half: the protocol is to be told, once.
@@ -621,19 +643,7 @@ impl<'a> Cx<'a> {
             p.was_full = true;
             return Err(PutError::Full(msg));
         }
-        if !p.dirty {
-            p.dirty = true;
-            self.fx.dirty.push(pipe);
-        }
-        p.sent.0 += 1;
-        p.sent.1 += msg.wire_len() as u64;
-        p.out.push(msg);
-        if p.out_full() {
-            p.was_full = true;
-            Ok(Room::Full)
-        } else {
-            Ok(Room::More)
-        }
+        Ok(p.push(msg, &mut self.fx.dirty))
     }
 
     /// Queues a message, or loses one as `overflow` says. Every loss is counted for the pipe.
@@ -647,6 +657,13 @@ impl<'a> Cx<'a> {
                 Ok(room) => return Offered::Queued(room),
                 Err(PutError::Gone(_)) => return Offered::Gone,
                 Err(PutError::Full(back)) => msg = back,
+            }
+            if matches!(overflow, Overflow::DropOldest | Overflow::KeepLatest)
+                && let Some(p) = self.pipes.get_mut(pipe)
+                && p.out.is_empty()
+            {
+                // All that fills the queue is with the writer: the newest waits behind it, one message more.
+                return Offered::Queued(p.push(msg, &mut self.fx.dirty));
             }
             match overflow {
                 Overflow::DropOldest if self.evict(pipe, DropReason::Oldest).is_some() => {}

@@ -92,7 +92,8 @@ pub struct ProtocolInfo {
     pub peer_name: &'static str,
     /// Items keep everything that a device must pass on, so the socket may stand in one.
     pub forwardable: bool,
-    /// Every message is written at once, even when more are likely to follow.
+    /// Somebody waits for each message: a hint for transports and wires. The engine writes a lone message at once
+    /// in any case, and gathers only for a sender that is hotter than its writes.
     pub latency_bound: bool,
     /// Own ZMTP socket type and the types that may be its partners, for wires that speak ZMTP.
     pub zmtp: Option<(&'static str, &'static [&'static str])>,
@@ -111,7 +112,7 @@ impl ProtocolInfo {
         self
     }
 
-    /// Writes every message at once.
+    /// Somebody waits for each message.
     #[must_use]
     pub const fn latency_bound(mut self) -> Self {
         self.latency_bound = true;

@@ -31,6 +31,10 @@ const ID: u32 = 0x8000_0000;
 const RESEND: TimerKey = TimerKey(0, 0);
 /// Ended requests count towards this, too, until they are collected.
 const MOST: usize = 1 << 24;
+/// A connection that ended so soon after it was given a request may have ended because of it.
+const SOON: Duration = Duration::from_secs(1);
+/// So many such ends in a row, and the request is given up.
+const PATIENCE: u8 = 8;
 
 /// Names an open request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -54,6 +58,9 @@ impl ReqId {
 pub enum Failed {
     /// The connection that carried it ended, and resending is off: it may or may not have been served.
     ConnectionLost,
+    /// Each connection that carried it ended at once, eight times in a row, with no other such request on it: the peer
+    /// will not have it. Most likely it is larger than the peer takes.
+    Undeliverable,
 }
 
 /// State of one REQ socket.
@@ -65,9 +72,16 @@ pub struct Req {
     /// Requests that have not ended.
     open: usize,
     max_open: usize,
+    /// Nobody can collect an answer any more.
+    closing: bool,
     balance: Balance,
     /// Requests that no connection carries, oldest first.
     waiting: List<PLACE>,
+    /// Those among them whose connection ended at once: one of them may be what ends it. They go after all others and
+    /// one at a time, so that the culprit is alone in the end, and the others have their answers.
+    suspects: List<PLACE>,
+    /// How many suspects are carried: none or one.
+    out: usize,
     /// Requests that each connection carries, oldest first.
     carried: PipeMap<List<PLACE>>,
     due: Due,
@@ -91,8 +105,11 @@ impl Default for Req {
             last: None,
             open: 0,
             max_open: 100_000,
+            closing: false,
             balance: Balance::default(),
             waiting: List::default(),
+            suspects: List::default(),
+            out: 0,
             carried: PipeMap::default(),
             due: Due::default(),
         }
@@ -141,7 +158,16 @@ impl Req {
         };
         self.last = Some(last);
         msg.set_header(&[id]);
-        self.table.insert(Request { id, msg, at: At::Waiting, resend, due: None, links: Default::default() });
+        self.table.insert(Request {
+            id,
+            msg,
+            at: At::Waiting,
+            resend,
+            due: None,
+            sent: Time::ZERO,
+            ends: 0,
+            links: Default::default(),
+        });
         self.open += 1;
         self.waiting.push_back(&mut self.table, id);
         self.dispatch(cx);
@@ -177,8 +203,10 @@ impl Req {
         let Some(request) = self.table.get(id) else { return };
         match request.at {
             At::Ended(_) => return,
+            At::Waiting if request.is_suspect() => self.suspects.remove(&mut self.table, id),
             At::Waiting => self.waiting.remove(&mut self.table, id),
             At::On(pipe) => {
+                self.out -= usize::from(request.is_suspect());
                 if let Some(list) = self.carried.get_mut(pipe) {
                     list.remove(&mut self.table, id);
                 }
@@ -205,8 +233,8 @@ impl Req {
 
     /// Sends what waits while there is room.
     fn dispatch(&mut self, cx: &mut Cx<'_>) {
-        while let Some(id) = self.waiting.front()
-            && self.balance.has_room()
+        while self.balance.has_room()
+            && let Some(id) = self.waiting.front().or(self.suspects.front().filter(|_| self.out == 0))
             && let Some(request) = self.table.get_mut(id)
         {
             let msg = match request.resend {
@@ -217,7 +245,15 @@ impl Req {
                 Ok(pipe) => {
                     request.at = At::On(pipe);
                     let resend = request.resend;
-                    self.waiting.remove(&mut self.table, id);
+                    if resend.is_some() {
+                        request.sent = cx.now();
+                    }
+                    if request.is_suspect() {
+                        self.out += 1;
+                        self.suspects.remove(&mut self.table, id);
+                    } else {
+                        self.waiting.remove(&mut self.table, id);
+                    }
                     if let Some(list) = self.carried.get_mut(pipe) {
                         list.push_back(&mut self.table, id);
                     }
@@ -230,6 +266,29 @@ impl Req {
                     break;
                 }
             }
+        }
+    }
+
+    /// The connection of `id` ended: to be sent again at once, or given up.
+    fn again(&mut self, cx: &mut Cx<'_>, id: u32) {
+        let now = cx.now();
+        let Some(request) = self.table.get_mut(id) else { return };
+        let soon = now.saturating_since(request.sent) < SOON;
+        if soon && request.ends + 1 >= PATIENCE {
+            return self.end(cx, id, Err(Failed::Undeliverable));
+        }
+        let At::On(pipe) = mem::replace(&mut request.at, At::Waiting) else { return };
+        self.out -= usize::from(request.is_suspect());
+        request.ends = if soon { request.ends + 1 } else { 0 };
+        let suspect = request.is_suspect();
+        if let Some(list) = self.carried.get_mut(pipe) {
+            list.remove(&mut self.table, id);
+        }
+        self.due.remove(&mut self.table, id);
+        if suspect {
+            self.suspects.push_front(&mut self.table, id);
+        } else {
+            self.waiting.push_front(&mut self.table, id);
         }
     }
 
@@ -267,18 +326,11 @@ impl Protocol for Req {
         self.balance.remove(pipe);
         // From the youngest to the oldest, so that the oldest is in front in the end.
         while let Some(id) = self.carried.get(pipe).and_then(List::back) {
-            if self.table.get(id).is_some_and(|request| request.resend.is_none()) {
+            if self.closing || self.table.get(id).is_some_and(|request| request.resend.is_none()) {
                 self.end(cx, id, Err(Failed::ConnectionLost));
                 continue;
             }
-            if let Some(list) = self.carried.get_mut(pipe) {
-                list.remove(&mut self.table, id);
-            }
-            self.due.remove(&mut self.table, id);
-            if let Some(request) = self.table.get_mut(id) {
-                request.at = At::Waiting;
-            }
-            self.waiting.push_front(&mut self.table, id);
+            self.again(cx, id);
         }
         self.carried.remove(pipe);
         self.dispatch(cx);
@@ -286,6 +338,9 @@ impl Protocol for Req {
 
     fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.drain(cx, pipe);
+        if self.suspects.len > 0 {
+            self.dispatch(cx); // the one that was out may be answered
+        }
     }
 
     fn writable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
@@ -295,13 +350,21 @@ impl Protocol for Req {
 
     fn timer(&mut self, cx: &mut Cx<'_>, _: TimerKey) {
         self.due.armed = None;
+        if self.closing {
+            return;
+        }
         while let Some(id) = self.due.pop(&mut self.table, cx.now()) {
             if let Some(request) = self.table.get_mut(id)
                 && let At::On(pipe) = mem::replace(&mut request.at, At::Waiting)
                 && let Some(list) = self.carried.get_mut(pipe)
             {
                 list.remove(&mut self.table, id);
-                self.waiting.push_back(&mut self.table, id);
+                if self.table.get(id).is_some_and(Request::is_suspect) {
+                    self.out -= 1;
+                    self.suspects.push_back(&mut self.table, id);
+                } else {
+                    self.waiting.push_back(&mut self.table, id);
+                }
             }
         }
         self.dispatch(cx);
@@ -314,7 +377,15 @@ impl Protocol for Req {
     }
 
     fn held(&self) -> usize {
-        self.waiting.len
+        self.waiting.len + self.suspects.len
+    }
+
+    /// Requests that a connection has in its queue leave yet; there is no point in sending others.
+    fn closing(&mut self, cx: &mut Cx<'_>) {
+        self.closing = true;
+        while let Some(id) = self.waiting.front().or(self.suspects.front()) {
+            self.end(cx, id, Err(Failed::ConnectionLost));
+        }
     }
 }
 
@@ -338,7 +409,18 @@ struct Request {
     resend: Option<Duration>,
     /// When it is due, and whether that is in the common list.
     due: Option<(Time, bool)>,
+    /// When its connection got it.
+    sent: Time,
+    /// Connections in a row that ended at once after they had got it.
+    ends: u8,
     links: [Link; 2],
+}
+
+impl Request {
+    /// Once may be chance.
+    fn is_suspect(&self) -> bool {
+        self.ends > 1
+    }
 }
 
 /// Neighbours in a list; 0 is none, since ids have their top bit set.
@@ -687,6 +769,42 @@ mod tests {
         assert_eq!(s.protocol.held(), 4);
         let b = s.open(9);
         assert_eq!(bodies(&mut s, b), ["1", "2", "3", "4"]);
+    }
+
+    #[test]
+    fn promise_10_a_request_that_ends_each_connection_is_given_up_and_the_others_are_answered() {
+        let mut s = Script::new(Req::new());
+        let resend = Some(Duration::from_secs(60));
+        let ids: Vec<ReqId> = ["a", "poison", "b", "c"]
+            .map(|text| s.call(|p, cx| p.open(cx, text.into(), resend)).expect("room"))
+            .to_vec();
+        let mut connections = 0;
+        while s.protocol.outstanding() > 0 {
+            connections += 1;
+            assert!(connections < 20, "it ends");
+            let pipe = s.open(9);
+            // The peer answers until it meets the poison; then the connection ends.
+            loop {
+                let asked = s.drain(pipe, 9);
+                let Some(poison) = asked.iter().position(|m| m.ends_with(b"poison")) else {
+                    s.arrive(pipe, asked.clone());
+                    if asked.is_empty() {
+                        break;
+                    }
+                    continue;
+                };
+                if connections > 2 {
+                    // Slow to answer before: only who was alone with the poison is left unanswered.
+                    s.arrive(pipe, asked[..poison].to_vec());
+                }
+                break;
+            }
+            s.lose(pipe);
+            s.advance(Duration::from_millis(500));
+        }
+        let ended: Vec<_> = ids.iter().map(|id| s.protocol.poll(*id).expect("all have ended")).collect();
+        assert_eq!(ended[1], Err(Failed::Undeliverable));
+        assert!([0, 2, 3].iter().all(|n| ended[*n].is_ok()), "{ended:?}");
     }
 
     #[test]

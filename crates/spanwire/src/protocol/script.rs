@@ -1,4 +1,4 @@
-//! A protocol driven by hand: its real [`Cx`](super::Cx) and queues, with no socket, no thread, no clock.
+//! A protocol driven by hand: its real [`Cx`] and queues, with no socket, no thread, no clock.
 //!
 //! A test opens pipes, lets messages arrive, drains what was sent, and moves the clock. Re-exported by the
 //! crate `spanwire-testkit`; it lives here because unit tests of `spanwire` that used the testkit would see

@@ -134,6 +134,8 @@ impl Frames {
         }
         self.ends.clear();
         self.large.clear();
+        super::give_back(&mut self.ends);
+        super::give_back(&mut self.large);
         (self.start, self.begun, self.bytes) = (0, 0, 0);
     }
 

@@ -82,6 +82,18 @@ impl Default for Limit {
     }
 }
 
+/// A queue that is empty keeps room for this many messages, as many small ones as one read may bring; what a backlog
+/// took beyond that is given back.
+const KEEP: usize = 16 * 1024;
+
+/// Gives back what a backlog took, of a queue that is empty or almost.
+#[cold]
+pub(crate) fn give_back<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() > KEEP {
+        queue.shrink_to(KEEP);
+    }
+}
+
 /// Messages in order, with their bytes counted.
 #[derive(Default)]
 pub(crate) struct Batch {
@@ -100,6 +112,9 @@ impl Batch {
     pub(crate) fn pop(&mut self) -> Option<Message> {
         // Measured where it lies: a message that is looked at on the stack is copied in odd pieces.
         self.bytes -= self.messages.front()?.wire_len();
+        if self.messages.len() == 1 && self.messages.capacity() > KEEP {
+            give_back(&mut self.messages); // before the last one is out: what follows stays a plain move
+        }
         self.messages.pop_front()
     }
 

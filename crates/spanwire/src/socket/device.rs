@@ -6,13 +6,15 @@
 //!
 //! Owns: nothing. Never: looks at a message.
 
+use std::time::Duration;
+
 use crate::Message;
-use crate::error::Error;
-use crate::protocol::{Protocol, Receives, Sends, may_forward};
+use crate::error::{Error, SendError};
+use crate::protocol::{DropReason, Protocol, Receives, Sends, may_forward};
 
-use super::Socket;
+use super::{Interest, Poller, Socket};
 
-/// Messages moved with one lock.
+/// Messages moved between two looks at both sockets.
 const BATCH: usize = 256;
 
 fn check<A: Protocol, B: Protocol>(a: &Socket<A>, b: &Socket<B>) -> Result<(), Error> {
@@ -31,8 +33,7 @@ where
     B: Sends<Item = Message>,
 {
     check(a, b)?;
-    pump(a, b);
-    Ok(())
+    pump(a, b)
 }
 
 /// Passes messages on both ways between `a` and `b`, until one of them is closed. For two-way patterns: raw
@@ -48,26 +49,61 @@ where
     check(a, b)?;
     std::thread::scope(|scope| {
         let back = std::thread::Builder::new().name("spanwire-device".into());
-        back.spawn_scoped(scope, || pump(b, a)).map_err(Error::System)?;
-        pump(a, b);
-        Ok(())
+        let back = back.spawn_scoped(scope, || pump(b, a)).map_err(Error::System)?;
+        let there = pump(a, b);
+        // A panic in there would be this device's defect; the direction is at its end in any case.
+        there.and(back.join().unwrap_or(Ok(())))
     })
 }
 
-fn pump<A, B>(a: &Socket<A>, b: &Socket<B>)
+fn pump<A, B>(a: &Socket<A>, b: &Socket<B>) -> Result<(), Error>
 where
     A: Receives<Item = Message>,
     B: Sends<Item = Message>,
 {
-    let mut batch = Vec::new();
-    while a.recv_many(&mut batch, BATCH).is_ok() {
-        for msg in batch.drain(..) {
-            // What can never be sent (no backtrace) is that message's end, not the device's.
-            if b.send(msg).is_err_and(|e| e.is_closed()) {
-                let _ = a.close(std::time::Duration::ZERO);
-                return;
+    let end = pass_on(a, b);
+    // The end of one is the end of the other; what is on its way may leave.
+    let _ = a.close(Duration::ZERO);
+    let _ = b.close(Duration::from_secs(1));
+    end
+}
+
+/// Until one of them is closed. Waits for room before it takes a message, so that none is in between when the end comes.
+fn pass_on<A, B>(a: &Socket<A>, b: &Socket<B>) -> Result<(), Error>
+where
+    A: Receives<Item = Message>,
+    B: Sends<Item = Message>,
+{
+    let (mut room, mut more) = (Poller::new()?, Poller::new()?);
+    room.add(a, Interest::END)?;
+    room.add(b, Interest::SEND)?;
+    more.add(a, Interest::RECV)?;
+    more.add(b, Interest::END)?;
+    loop {
+        if room.wait(None)?.iter().any(|r| r.closed) || more.wait(None)?.iter().any(|r| r.closed) {
+            return Ok(());
+        }
+        for _ in 0..BATCH {
+            if !b.readiness().send {
+                break;
+            }
+            let Ok(msg) = a.try_recv() else { break };
+            match b.try_send(msg) {
+                Ok(()) => {}
+                // Somebody else sends on `b`, too, and took the room: then this one waits for it.
+                Err(SendError::Full(msg)) => {
+                    if b.send(msg).is_err() {
+                        lost(a);
+                    }
+                }
+                // What can never be sent (no backtrace) is that message's end, not the device's.
+                Err(_) => lost(a),
             }
         }
     }
-    let _ = b.close(std::time::Duration::from_secs(1));
+}
+
+/// A message that was taken and could not be passed on is counted where it came from.
+fn lost<A: Protocol>(a: &Socket<A>) {
+    a.with(|_, cx| cx.dropped(None, DropReason::Unroutable));
 }

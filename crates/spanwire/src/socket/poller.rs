@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Token};
 
 use super::Socket;
-use crate::engine::{CALLERS_LEAD, Core, Drive, Want, Who};
+use crate::engine::{CALLERS_LEAD, Core, Drive, END, Want, Who};
 use crate::error::Error;
 use crate::protocol::{Protocol, Readiness, WaitKey};
 
@@ -32,6 +32,8 @@ impl Interest {
     pub const RECV: Interest = Interest { send: false, recv: true };
     /// An item can be sent.
     pub const SEND: Interest = Interest { send: true, recv: false };
+    /// Neither: only that the socket is closed.
+    pub const END: Interest = Interest { send: false, recv: false };
     /// Either.
     pub const BOTH: Interest = Interest { send: true, recv: true };
 
@@ -39,7 +41,8 @@ impl Interest {
         match (self.recv, self.send) {
             (true, false) => Want::Recv,
             (false, true) => Want::Send,
-            _ => Want::Any,
+            (true, true) => Want::Any,
+            (false, false) => Want::Key(END),
         }
     }
 }
@@ -192,8 +195,8 @@ impl Poller {
                 holds.push(Hold::None); // only the levels of the rest are looked at
                 continue;
             }
-            if let Some(id) = core.left_to_gather(&st) {
-                st = core.flush(st, id, 1);
+            if core.has_left(&st) {
+                st = core.flush_left(st);
             }
             let want = interest.want();
             let lead = if CALLERS_LEAD { st.lead.take(want, core.link()) } else { None };
@@ -209,7 +212,10 @@ impl Poller {
                 }
                 None => {
                     let mut places = Vec::new();
-                    for (on, want) in [(interest.recv, Want::Recv), (interest.send, Want::Send)] {
+                    let end = *interest == Interest::END;
+                    for (on, want) in
+                        [(interest.recv, Want::Recv), (interest.send, Want::Send), (end, Want::Key(END))]
+                    {
                         if on {
                             places.push((want, st.lead.park(want, Who::Poller(self.waker.clone()))));
                         }

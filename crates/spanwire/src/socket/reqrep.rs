@@ -75,6 +75,10 @@ pub enum RequestError {
     /// The connection that carried it ended, and resending is off: it may or may not have been served.
     #[error("the connection ended before the reply, and resending is off")]
     ConnectionLost,
+    /// Each connection that carried it ended at once, eight times in a row: the peer will not have it. Most likely
+    /// it is larger than the peer takes (`recv_max_size`).
+    #[error("undeliverable: each connection that carried it ended at once; larger than the peer takes?")]
+    Undeliverable,
     /// The socket was closed.
     #[error("the socket is closed")]
     Closed,
@@ -222,6 +226,7 @@ fn ended(got: Result<Result<Message, Failed>, WaitError>) -> Result<Message, Req
     match got {
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(Failed::ConnectionLost)) => Err(RequestError::ConnectionLost),
+        Ok(Err(Failed::Undeliverable)) => Err(RequestError::Undeliverable),
         Err(e) => Err(e.into()),
     }
 }

@@ -400,8 +400,10 @@ struct Writer {
 impl MessageWriter for Writer {
     fn send(&mut self, batch: &mut VecDeque<Message>) -> io::Result<bool> {
         // Summed before the lock is taken: the reader must not wait for that.
+        // More than fit go one by one, as far as they fit; a long backlog is not summed again at each call.
         let (bytes, largest) = batch
             .iter()
+            .take(MAX_MESSAGES + 1)
             .map(Message::wire_len)
             .fold((0usize, 0), |(sum, most), len| (sum.saturating_add(len), len.max(most)));
         let (tell, behind) = {

@@ -51,8 +51,11 @@ pub struct TcpOptions {
     /// Probes on an idle connection, so that a dead link is found. Default: [`Keepalive::default`].
     pub keepalive: Option<Keepalive>,
     /// The connection fails when data, or the connect, goes unacknowledged for this long
-    /// (`TCP_USER_TIMEOUT`, rounded down to milliseconds). Also shortens the keepalive's end: the first probe
-    /// unanswered after it decides. Default 30 s; `None`: as the system has it. Linux only, ignored elsewhere.
+    /// (`TCP_USER_TIMEOUT`, rounded down to milliseconds). It finds a dead link that has data on its way much sooner than
+    /// the system does by itself (some 15 minutes on Linux). But Linux counts the time for which a peer
+    /// that is alive has no room, too: set it to more than any peer may pause in reading. Default `None`, so that
+    /// back-pressure never costs a connection; idle links are found by [`keepalive`](Self::keepalive).
+    /// Linux only, ignored elsewhere.
     pub user_timeout: Option<Duration>,
     /// Kernel send buffer in bytes (`SO_SNDBUF`). Default: the system's, which adapts.
     pub send_buffer: Option<usize>,
@@ -66,8 +69,8 @@ pub struct TcpOptions {
 
 /// Probes on an idle tcp connection.
 ///
-/// A dead link is found after `idle + interval * count`, by default one minute; on Linux earlier, see
-/// [`TcpOptions::user_timeout`].
+/// A dead link without data on its way is found after `idle + interval * count`, by default one minute; for
+/// one with data see [`TcpOptions::user_timeout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
     /// Silence before the first probe. From 1 s to 32767 s, whole seconds. Default 30 s.
@@ -89,7 +92,7 @@ impl Default for TcpOptions {
         TcpOptions {
             nodelay: true,
             keepalive: Some(Keepalive::default()),
-            user_timeout: Some(Duration::from_secs(30)),
+            user_timeout: None,
             send_buffer: None,
             recv_buffer: None,
             backlog: 1024,

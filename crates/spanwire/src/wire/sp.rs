@@ -73,7 +73,7 @@ impl Decoder for SpDecoder {
             }
             let size = size as usize;
             if input.len() - self.head < size {
-                input.need(self.head + size);
+                input.need(self.head.saturating_add(size));
                 break;
             }
             input.advance(self.head);

@@ -25,7 +25,7 @@ fn flow(url: &str) -> (Arc<AtomicBool>, std::thread::JoinHandle<u64>) {
         while !told.load(Ordering::Relaxed) {
             push.send([MARK, &n.to_be_bytes()].concat()).unwrap();
             n += 1;
-            if n % 8 == 0 {
+            if n.is_multiple_of(8) {
                 std::thread::sleep(std::time::Duration::from_micros(500)); // a steady flow, not a flood
             }
         }
@@ -157,7 +157,7 @@ impl Fate {
     /// One call in `odds` fails.
     fn strike(&self, odds: u64) -> io::Result<()> {
         let n = Rng(self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)).next();
-        if self.on.load(Ordering::Relaxed) && n % odds == 0 {
+        if self.on.load(Ordering::Relaxed) && n.is_multiple_of(odds) {
             self.injected.fetch_add(1, Ordering::Relaxed);
             // Errors that a call on a descriptor may give: all but "try again", which promises an edge.
             let errno = 1 + (n >> 32) as i32 % 132;
@@ -298,7 +298,7 @@ fn promise_01_every_error_from_every_call_of_a_transport_is_survived() {
         }
     });
     let (mut good, mut others) = (0u64, 0u64);
-    while fate.injected.load(Ordering::Relaxed) < 400 || good < 100 {
+    while fate.injected.load(Ordering::Relaxed) < 200 || good < 100 {
         let msg = pull.recv_timeout(SOON).unwrap();
         match msg.strip_prefix(MARK) {
             Some(n) => {

@@ -57,7 +57,9 @@ fn promise_02_a_silent_client_is_let_go_when_its_time_is_over_and_the_others_sta
             let mut said = Vec::new();
             let _ = socket.read_to_end(&mut said); // to the end, or to the reset
             assert_eq!(said, handshake(PULL), "{url}");
-            event(&events, |e| matches!(e, Event::Rejected { reason: Reason::HandshakeTimeout, .. }).then_some(()));
+            event(&events, |e| {
+                matches!(e, Event::Rejected { reason: Reason::HandshakeTimeout, .. }).then_some(())
+            });
         }
         push.send("good").unwrap();
         assert_eq!(pull.recv_timeout(SOON).unwrap(), "good");

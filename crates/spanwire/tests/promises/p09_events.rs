@@ -84,7 +84,10 @@ fn promise_09_a_listener_tells_exactly_what_happened_to_it() {
         let misfit = if is_ipc(&url) {
             "1 disconnected 2: bad frame: ipc type byte is not 1".to_owned()
         } else {
-            format!("1 disconnected 2: frame of {} bytes is over the limit of 1048576 (recv_max_size)", 0x0909_0909_0909_0909u64)
+            format!(
+                "1 disconnected 2: frame of {} bytes is over the limit of 1048576 (recv_max_size)",
+                0x0909_0909_0909_0909u64
+            )
         };
         let expected = [
             "1 listening",

@@ -41,7 +41,10 @@ fn serve(mut stream: TcpStream, upto: usize, tell: &mpsc::Sender<Vec<u8>>) {
 }
 
 /// One connection after another is cut at the next byte; `ask` is called for each cut and for the whole.
-fn cut_at_every_byte(resend: Option<Duration>, check: impl Fn(usize, usize, Result<spanwire::Message, RequestError>)) {
+fn cut_at_every_byte(
+    resend: Option<Duration>,
+    check: impl Fn(usize, usize, Result<spanwire::Message, RequestError>),
+) {
     const ASKED: &[u8] = b"question";
     let whole = 8 + 8 + 4 + ASKED.len() + 1;
     for cut in 0..=whole {
@@ -87,7 +90,9 @@ fn promise_10_with_resend_off_a_replier_killed_at_any_byte_is_an_error_at_once_a
     cut_at_every_byte(None, |cut, whole, got| match got {
         // Before the handshake was over nothing was sent, so the next connection served it.
         Ok(reply) => assert!(reply == "question!" && (cut < 8 || cut == whole), "cut at {cut}"),
-        Err(e) => assert!(e == RequestError::ConnectionLost && (8..whole).contains(&cut), "cut at {cut}: {e}"),
+        Err(e) => {
+            assert!(e == RequestError::ConnectionLost && (8..whole).contains(&cut), "cut at {cut}: {e}")
+        }
     });
 }
 

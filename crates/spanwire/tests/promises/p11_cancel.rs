@@ -70,7 +70,8 @@ fn pushing(limit: Limit, small: &TcpOptions, small_ipc: &IpcOptions) -> Push {
 fn promise_11_hundreds_of_thousands_of_messages_through_cancelled_futures_none_lost_doubled_or_reordered() {
     for (seed, url) in urls().into_iter().enumerate() {
         let n = 35_000u32;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         let limit = Limit::messages(64);
         // Small buffers of the kernel, so that senders have to wait.
         let small = TcpOptions::default().send_buffer(Some(4096)).recv_buffer(Some(4096));
@@ -95,7 +96,9 @@ fn promise_11_hundreds_of_thousands_of_messages_through_cancelled_futures_none_l
                 next[sender as usize] += 1;
             }
         };
-        runtime.block_on(async { tokio::time::timeout(SOON, all).await }).unwrap_or_else(|e| panic!("{url}: stuck: {e}"));
+        runtime
+            .block_on(async { tokio::time::timeout(SOON, all).await })
+            .unwrap_or_else(|e| panic!("{url}: stuck: {e}"));
         let given_up: u64 = senders.into_iter().map(|t| runtime.block_on(t).unwrap()).sum();
         assert!(cancelled > 1000, "{url}: {cancelled} cancelled receives show nothing");
         assert!(given_up > 1000, "{url}: {given_up} cancelled sends show nothing");
@@ -173,7 +176,8 @@ fn promise_11_requests_may_be_dropped_at_any_await_and_the_others_get_their_own_
                 }
             }
         });
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         let askers: Vec<_> = (0..4u32)
             .map(|t| {
                 let (req, mut rng) = (req.clone(), Rng(seed as u64 * 10 + u64::from(t)));

@@ -4,7 +4,8 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use spanwire::{
-    Error, Interest, Message, Pair, Poller, Pub, Pull, Push, RecvError, Rep, Req, RequestError, SendError, Sub,
+    Error, Interest, Message, Pair, Poller, Pub, Pull, Push, RecvError, Rep, Req, RequestError, SendError,
+    Sub,
 };
 
 use crate::common::*;
@@ -20,7 +21,9 @@ fn hands(url: &str, push: &Push, pull: &Pull, req: &Req, rep: &Rep, pair: &Pair)
     vec![
         Box::new(move || while a.send(vec![7; 1000]).is_ok() {}),
         Box::new(move || while block_on(b.send_async(vec![7; 1000])).is_ok() {}),
-        Box::new(move || while !c.send_timeout("x", Duration::from_micros(50)).is_err_and(|e| e.is_closed()) {}),
+        Box::new(
+            move || while !c.send_timeout("x", Duration::from_micros(50)).is_err_and(|e| e.is_closed()) {},
+        ),
         Box::new(move || while d.recv().is_ok() {}),
         Box::new(move || while block_on(e.recv_async()).is_ok() {}),
         Box::new(move || while !f.try_recv().is_err_and(|e| e.is_closed()) {}),
@@ -72,10 +75,8 @@ fn promise_12_close_in_the_midst_of_everything_wakes_everybody_with_closed() {
                 push.connect(&url).unwrap();
             }
             pair.connect(&inproc()).unwrap();
-            let threads: Vec<_> = hands(&url, &push, &pull, &req, &rep, &pair)
-                .into_iter()
-                .map(std::thread::spawn)
-                .collect();
+            let threads: Vec<_> =
+                hands(&url, &push, &pull, &req, &rep, &pair).into_iter().map(std::thread::spawn).collect();
             let spin = rng.below(20_000);
             (0..spin).for_each(|_| std::hint::spin_loop());
             let closers: Vec<Hand> = vec![
@@ -222,7 +223,12 @@ impl Sockets {
             &|| closed(self.push.close(SOON).map(drop)) && closed(self.pull.close(SOON).map(drop)),
             &|| matches!(self.pull.readable_fd(), Err(Error::Forked)),
             &|| !self.pull.wait_for_peers(1, SOON),
-            &|| matches!(self.req.request("?"), Err(RequestError::Forked | RequestError::NotSent(SendError::Forked(_)))),
+            &|| {
+                matches!(
+                    self.req.request("?"),
+                    Err(RequestError::Forked | RequestError::NotSent(SendError::Forked(_)))
+                )
+            },
             &|| matches!(self.rep.recv(), Err(RecvError::Forked)),
         ];
         match checks.iter().position(|check| !check()) {
@@ -234,7 +240,9 @@ impl Sockets {
 
 #[test]
 fn promise_12_in_a_forked_child_every_call_is_an_error_and_the_parent_goes_on() {
-    if !alone("p12_threads_and_forks::promise_12_in_a_forked_child_every_call_is_an_error_and_the_parent_goes_on") {
+    if !alone(
+        "p12_threads_and_forks::promise_12_in_a_forked_child_every_call_is_an_error_and_the_parent_goes_on",
+    ) {
         return;
     }
     for url in urls() {
@@ -286,7 +294,9 @@ fn promise_12_a_child_forked_while_a_lock_was_held_does_not_hang_either() {
 
 #[test]
 fn promise_12_a_child_may_have_sockets_of_its_own_and_the_parents_do_not_notice() {
-    if !alone("p12_threads_and_forks::promise_12_a_child_may_have_sockets_of_its_own_and_the_parents_do_not_notice") {
+    if !alone(
+        "p12_threads_and_forks::promise_12_a_child_may_have_sockets_of_its_own_and_the_parents_do_not_notice",
+    ) {
         return;
     }
     let sockets = Sockets::new(&tcp());

@@ -3,7 +3,7 @@
 //! With limits of N messages for the sender and M for the receiver, and a receiver that takes nothing, what a sender gets
 //! rid of is, behind one another:
 //! - the receiver's queue: M;
-//! - what is between: with inproc a lane of 256 messages and 256 KiB; with a stream the kernel's two buffers, and in the
+//! - what is between: with inproc a lane of 1,024 messages and 1 MiB; with a stream the kernel's two buffers, and in the
 //!   receiver at most one read of 256 KiB that is not decoded yet;
 //! - the sender's queue: N, in which what a writer has taken and not yet written is counted.
 //!
@@ -19,7 +19,8 @@ use spanwire::{Limit, Pull, Push, SendError};
 use crate::common::*;
 
 /// What inproc holds in one direction.
-const LANE: usize = 256;
+const LANE: usize = 1024;
+const LANE_BYTES: usize = 1 << 20;
 
 /// Sends one, and waits until it is out of the sender's queue.
 fn through(push: &Push, body: &[u8]) {
@@ -66,7 +67,7 @@ fn promise_15_in_bytes_each_queue_overshoots_by_less_than_one_message() {
     push.connect(pull.bind(&inproc()).unwrap().url()).unwrap();
     assert!(push.wait_for_peers(1, SOON) && pull.wait_for_peers(1, SOON));
     // A queue takes while it is below its limit; the lane only what fits whole.
-    let (receiver, lane, sender) = (m.div_ceil(SIZE), (256 << 10) / SIZE, n.div_ceil(SIZE));
+    let (receiver, lane, sender) = (m.div_ceil(SIZE), LANE_BYTES / SIZE, n.div_ceil(SIZE));
     for _ in 0..receiver {
         through(&push, &[7; SIZE]);
     }

@@ -72,11 +72,12 @@ fn promise_16_keepalive_and_user_timeout_are_set_on_both_ends() {
 /// takes the same way: an error of the connection, an event, a redial.
 #[test]
 fn promise_16_a_link_that_takes_nothing_for_the_user_timeout_is_ended_told_and_dialled_again() {
-    let options = TcpOptions::default().send_buffer(Some(16 << 10)).user_timeout(Some(Duration::from_millis(500)));
+    let options =
+        TcpOptions::default().send_buffer(Some(16 << 10)).user_timeout(Some(Duration::from_millis(500)));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());
     let push = Push::builder()
-        .send_queue(Limit::messages(10_000))
+        .send_queue(Limit::messages(2000))
         .option(options)
         .reconnect(Duration::from_millis(1), Duration::from_millis(10))
         .build()
@@ -93,7 +94,7 @@ fn promise_16_a_link_that_takes_nothing_for_the_user_timeout_is_ended_told_and_d
     };
     let _stopped = greeted();
     assert!(push.wait_for_peers(1, SOON));
-    (0..10_000).for_each(|_| push.send_timeout(vec![7; 1000], SOON).unwrap());
+    (0..1000).for_each(|_| push.send_timeout(vec![7; 1000], SOON).unwrap());
     let reason = event(&events, |e| match e {
         Event::Disconnected { reason, .. } => Some(reason),
         _ => None,
@@ -101,5 +102,7 @@ fn promise_16_a_link_that_takes_nothing_for_the_user_timeout_is_ended_told_and_d
     assert!(matches!(&reason, Reason::Broken(why) if why.contains("timed out")), "{reason:?}");
     let _again = greeted();
     event(&events, |e| matches!(e, Event::Connected { .. }).then_some(()));
-    until("what was queued goes on by the new link", || push.stats().pipes.first().is_some_and(|p| p.tx_msgs > 0));
+    until("what was queued goes on by the new link", || {
+        push.stats().pipes.first().is_some_and(|p| p.tx_msgs > 0)
+    });
 }

@@ -29,19 +29,19 @@ fn server() {
     println!("say url {endpoint}");
     event(&events, |e| matches!(e, Event::AcceptFailed { .. }).then_some(()));
     println!("say failed");
-    for line in std::io::stdin().lines() {
-        let began = (Instant::now(), cpu());
-        // The condition is that nothing happens: there is nothing to await but time.
-        std::thread::sleep(Duration::from_millis(1500));
-        let (time, used) = (began.0.elapsed(), cpu() - began.1);
-        assert!(used * 10 < time, "{used:?} of CPU in {time:?}");
-        println!("say idle {}", line.unwrap());
-        break;
-    }
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    let began = (Instant::now(), cpu());
+    // The condition is that nothing happens: there is nothing to await but time.
+    std::thread::sleep(Duration::from_millis(1500));
+    let (time, used) = (began.0.elapsed(), cpu() - began.1);
+    assert!(used * 10 < time, "{used:?} of CPU in {time:?}");
+    let again = events.try_iter().filter(|e| matches!(e, Event::AcceptFailed { .. })).count();
+    assert_eq!(again, 0, "told once, and not at each look");
+    println!("say idle");
     assert_eq!(pull.recv_timeout(SOON).unwrap(), "alive");
-    let failed = events.try_iter().filter(|e| matches!(e, Event::AcceptFailed { .. })).count();
-    // One for each time that descriptors ran out anew, and not for each look.
-    assert!(failed <= 5, "{failed} more events");
+    // Some fifty fit at a time: each time that they ran out anew is told, too.
+    let anew = events.try_iter().filter(|e| matches!(e, Event::AcceptFailed { .. })).count();
+    assert!(anew <= 15, "{anew} more events");
     println!("say alive");
 }
 
@@ -87,7 +87,8 @@ fn promise_20_out_of_descriptors_accepting_pauses_and_goes_on_by_itself() {
 
 #[test]
 fn promise_20_a_socket_that_cannot_be_made_for_want_of_descriptors_is_an_error() {
-    if !alone("p20_descriptors::promise_20_a_socket_that_cannot_be_made_for_want_of_descriptors_is_an_error") {
+    if !alone("p20_descriptors::promise_20_a_socket_that_cannot_be_made_for_want_of_descriptors_is_an_error")
+    {
         return;
     }
     let limit = libc::rlimit { rlim_cur: 40, rlim_max: 40 };
@@ -103,9 +104,9 @@ fn promise_20_a_socket_that_cannot_be_made_for_want_of_descriptors_is_an_error()
     assert!(matches!(error, spanwire::Error::System(_)), "{error}");
     // Those that are there, and dialers among them, do not end; room again, and all goes on.
     let first = sockets.remove(0);
-    let bound = first.bind(&tcp());
-    assert!(bound.is_err(), "not without a descriptor");
-    drop(sockets);
+    let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    assert!(matches!(first.bind(&tcp()), Err(spanwire::Error::Bind { .. })), "not without a descriptor");
+    drop((files, sockets));
     let at = eventually("room again", || first.bind(&tcp()).ok());
     let push = eventually("room again", || spanwire::Push::new().ok());
     push.connect(at.url()).unwrap();

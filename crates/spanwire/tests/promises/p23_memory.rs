@@ -8,8 +8,8 @@ use spanwire::{Limit, Pair, Pub, Pull, Push, Rep, Req, Slow, Socket, Sub};
 use crate::common::*;
 use crate::memory::live;
 
-const WARM: usize = 60;
-const CYCLES: usize = 400;
+const WARM: usize = 40;
+const CYCLES: usize = 200;
 
 /// Waits until what is live is at most this: what goes in the background, goes soon.
 fn settles(what: &str, most: usize) {
@@ -25,7 +25,7 @@ fn settles(what: &str, most: usize) {
 /// The least that is live within a moment: what is there for good.
 fn rest() -> usize {
     let mut least = usize::MAX;
-    for _ in 0..300 {
+    for _ in 0..100 {
         least = least.min(live());
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -33,11 +33,16 @@ fn rest() -> usize {
 }
 
 /// A client that comes and goes, again and again; the server's user does nothing meanwhile.
-fn churn<A: Protocol, B: Protocol>(what: &str, url: &str, server: &Socket<A>, client: impl Fn() -> Socket<B>) {
+fn churn<A: Protocol, B: Protocol>(
+    what: &str,
+    url: &str,
+    server: &Socket<A>,
+    client: impl Fn() -> Socket<B>,
+) {
     let url = server.bind(url).unwrap().url().to_owned();
     let stays = client();
     let cycle = |n: usize| {
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             // A socket of its own.
             let own = client();
             own.connect(&url).unwrap();
@@ -124,7 +129,7 @@ fn promise_23_after_a_big_backlog_was_drained_nothing_stays() {
     const BIG: Limit = Limit::messages(1 << 20).and_bytes(1 << 30);
     for size in [20, 200, 5000, 60_000] {
         for url in urls() {
-            let total = (48 << 20) / size.max(200);
+            let total = (32 << 20) / size.max(200);
             let pull = Pull::builder().recv_queue(BIG).build().unwrap();
             let push = Push::builder().send_queue(BIG).build().unwrap();
             push.connect(pull.bind(&url).unwrap().url()).unwrap();
@@ -142,8 +147,8 @@ fn promise_23_after_a_big_backlog_was_drained_nothing_stays() {
             round(10);
             let before = rest();
             round(total);
-            // A read buffer and a write buffer at most, which serve again.
-            settles(&format!("{url}, {size} bytes each"), before + (640 << 10));
+            // Buffers that serve again: for bytes, and for as many small messages as one read may bring.
+            settles(&format!("{url}, {size} bytes each"), before + (5 << 20));
         }
     }
 }

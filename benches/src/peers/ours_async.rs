@@ -1,0 +1,93 @@
+//! spanwire in its async form, on tokio: what the futures cost beside the blocking calls.
+//!
+//! The sockets are the same; only their calls differ.
+
+use spanwire::Message;
+
+use super::ours::socket;
+use super::runtime;
+use crate::Result;
+use crate::cell::{Cell, Shape};
+use crate::contestant::{Contestant, Pull, Push, Rep, Req, Standing, Void};
+
+/// spanwire on tokio.
+pub(super) struct SpanwireAsync;
+
+/// Any of its sockets.
+pub(super) struct OnTokio<S>(S);
+
+impl Push for OnTokio<spanwire::Push> {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        Ok(self.0.send_async(Message::from(body)).await.map_err(|why| why.to_string())?)
+    }
+}
+
+impl Pull for OnTokio<spanwire::Pull> {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        Ok(look(&self.0.recv_async().await?))
+    }
+}
+
+impl Req for OnTokio<spanwire::Req> {
+    async fn request<R>(&mut self, body: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        Ok(look(&self.0.request_async(Message::from(body)).await?))
+    }
+}
+
+impl Rep for OnTokio<spanwire::Rep> {
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        let request = self.0.recv_async().await?;
+        let seen = look(&request);
+        let answer = request.body().clone();
+        request.reply_async(answer).await.map_err(|why| why.to_string())?;
+        Ok(seen)
+    }
+}
+
+impl Contestant for SpanwireAsync {
+    type Push = OnTokio<spanwire::Push>;
+    type Sharer = Void;
+    type Pull = OnTokio<spanwire::Pull>;
+    type Req = OnTokio<spanwire::Req>;
+    type Rep = OnTokio<spanwire::Rep>;
+    type Ask = Void;
+    type Serve = Void;
+    type Pub = Void;
+    type Sub = Void;
+
+    fn name(&self) -> &'static str {
+        "spanwire-async"
+    }
+    fn version(&self) -> String {
+        concat!("(tokio ", env!("VERSUS_VERSION_TOKIO"), ")").to_owned()
+    }
+    fn standing(&self) -> Standing {
+        Standing::OursToo
+    }
+    fn takes(&self, cell: &Cell) -> bool {
+        matches!(cell.shape, Shape::Stream | Shape::RoundTrip) && matches!(cell.size, 64 | 65536)
+    }
+    fn block_on<F: Future>(&self, job: F) -> F::Output {
+        runtime::block_on(job)
+    }
+    async fn push(&self, url: &str, cell: &Cell) -> Result<Self::Push> {
+        let socket = socket!(Push, cell)?;
+        socket.connect(url)?;
+        Ok(OnTokio(socket))
+    }
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(Self::Pull, String)> {
+        let socket = socket!(Pull, cell)?;
+        let url = socket.bind(url)?.url().to_owned();
+        Ok((OnTokio(socket), url))
+    }
+    async fn req(&self, url: &str, cell: &Cell) -> Result<Self::Req> {
+        let socket = socket!(Req, cell)?;
+        socket.connect(url)?;
+        Ok(OnTokio(socket))
+    }
+    async fn rep(&self, url: &str, cell: &Cell) -> Result<(Self::Rep, String)> {
+        let socket = socket!(Rep, cell)?;
+        let url = socket.bind(url)?.url().to_owned();
+        Ok((OnTokio(socket), url))
+    }
+}
