@@ -367,11 +367,12 @@ struct Kept {
     size: usize,
 }
 
-/// A commit that waits for the next batch.
+/// A batch that gathers. Only the state at its end is kept, so that many waiting commits cost what they
+/// change and not a state each.
 #[derive(Debug)]
 struct Gathered {
-    ticket: Ticket,
-    commit: LogCommit,
+    tickets: Vec<Ticket>,
+    commits: Vec<LogCommit>,
     state: State,
     size: usize,
 }
@@ -404,7 +405,7 @@ struct Beginning {
     from: Option<Position>,
 }
 
-/// One namespace at its authority; see the [module](self).
+/// One namespace at its authority: a machine without I/O, driven by [`handle`](NsAuthority::handle).
 #[derive(Debug)]
 pub struct NsAuthority {
     settings: NsSettings,
@@ -426,6 +427,7 @@ pub struct NsAuthority {
     requests: BTreeMap<Id, (Position, Digest)>,
     writing: Option<Writing>,
     gathered: VecDeque<Gathered>,
+    gathered_commits: usize,
     gathered_bytes: usize,
     /// Answers that wait until a revision is durable, in the order of those.
     answers: VecDeque<(u64, Ticket, Answer)>,
@@ -482,6 +484,7 @@ impl NsAuthority {
             requests: BTreeMap::new(),
             writing: None,
             gathered: VecDeque::new(),
+            gathered_commits: 0,
             gathered_bytes: 0,
             answers: VecDeque::new(),
             beginning: None,
@@ -646,8 +649,8 @@ impl NsAuthority {
 
     /// The newest position, commits under way included.
     fn tip(&self) -> Option<Position> {
-        if let Some(last) = self.gathered.back() {
-            return self.tip_epoch().map(|epoch| Position { epoch, rev: last.commit.rev });
+        if let Some(last) = self.gathered.back().and_then(|last| last.commits.last()) {
+            return self.tip_epoch().map(|epoch| Position { epoch, rev: last.rev });
         }
         match &self.writing {
             Some(Writing::Batch { batch, .. }) => Some(batch.head.position),
@@ -705,7 +708,7 @@ impl NsAuthority {
             }
             Mode::Vacant | Mode::Serving => {}
         }
-        let waits = self.gathered.len() + self.answers.len();
+        let waits = self.gathered_commits + self.answers.len();
         if self.beginning.is_some()
             || waits >= self.settings.waiting_commits
             || self.gathered_bytes >= self.settings.waiting_bytes
@@ -741,8 +744,21 @@ impl NsAuthority {
         }
         let Some(epoch) = self.tip_epoch() else { return refuse(out, Answer::ReadOnly(ReadOnly::Vacant)) };
         self.requests.insert(commit.request, (Position { epoch, rev }, commit.digest));
+        self.gathered_commits += 1;
         self.gathered_bytes += size;
-        self.gathered.push_back(Gathered { ticket, commit, state, size });
+        let (most, full) = (self.settings.batch_commits, self.settings.batch_bytes);
+        match self.gathered.back_mut().filter(|last| last.commits.len() < most && last.size < full) {
+            Some(last) => {
+                last.tickets.push(ticket);
+                last.commits.push(commit);
+                last.state = state;
+                last.size += size;
+            }
+            None => {
+                let (tickets, commits) = (vec![ticket], vec![commit]);
+                self.gathered.push_back(Gathered { tickets, commits, state, size });
+            }
+        }
         self.next_batch(out);
     }
 
@@ -791,19 +807,12 @@ impl NsAuthority {
 
     /// Gives the store its next batch, if it is free and there is one.
     fn next_batch(&mut self, out: &mut Actions) {
-        if self.writing.is_some() || self.gathered.is_empty() {
+        if self.writing.is_some() {
             return;
         }
         let Some(epoch) = self.position().map(|position| position.epoch) else { return };
-        let (mut commits, mut tickets, mut size) = (Vec::new(), Vec::new(), 0);
-        let mut state = State::new();
-        while commits.len() < self.settings.batch_commits && size < self.settings.batch_bytes {
-            let Some(next) = self.gathered.pop_front() else { break };
-            size += next.size;
-            commits.push(next.commit);
-            tickets.push(next.ticket);
-            state = next.state;
-        }
+        let Some(Gathered { tickets, commits, state, size }) = self.gathered.pop_front() else { return };
+        self.gathered_commits = self.gathered_commits.saturating_sub(commits.len());
         self.gathered_bytes = self.gathered_bytes.saturating_sub(size);
         let batch = self.batch(epoch, commits, &state);
         self.start(out, batch, state, tickets);
@@ -967,9 +976,12 @@ impl NsAuthority {
     fn abandon(&mut self, out: &mut Actions, why: &ReadOnly) {
         let answer = Answer::ReadOnly(why.clone());
         for gathered in std::mem::take(&mut self.gathered) {
-            self.requests.remove(&gathered.commit.request);
-            out.push(AuthorityAction::Reply(gathered.ticket, answer.clone()));
+            for commit in &gathered.commits {
+                self.requests.remove(&commit.request);
+            }
+            out.extend(gathered.tickets.into_iter().map(|to| AuthorityAction::Reply(to, answer.clone())));
         }
+        self.gathered_commits = 0;
         self.gathered_bytes = 0;
         let safe = self.tip().map_or(0, |tip| tip.rev);
         let (stay, go): (VecDeque<_>, VecDeque<_>) =

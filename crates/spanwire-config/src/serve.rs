@@ -111,8 +111,11 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
     }
     drop(watcher);
     // A farewell, so that nodes need not wait for a beacon that does not come.
-    let _ = server.socket.close(Duration::from_secs(1));
+    let Server { socket, authority, .. } = server;
+    let _ = socket.close(Duration::from_secs(1));
     let _ = reports.join();
+    // A hint for the next start, so its failure is none.
+    let _ = authority.source.close();
     Ok(())
 }
 

@@ -261,6 +261,7 @@ fn a_batch_has_bounds_and_so_has_what_gathers() {
     let mut rig = Rig::serving(NsSettings { batch_commits: 4, waiting_commits: 10, ..settings() });
     let tickets: Vec<Ticket> = (1..=12).map(|n| rig.commit(put(n, "k", &n.to_string()))).collect();
     assert_eq!(rig.answer(tickets[11]), Some(Answer::Busy), "one is with the store, ten wait");
+    assert_eq!(rig.machine.gathered.len(), 3, "a state for each batch, not for each commit");
     rig.sync_all();
     let prev: Vec<u64> = rig.published.iter().map(|p| p.head.position.rev).collect();
     assert_eq!(prev, [1, 2, 6, 10, 12]);

@@ -109,7 +109,8 @@ enum Phase {
     Stopped(String),
 }
 
-/// A durable source in a folder; see the [module](self).
+/// A durable source in a folder: one append-only log with a state at its beginning. Its files are described in
+/// `docs/config-broadcast.md`.
 #[derive(Debug)]
 pub struct Embedded<D> {
     disk: D,

@@ -14,6 +14,7 @@ mod record;
 pub mod sim;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 pub use disk::Disk;
 #[cfg(all(unix, feature = "sync"))]
@@ -21,6 +22,8 @@ pub use disk::FsDisk;
 pub use embedded::Embedded;
 pub(crate) use record::MAX_BATCH;
 pub use record::{Batch, LogCommit, MAX_AUTHOR, MAX_NOTE, Record};
+
+pub use writer::Writer;
 
 use std::io;
 

@@ -115,3 +115,43 @@ impl Record {
         Ok(record)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Epoch, Key, Position};
+
+    proptest! {
+        #[test]
+        fn bytes_are_a_record_that_encodes_to_them_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..4) {
+            let bytes = Bytes::from([&[kind][..], &bytes].concat());
+            if let Ok(record) = Record::decode(&bytes) {
+                prop_assert_eq!(record.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_record_survives_its_bytes_and_no_part_of_them_is_another(
+            revs in proptest::collection::vec((any::<u64>(), any::<[u8; 16]>(), ".{0,40}", "[a-z]{1,9}", any::<bool>()), 1..5),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let commits = revs.into_iter().map(|(rev, request, note, key, put)| {
+                let mut changes = ChangeSet::new();
+                let key = Key::new(key).expect("1 to 9 bytes");
+                if put { changes.put(key, 7, note.clone()) } else { changes.delete(key) }
+                LogCommit {
+                    rev, request: Id(request), author: note.clone(), note, stamp: rev ^ 1,
+                    digest: Digest([rev as u8; 32]), changes: Arc::new(changes),
+                }
+            });
+            let epoch = Epoch { number: 3, incarnation: Id([4; 16]) };
+            let head = Head { position: Position { epoch, rev: 5 }, ..Head::default() };
+            let record = Record::Batch(Batch { head, commits: commits.collect() });
+            let bytes = Bytes::from(record.encode());
+            prop_assert_eq!(Record::decode(&bytes), Ok(record));
+            prop_assert!(Record::decode(&bytes.slice(..cut.index(bytes.len()))).is_err());
+        }
+    }
+}
