@@ -215,7 +215,7 @@ pub(crate) struct Sending {
     /// Before sending wait until N peers are there, for --send-timeout at most
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) peers: usize,
-    /// Give up when a message cannot be sent for SEC [default: never]
+    /// Give up when a message cannot be sent for SEC [default: never: push to nobody waits for ever]
     #[arg(long, value_name = "SEC", value_parser = seconds)]
     pub(crate) send_timeout: Option<Duration>,
 }
