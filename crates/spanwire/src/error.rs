@@ -113,7 +113,9 @@ impl<T> fmt::Display for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SendError::Full(_) => f.write_str("not sent: no room, or no peer yet (see events())"),
-            SendError::TimedOut(_) => f.write_str("not sent: no room, or no peer, before the deadline (see events())"),
+            SendError::TimedOut(_) => {
+                f.write_str("not sent: no room, or no peer, before the deadline (see events())")
+            }
             SendError::Closed(_) => f.write_str("not sent: the socket is closed"),
             SendError::NoPeer(_) => f.write_str("not sent: there is no peer"),
             SendError::Invalid(_, why) => write!(f, "not sent: {why}"),
