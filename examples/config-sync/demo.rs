@@ -136,6 +136,13 @@ impl Demo<'_> {
         let before = self.revision("web-1")?;
         self.server = None;
         write(&source.join("app/database.toml"), "[primary]\nhost = \"db-9.internal\"\n")?;
+        for name in ["web-1", "web-2", "web-3"] {
+            let held = self.revision(name)?;
+            if held != before {
+                return Err(format!("{name} holds revision {held}, not {before}"));
+            }
+        }
+        self.done(format_args!("web-1, web-2, web-3 still hold revision {before}"));
         self.say(
             "web-3 is killed, a file of its directory edited by hand; it starts again without any server",
         );
@@ -145,6 +152,7 @@ impl Demo<'_> {
         self.start_agent("web-3")?;
         let (repaired, kept) = (self.out("web-3"), self.out("web-1"));
         self.until("web-3 to repair itself from its cache", || Ok(differs(&kept, &repaired)?.is_none()))?;
+        self.done("web-3 equals web-1 again, from its own cache");
 
         self.say("the server starts again from its state folder");
         self.start_server()?;
@@ -294,7 +302,11 @@ impl Demo<'_> {
             wrong.extend(difference.map(|d| format!("{name}: {d}")));
         }
         println!();
-        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+        if !wrong.is_empty() {
+            return Err(wrong.join("; "));
+        }
+        self.done("all equal");
+        Ok(())
     }
 
     fn last_words(&self) {

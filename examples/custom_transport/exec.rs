@@ -31,8 +31,7 @@ impl Transport for Exec {
     }
 
     fn dialer(&self, url: &str, _: &Bag) -> io::Result<Box<dyn Dialer>> {
-        let bad =
-            |what: &str| io::Error::new(ErrorKind::InvalidInput, format!("bad address {url:?}: {what}"));
+        let bad = |what: &str| io::Error::new(ErrorKind::InvalidInput, format!("bad address: {what}"));
         match url.split_once("://") {
             Some(("exec", command)) if command.trim().is_empty() => Err(bad("no command")),
             Some(("exec", command)) if command.contains('\0') => Err(bad("NUL in the command")),
@@ -46,10 +45,9 @@ impl Transport for Exec {
             Some(("stdio", "")) => {
                 StdioListener::new().map(|listener| Box::new(listener) as Box<dyn Listener>)
             }
-            Some(("stdio", _)) => Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                format!("bad address {url:?}: it is just stdio://"),
-            )),
+            Some(("stdio", _)) => {
+                Err(io::Error::new(ErrorKind::InvalidInput, "bad address: it is just stdio://"))
+            }
             _ => {
                 Err(io::Error::new(ErrorKind::Unsupported, "exec:// connects; its other end binds stdio://"))
             }

@@ -91,7 +91,7 @@ pub(crate) struct Requester {
     pub(crate) sending: Sending,
     #[command(flatten)]
     pub(crate) receiving: Receiving,
-    /// Repeat an unanswered request every SEC; 0: never, not even when its connection ends [default: the library's]
+    /// Repeat an unanswered request every SEC; 0: never, not even when its connection ends [default: 60]
     #[arg(long, value_name = "SEC", value_parser = seconds)]
     pub(crate) resend: Option<Duration>,
     /// Send N requests [default: 1, or for ever with --interval]
@@ -215,7 +215,7 @@ pub(crate) struct Sending {
     /// Before sending wait until N peers are there, for --send-timeout at most
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) peers: usize,
-    /// Give up when a message cannot be sent for SEC [default: never]
+    /// Give up when a message cannot be sent for SEC [default: never: push to nobody waits for ever]
     #[arg(long, value_name = "SEC", value_parser = seconds)]
     pub(crate) send_timeout: Option<Duration>,
 }
@@ -235,7 +235,7 @@ pub(crate) struct Receiving {
     /// Give up when nothing comes for SEC [default: never]
     #[arg(long, value_name = "SEC", value_parser = seconds)]
     pub(crate) recv_timeout: Option<Duration>,
-    /// Close a connection whose peer announces a message of more than BYTES [default: the library's]
+    /// Close a connection whose peer announces a message of more than BYTES [default: 1 MiB]
     #[arg(long, short = 'Z', value_name = "BYTES")]
     pub(crate) recv_max: Option<usize>,
 }

@@ -71,9 +71,9 @@ impl Error {
 #[derive(PartialEq, Eq, Clone)]
 #[non_exhaustive]
 pub enum SendError<T> {
-    /// `try_send`: there is no room now, or no peer yet.
+    /// `try_send`: there is no room now, or no peer yet. `Req::start`: too many requests are open.
     Full(T),
-    /// `send_timeout`: there was no room in time.
+    /// `send_timeout`: there was no room, or no peer, in time.
     TimedOut(T),
     /// The socket is closed.
     Closed(T),
@@ -112,8 +112,10 @@ impl<T> SendError<T> {
 impl<T> fmt::Display for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SendError::Full(_) => f.write_str("not sent: no room now"),
-            SendError::TimedOut(_) => f.write_str("not sent: no room before the deadline"),
+            SendError::Full(_) => f.write_str("not sent: no room, or no peer yet (see events())"),
+            SendError::TimedOut(_) => {
+                f.write_str("not sent: no room, or no peer, before the deadline (see events())")
+            }
             SendError::Closed(_) => f.write_str("not sent: the socket is closed"),
             SendError::NoPeer(_) => f.write_str("not sent: there is no peer"),
             SendError::Invalid(_, why) => write!(f, "not sent: {why}"),

@@ -1,7 +1,8 @@
 //! Endpoints: addresses that a socket listens on or dials, and when to try again.
 //!
-//! The reconnect policy is [`Backoff`]: exponential with full jitter between `reconnect_min` and
-//! `reconnect_max`, and back to the start only after a connection that lived. It counts every kind of failure alike: refused,
+//! The reconnect policy is [`Backoff`]: it doubles from `reconnect_min` to
+//! `reconnect_max`, each time a random half to the whole of it, and goes back to the start only after a connection that
+//! lived for `STABLE` and for at least the last delay. It counts every kind of failure alike: refused,
 //! unreachable, a wrong protocol, a handshake that timed out, a frame too large.
 //!
 //! Owns: the state of each endpoint. Never: does I/O; dialling and resolving are jobs for whoever drives.
@@ -15,7 +16,7 @@ use super::drive::Door;
 use crate::protocol::{PipeId, Time};
 use crate::transport::{Dialer, Target};
 
-/// A connection that lived this long, or as long as the delay before it, resets the backoff.
+/// A connection that lived this long, and as long as the delay before it, resets the backoff.
 const STABLE: Duration = Duration::from_secs(1);
 /// A second failure in a row waits at least about this long, whatever the configured minimum.
 const FLOOR: Duration = Duration::from_millis(2);
@@ -37,8 +38,8 @@ impl Backoff {
         Backoff { min, max: max.max(min), failures: 0, last: Duration::ZERO }
     }
 
-    /// The delay before the next attempt; `random` is any number. A first failure waits up to `min`, a second
-    /// up to twice that, up to `max`; at least half of it, so that nothing spins and few collide.
+    /// The delay before the next attempt; `random` is any number. A first failure waits for half to the
+    /// whole of `min`, a second for half to the whole of twice that, and so on up to `max`: nothing spins, few collide.
     pub(crate) fn next(&mut self, random: u64) -> Duration {
         // With a minimum of zero the first retry is immediate; the later ones must not spin.
         let base = if self.failures == 0 { self.min } else { self.min.max(FLOOR) };

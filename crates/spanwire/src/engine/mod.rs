@@ -15,6 +15,8 @@
 //! | `setup`, `endpoint` | binding, dialling, trying again |
 //! | `close` | flushing, linger, the count of what was lost |
 //! | `driver` | the background thread |
+//! | `waiters` | how a thread, a task or a `Poller` that waits is woken |
+//! | `stats` | the counters in one snapshot |
 //! | `pool` | buffers of large frames, used again |
 //! | `notes` | waking a loop without a descriptor |
 //! | `sync` | what `notes` synchronizes by; the loom model has its own |

@@ -57,7 +57,8 @@ impl<P: Protocol, S> Builder<P, S> {
     }
 
     /// Bounds of the inbound queue of each pipe; a full one stops reading its stream. Default: 1,000
-    /// messages and 8 MiB. Besides it a stream holds at most one read of 256 KiB, and one frame on its way.
+    /// messages and 8 MiB. Besides it a stream holds at most one read of 256 KiB, and one frame on its way;
+    /// inproc holds 1,024 messages and 1 MiB in each direction, beyond this limit and the sender's.
     pub fn recv_queue(mut self, limit: Limit) -> Self {
         self.cfg.recv_limit = limit;
         self
@@ -84,8 +85,8 @@ impl<P: Protocol, S> Builder<P, S> {
     }
 
     /// Bounds of the delay before a lost or failed connection is tried again: it doubles from `min` to `max`, each time a random
-    /// half to the whole of it, and starts over after a connection that lived for a second. Default: 100 ms
-    /// to 5 s.
+    /// half to the whole of it, and starts over after a connection that lived for a second and for at least the last
+    /// delay. Default: 100 ms to 5 s.
     pub fn reconnect(mut self, min: Duration, max: Duration) -> Self {
         (self.cfg.reconnect_min, self.cfg.reconnect_max, self.cfg.reconnect) = (min, max, true);
         self

@@ -83,7 +83,9 @@ typed! {
     Sub, subscribe::Sub, subscribe::Sub::default()
 }
 typed! {
-    /// Talks both ways with one peer; a second one is refused.
+    /// Talks both ways with one peer; a second one is refused, and what it had sent until then is lost.
+    ///
+    /// This is pair version 0; version 1 (nng's and mangos's `pair1`) is another protocol, and does not connect to it.
     Pair, pair::Pair, pair::Pair::new()
 }
 

@@ -286,8 +286,8 @@ impl Deref for Rep {
 }
 
 impl Builder<rep::Rep, Rep> {
-    /// Most devices that a request may have passed, plus one: 1–255. Default: 8. What has more is dropped and
-    /// counted.
+    /// Most devices that a request may have passed, plus one: 1–255 (0 counts as 1). Default: 8. What has more
+    /// is dropped and counted.
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.protocol = rep::Rep::with_ttl(ttl);
         self

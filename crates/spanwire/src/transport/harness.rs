@@ -166,5 +166,6 @@ pub(super) fn refuses<T>(result: io::Result<T>, url: &str, text: &str) {
     let error = result.err().unwrap_or_else(|| panic!("{url} was taken"));
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{url}: {error}");
     let said = error.to_string();
-    assert!(said.contains(text) && said.contains(&format!("{url:?}")), "{url}: {said}");
+    // The socket's error names the address before it: once is enough.
+    assert!(said.contains(text) && !said.contains(&format!("{url:?}")), "{url}: {said}");
 }

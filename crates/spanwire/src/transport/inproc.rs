@@ -59,7 +59,7 @@ impl Transport for Inproc {
 
 fn parse(url: &str) -> io::Result<String> {
     match address(url, "inproc")? {
-        "" => Err(invalid(format!("bad address {url:?}: no name"))),
+        "" => Err(invalid("bad address: no name")),
         name => Ok(name.to_owned()),
     }
 }
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_address_is_refused_in_words_that_name_it() {
+    fn a_bad_address_is_refused_in_words_that_say_why() {
         refuses(Inproc.dialer("inproc://", &Bag::default()), "inproc://", "no name");
         refuses(Inproc.listen("inproc://", &Bag::default()), "inproc://", "no name");
     }

@@ -153,7 +153,7 @@ enum Place {
 
 impl Place {
     fn parse(url: &str) -> io::Result<Place> {
-        let bad = |what: String| invalid(format!("bad address {url:?}: {what}"));
+        let bad = |what: String| invalid(format!("bad address: {what}"));
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("no scheme".into()))?;
         if scheme == "abstract" {
             let name = unescape(rest).map_err(|what| bad(what.into()))?;
@@ -224,7 +224,7 @@ impl Transport for Ipc {
         let options = IpcOptions::from_bag(options)?;
         let place = Place::parse(url)?;
         if place == Place::Abstract(Vec::new()) {
-            return Err(invalid(format!("bad address {url:?}: no name to connect to")));
+            return Err(invalid("bad address: no name to connect to"));
         }
         Ok(Box::new(IpcDialer { place, url: url.to_owned(), options }))
     }
@@ -294,7 +294,7 @@ fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
     };
     // Asked first: to connect to a file of another kind is refused as well.
     if !before.file_type().is_socket() {
-        return Err(in_use("a file that is not a socket is there"));
+        return Err(in_use("address in use: a file that is not a socket is there"));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;
@@ -302,11 +302,11 @@ fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         // Accepted, or its queue is full, or we may not ask: not proven stale.
-        _ => return Err(in_use("a socket is there that was not proven stale")),
+        _ => return Err(in_use("address in use: a socket is there that was not proven stale")),
     }
     match fs::symlink_metadata(path) {
         Ok(now) if (now.dev(), now.ino()) == (before.dev(), before.ino()) => fs::remove_file(path),
-        Ok(_) => Err(in_use("another socket has just been bound there")),
+        Ok(_) => Err(in_use("address in use: another socket has just been bound there")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     }

@@ -273,7 +273,7 @@ struct Parsed {
 
 fn parse(url: &str) -> io::Result<Parsed> {
     let rest = address(url, "tcp")?;
-    let bad = |what: String| invalid(format!("bad address {url:?}: {what}"));
+    let bad = |what: String| invalid(format!("bad address: {what}"));
     let (source, rest) = match rest.split_once(';') {
         Some((source, rest)) => (Some(Host::parse(source).map_err(bad)?), rest),
         None => (None, rest),
@@ -371,16 +371,16 @@ impl TcpDialer {
         let options = TcpOptions::from_bag(options)?;
         let Parsed { source, host, port } = parse(url)?;
         if port == 0 {
-            return Err(invalid(format!("bad address {url:?}: port 0 cannot be connected to")));
+            return Err(invalid("bad address: port 0 cannot be connected to"));
         }
         if host == Host::Any {
-            return Err(invalid(format!("bad address {url:?}: no host to connect to")));
+            return Err(invalid("bad address: no host to connect to"));
         }
         if let (Some(Host::Ip(source, _)), Host::Ip(host, _)) = (&source, &host)
             && source.is_ipv4() != host.is_ipv4()
         {
             let what = "one of source and host is IPv4, the other IPv6";
-            return Err(invalid(format!("bad address {url:?}: {what}")));
+            return Err(invalid(format!("bad address: {what}")));
         }
         Ok(TcpDialer { source: source.filter(|s| *s != Host::Any), host, port, options })
     }
@@ -507,7 +507,7 @@ impl TcpListener {
         let Parsed { source, host, port } = parse(url)?;
         if source.is_some() {
             let what = "a source address is for connecting";
-            return Err(invalid(format!("bad address {url:?}: {what}")));
+            return Err(invalid(format!("bad address: {what}")));
         }
         let socket = match &host {
             Host::Any => match bound(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), &options) {
@@ -520,7 +520,7 @@ impl TcpListener {
             Host::Ip(ip, scope) => bound(Host::addr(*ip, *scope, port), &options)?,
             Host::Name(name) => {
                 let addresses = local_addresses(name, port).map_err(|e| {
-                    invalid(format!("bad address {url:?}: no network interface or host {name:?} ({e})"))
+                    invalid(format!("bad address: no network interface or host {name:?} ({e})"))
                 })?;
                 first_bound(&addresses, &options)?
             }
@@ -776,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_address_is_refused_in_words_that_name_it() {
+    fn a_bad_address_is_refused_in_words_that_say_why() {
         let both = [
             ("tcp://", "no port"),
             ("tcp://127.0.0.1", "no port"),
