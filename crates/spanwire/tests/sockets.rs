@@ -234,11 +234,9 @@ fn a_message_over_the_limit_is_counted_as_dropped_and_a_wrong_partner_is_named()
         let req = Req::new().unwrap();
         req.connect(at.url()).unwrap();
         let remote = loop {
-            match events.recv_timeout(SOON).unwrap() {
-                spanwire::Event::Rejected { remote, reason: spanwire::Reason::Mismatch(_), .. } => {
-                    break remote;
-                }
-                _ => {}
+            let event = events.recv_timeout(SOON).unwrap();
+            if let spanwire::Event::Rejected { remote, reason: spanwire::Reason::Mismatch(_), .. } = event {
+                break remote;
             }
         };
         assert!(url.starts_with("ipc") || !remote.is_empty(), "{url}");
