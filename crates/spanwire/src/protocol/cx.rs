@@ -776,7 +776,8 @@ impl<'a> Cx<'a> {
             Some(p) => p.drops.add(why),
             None => self.fx.drops.iter().find(|(w, _)| *w == why).map_or(1, |(_, n)| n),
         };
-        if count.is_power_of_two() {
+        // A message over the limit is told once, by the event of the connection that it cost.
+        if count.is_power_of_two() && why != DropReason::TooBig {
             self.fx.drop_marks.push((pipe, why, count));
         }
     }
