@@ -695,12 +695,19 @@ impl Distributor {
             return;
         }
         let stays_at = self.known(nack.stays_at);
+        let newer = self.head().is_some_and(|h| h.position.epoch.number > nack.position.epoch.number);
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         if let Some(node) = session.node {
             self.nodes.refused(node, &nack);
         }
         match nack.code {
             NackCode::Hook => {}
+            // What is served is of a higher epoch: it ends the conflict, so the node must get it.
+            NackCode::Conflict if newer => {
+                if let Some(node) = session.node {
+                    self.nodes.conflict(node, session.conflict);
+                }
+            }
             NackCode::Conflict => {
                 session.restart(None, true);
                 self.release(pipe);

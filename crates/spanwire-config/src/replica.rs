@@ -501,10 +501,14 @@ impl Replica {
                 self.contradict(cx, tip.clone(), head.clone());
                 return Verdict::Ignore;
             }
-            if self.conflict.is_some() && theirs == mine {
-                // Only a higher epoch ends it.
-                return Verdict::Ignore;
-            }
+        }
+        if self
+            .conflict
+            .as_ref()
+            .is_some_and(|(one, _)| head.position.epoch.number <= one.position.epoch.number)
+        {
+            // Only a higher epoch ends it, whatever became of the revision that showed it.
+            return Verdict::Ignore;
         }
         if !head.audience.is_empty() {
             return Verdict::Ignore;

@@ -713,3 +713,47 @@ fn invariant_14_a_node_that_came_back_is_here_when_its_old_pipe_ends_late() {
     a.lose(link.above);
     assert!(!a.protocol.status()[0].connected);
 }
+
+/// The same epoch number as [`authority`]'s, and another history.
+fn rogue() -> Script<Distributor> {
+    let epoch = Epoch { number: 1, incarnation: Id([9; 16]) };
+    Script::new(Distributor::new(Settings::default(), Origin::begin(epoch)))
+}
+
+#[test]
+fn a_conflict_of_an_earlier_epoch_said_again_on_a_new_pipe_does_not_keep_the_new_epoch_away() {
+    let (_, mut r, old) = pair();
+    let mut b = rogue();
+    commit(&mut b, &puts([("a", "other"), ("large", &"x".repeat(600_000))]));
+    r.lose(old.below);
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    assert_eq!(data(&r), Data::Conflict);
+    r.lose(link.below);
+    b.lose(link.above);
+    let prepared = b.protocol.prepare_epoch(epoch(2)).expect("above");
+    let at = b.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    // The transfer is larger than a window: the word of the conflict comes in the middle of it.
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    assert_eq!(accept(&mut r, Level::Visible).position(), at);
+    assert!(!b.protocol.status()[0].conflict);
+}
+
+#[test]
+fn invariant_12_a_conflict_outlives_the_refusal_of_the_revision_that_showed_it() {
+    let (mut a, mut b, mut r) = (authority(Settings::default()), rogue(), replica(1));
+    commit(&mut a, &puts([("a", "1")]));
+    let at = commit(&mut b, &puts([("a", "other")]));
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    r.recv().expect("an update");
+    r.lose(link.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    r.call(|p, cx| p.nack(cx, at, NackCode::Validator, "no")).expect("given");
+    r.call(|p, cx| p.retry(cx));
+    link.flow(&mut a, &mut r);
+    assert!(!r.readiness().recv);
+    assert_eq!(data(&r), Data::Conflict);
+}
