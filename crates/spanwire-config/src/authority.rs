@@ -712,6 +712,8 @@ impl Distributor {
                 session.restart(None, true);
                 self.release(pipe);
             }
+            // Said again on a new pipe: HELLO or WANT named it, so the cursor is right already.
+            _ if session.refused.contains(&nack.position) => {}
             _ => {
                 session.refuse(nack.position);
                 let stays = session.acked.filter(|a| a.base.position == nack.stays_at).or(stays_at);

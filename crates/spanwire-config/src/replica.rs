@@ -381,11 +381,16 @@ impl Replica {
             self.refuse(refusal);
             // What is built on the refused one goes with it; the sender starts again from visible.
             self.given = None;
-            self.ready = None;
+            let built_on_it = self.ready.take();
             self.ready_changed.clear();
             self.assembly = None;
             self.awaiting = true;
-            self.target = None;
+            self.not_beyond(position);
+            if let (Some(held), None) = (built_on_it, &self.target) {
+                // It is known, and comes again from what is visible.
+                self.target = Some(held.head);
+                self.behind = Some(cx.now());
+            }
         }
         self.say(cx, Word::Refusals);
         cx.wake(CHANGED);
@@ -557,8 +562,18 @@ impl Replica {
         self.refuse(Refusal { position, code: NackCode::TooLarge, text: over.to_string() });
         self.assembly = None;
         self.awaiting = true;
+        self.not_beyond(position);
         self.say(cx, Word::Refusals);
         cx.wake(CHANGED);
+    }
+
+    /// A refusal: what it names and what comes before it is not sent any more, so there is nothing to be behind of,
+    /// unless something newer is known.
+    fn not_beyond(&mut self, refused: Position) {
+        if self.target.as_ref().is_some_and(|target| target.position <= refused) {
+            self.target = None;
+            self.behind = None;
+        }
     }
 
     /// An upstream shows what is held.

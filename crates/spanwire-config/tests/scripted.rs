@@ -757,3 +757,56 @@ fn invariant_12_a_conflict_outlives_the_refusal_of_the_revision_that_showed_it()
     assert!(!r.readiness().recv);
     assert_eq!(data(&r), Data::Conflict);
 }
+
+#[test]
+fn a_refusal_said_again_on_a_new_pipe_does_not_bring_again_what_the_node_holds() {
+    let (mut a, mut r, mut link) = pair();
+    let bad = commit(&mut a, &puts([("b", "bad")]));
+    link.flow(&mut a, &mut r);
+    r.recv().expect("an update");
+    r.call(|p, cx| p.nack(cx, bad, NackCode::Validator, "no")).expect("given");
+    link.flow(&mut a, &mut r);
+    let good = commit(&mut a, &puts([("b", "good")]));
+    link.flow(&mut a, &mut r);
+    // Given, and not answered when the pipe breaks.
+    assert_eq!(r.recv().expect("an update").position(), good);
+    r.lose(link.below);
+    a.lose(link.above);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert!(link.up.iter().any(|f| matches!(f, Frame::Nack(n) if n.position == bad)));
+    assert_eq!(link.slices().len(), 0);
+}
+
+#[test]
+fn who_refuses_the_newest_as_too_large_is_not_behind_for_what_came_before_it() {
+    let mut a = authority(Settings::default());
+    let limits = Limits { bytes: 1_000, ..Limits::default() };
+    let mut r = Script::new(Replica::new(ReplicaSettings { limits, ..ReplicaSettings::default() }));
+    commit(&mut a, &puts([("a", "1")]));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    accept(&mut r, Level::Applied);
+    link.flow(&mut a, &mut r);
+    // A beacon names the next one, its content is lost, and then comes one that does not fit.
+    commit(&mut a, &puts([("a", "2")]));
+    link.flow_with(&mut a, &mut r, |m| (!matches!(frame(&m), Frame::Slice(_))).then_some(m));
+    a.advance(BEACON);
+    link.flow(&mut a, &mut r);
+    assert_eq!(data(&r), Data::Behind);
+    commit(&mut a, &puts([("a", &"3".repeat(2_000))]));
+    link.flow(&mut a, &mut r);
+    assert_eq!(data(&r), Data::Held);
+}
+
+#[test]
+fn after_a_refusal_what_is_known_to_be_newer_is_still_known() {
+    let (mut a, mut r, mut link) = pair();
+    let bad = commit(&mut a, &puts([("b", "bad")]));
+    link.flow(&mut a, &mut r);
+    r.recv().expect("an update");
+    let good = commit(&mut a, &puts([("b", "good")]));
+    link.flow(&mut a, &mut r);
+    r.call(|p, cx| p.nack(cx, bad, NackCode::Validator, "no")).expect("given");
+    assert_eq!((data(&r), r.protocol.status(r.now()).newest), (Data::Behind, Some(good)));
+}
