@@ -654,6 +654,7 @@ impl Distributor {
         }
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         session.node = Some(hello.node);
+        session.boot = hello.boot;
         session.window = u64::from(hello.window.min(self.settings.window));
         session.chunk = SLICE.min(hello.max_chunk as usize);
         self.on_wants(cx, pipe, WantReason::New, hello.wants);
@@ -682,7 +683,7 @@ impl Distributor {
             session.force = reason == WantReason::Digest;
             session.restart(None, false);
             if let Some(node) = session.node {
-                self.nodes.moved(node, pipe);
+                self.nodes.moved(node, session.boot, pipe);
             }
             self.release(pipe);
             self.reassess(cx, pipe);
@@ -698,7 +699,7 @@ impl Distributor {
         let newer = self.head().is_some_and(|h| h.position.epoch.number > nack.position.epoch.number);
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         if let Some(node) = session.node {
-            self.nodes.refused(node, &nack);
+            self.nodes.refused(node, session.boot, &nack);
         }
         match nack.code {
             NackCode::Hook => {}
@@ -734,7 +735,7 @@ impl Distributor {
         }
         session.acknowledge(ack.position);
         if let Some(node) = session.node {
-            self.nodes.acknowledged(node, ack);
+            self.nodes.acknowledged(node, session.boot, ack);
         }
         cx.wake(REPORTS);
     }
@@ -851,6 +852,12 @@ impl Protocol for Distributor {
             }
             if let Some(node) = session.node {
                 self.nodes.left(node, pipe, cx.now());
+                // Words on their way over an old pipe may have come after those over the new one.
+                let other =
+                    |other: &Session| other.wants && (other.node, other.boot) == (Some(node), session.boot);
+                if let Some((other, _)) = self.sessions.iter().find(|(_, session)| other(session)) {
+                    self.nodes.here(node, session.boot, other);
+                }
                 cx.wake(REPORTS);
             }
         }

@@ -810,3 +810,35 @@ fn after_a_refusal_what_is_known_to_be_newer_is_still_known() {
     r.call(|p, cx| p.nack(cx, bad, NackCode::Validator, "no")).expect("given");
     assert_eq!((data(&r), r.protocol.status(r.now()).newest), (Data::Behind, Some(good)));
 }
+
+#[test]
+fn invariant_14_words_that_come_late_over_an_old_pipe_do_not_say_where_a_node_is() {
+    let (mut a, mut r, mut old) = pair();
+    let mut new = Link::new(&mut a, &mut r);
+    new.flow(&mut a, &mut r);
+    old.flow(&mut a, &mut r);
+    r.call(|p, cx| p.retry(cx));
+    let late = r.drain(old.below, usize::MAX);
+    assert!(!late.is_empty());
+    r.lose(old.below);
+    new.flow(&mut a, &mut r);
+    a.arrive(old.above, late);
+    a.lose(old.above);
+    assert!(a.protocol.status()[0].connected);
+}
+
+#[test]
+fn invariant_14_a_report_of_an_earlier_boot_does_not_count_for_the_present_one() {
+    let (mut a, mut r, old) = pair();
+    let at = r.protocol.visible().map(|(head, _)| head.position).expect("applied");
+    r.call(|p, cx| p.ack(cx, at, Level::Applied, false)).expect("visible");
+    let late = r.drain(old.below, usize::MAX);
+    assert!(!late.is_empty());
+    // The node lost its disk and was started again.
+    let settings = ReplicaSettings { node: Id([1; 16]), boot: 1, ..ReplicaSettings::default() };
+    let mut r = Script::new(Replica::new(settings));
+    let mut new = Link::new(&mut a, &mut r);
+    new.flow(&mut a, &mut r);
+    a.arrive(old.above, late);
+    assert_eq!((a.protocol.status()[0].boot, a.protocol.status()[0].applied), (1, None));
+}

@@ -120,9 +120,24 @@ impl Nodes {
         Ok(())
     }
 
+    /// The record of a node, for words of this boot: those of an earlier one are late, and count for nothing.
+    fn of(&mut self, id: Id, boot: u64) -> Option<&mut Node> {
+        self.table.get_mut(&id).filter(|node| node.status.boot == boot)
+    }
+
     /// The node uses `pipe` from now on.
-    pub(super) fn moved(&mut self, id: Id, pipe: PipeId) {
-        if let Some(node) = self.table.get_mut(&id) {
+    pub(super) fn moved(&mut self, id: Id, boot: u64, pipe: PipeId) {
+        if let Some(node) = self.of(id, boot) {
+            node.pipe = Some(pipe);
+            node.status.connected = true;
+        }
+    }
+
+    /// The node of this boot, if it seems to have left, is still here on another pipe.
+    pub(super) fn here(&mut self, id: Id, boot: u64, pipe: PipeId) {
+        if let Some(node) = self.of(id, boot)
+            && node.pipe.is_none()
+        {
             node.pipe = Some(pipe);
             node.status.connected = true;
         }
@@ -138,8 +153,8 @@ impl Nodes {
         }
     }
 
-    pub(super) fn acknowledged(&mut self, id: Id, ack: &Ack) {
-        let Some(Node { status, .. }) = self.table.get_mut(&id) else { return };
+    pub(super) fn acknowledged(&mut self, id: Id, boot: u64, ack: &Ack) {
+        let Some(Node { status, .. }) = self.of(id, boot) else { return };
         let raise = |slot: &mut Option<Position>| {
             // Facts only add up; a later epoch is later.
             if slot
@@ -160,8 +175,8 @@ impl Nodes {
         }
     }
 
-    pub(super) fn refused(&mut self, id: Id, nack: &Nack) {
-        let Some(Node { status, .. }) = self.table.get_mut(&id) else { return };
+    pub(super) fn refused(&mut self, id: Id, boot: u64, nack: &Nack) {
+        let Some(Node { status, .. }) = self.of(id, boot) else { return };
         if nack.code == NackCode::Conflict {
             status.conflict = true;
         }
