@@ -25,6 +25,7 @@ pub use nodes::NodeStatus;
 use nodes::Nodes;
 use session::{Sending, Session};
 
+use crate::faults::planted;
 use crate::wire::{
     Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, Payload, SLICE, VERSION,
     Want, WantReason, Welcome, snapshot_size,
@@ -204,7 +205,7 @@ impl Distributor {
             settings.namespace.pop();
         }
         // High 24 bits: runs of the store; low 40 bits: HEADs of this run.
-        let seq = u64::from(opened & 0x00ff_ffff) << 40;
+        let seq = if planted("opened-not-in-seq") { 0 } else { u64::from(opened & 0x00ff_ffff) << 40 };
         Distributor {
             nodes: Nodes::new(settings.nodes),
             settings,
@@ -285,7 +286,7 @@ impl Distributor {
     /// # Errors
     /// [`CommitError::Epoch`] if its number is not above all that were seen.
     pub fn prepare_epoch(&self, epoch: Epoch) -> Result<Prepared, CommitError> {
-        if epoch.number <= self.highest_epoch {
+        if epoch.number <= self.highest_epoch && !planted("epoch-not-compared") {
             return Err(CommitError::Epoch { new: epoch.number, now: self.highest_epoch });
         }
         Ok(self.next(epoch, self.state().cloned().unwrap_or_default(), ChangeSet::new()))
@@ -295,10 +296,14 @@ impl Distributor {
         let before = self.head();
         // Revisions rise across epochs, but a chain and prev_rev belong to one.
         let (prev_rev, prev_chain) = match before {
-            Some(head) if head.position.epoch == epoch => (head.position.rev, head.chain),
+            Some(head) if head.position.epoch == epoch => {
+                let forgotten = planted("prev-rev-forgotten") && self.log.is_empty();
+                (if forgotten { 0 } else { head.position.rev }, head.chain)
+            }
             _ => (0, [0; 32]),
         };
-        let rev = before.map_or(0, |head| head.position.rev) + 1;
+        let anew = planted("rev-starts-anew") && before.is_some_and(|head| head.position.epoch != epoch);
+        let rev = before.filter(|_| !anew).map_or(0, |head| head.position.rev) + 1;
         let digest = state.digest();
         let head = Head {
             cluster: self.settings.cluster,
@@ -322,7 +327,7 @@ impl Distributor {
     /// [`CommitError::Stale`] when another was published since it was prepared.
     pub fn publish(&mut self, cx: &mut Cx<'_>, prepared: Prepared) -> Result<Position, CommitError> {
         let Prepared { base, head, state, changes } = prepared;
-        if base != self.head().map(Head::shown) {
+        if base != self.head().map(Head::shown) && !planted("publish-without-compare") {
             return Err(CommitError::Stale {
                 prepared: base.map(|b| b.base.position),
                 newest: self.head().map(|h| h.position),
@@ -331,7 +336,9 @@ impl Distributor {
         let (position, first) = (head.position, self.published.is_none());
         let new_epoch = position.epoch != self.epoch;
         self.seq = self.seq.max(head.seq);
-        self.deltas.clear();
+        if !planted("stale-deltas") {
+            self.deltas.clear();
+        }
         match base {
             Some(base) if !new_epoch => self.append(Step { base, size: size(&changes), changes }),
             // Steps lead to revisions of one epoch; equal content is recognised by its digest.
@@ -373,7 +380,9 @@ impl Distributor {
     fn append(&mut self, step: Step) {
         self.log_bytes += step.size;
         self.log.push_back(step);
-        while self.log.len() > self.settings.log_commits || self.log_bytes > self.settings.log_bytes {
+        while (self.log.len() > self.settings.log_commits || self.log_bytes > self.settings.log_bytes)
+            && !planted("log-unlimited")
+        {
             match self.log.pop_front() {
                 Some(old) => self.log_bytes -= old.size,
                 None => break,
@@ -385,7 +394,10 @@ impl Distributor {
     fn step_from(&self, shown: &Shown) -> Option<usize> {
         let rev = shown.base.position.rev;
         let at = self.log.partition_point(|step| step.base.base.position.rev < rev);
-        self.log.get(at).filter(|step| step.base == *shown).map(|_| at)
+        let same = |step: &&Step| {
+            step.base == *shown || planted("log-by-revision") && step.base.base.position.rev == rev
+        };
+        self.log.get(at).filter(same).map(|_| at)
     }
 
     /// What a position of the present epoch has, if the log or the head knows it.
@@ -420,7 +432,7 @@ impl Distributor {
                 return;
             }
             let Some(session) = self.sessions.get_mut(pipe) else { return };
-            if !session.has_credit() {
+            if !session.has_credit() && !planted("credit-ignored") {
                 return;
             }
             let chunk = session.chunk;
@@ -449,18 +461,20 @@ impl Distributor {
         let at_head = session.sent.is_some_and(|sent| sent.base.position == head.position);
         if !session.wants
             || session.conflict
-            || session.refused.contains(&head.position)
+            || session.refused.contains(&head.position) && !planted("resend-refused")
             || at_head && !session.force
         {
             return false;
         }
-        if session.flight.len() >= FLIGHT || session.flight_bytes() >= session.window {
+        if (session.flight.len() >= FLIGHT || session.flight_bytes() >= session.window)
+            && !planted("flight-unlimited")
+        {
             return false;
         }
         let Some(payload) = self.choose(pipe) else { return false };
         let Some(session) = self.sessions.get_mut(pipe) else { return false };
         if payload.size() > session.window && !session.slot {
-            if self.slots >= self.settings.slots {
+            if self.slots >= self.settings.slots && !planted("slots-unlimited") {
                 if !self.waiting.contains(&pipe) {
                     self.waiting.push_back(pipe);
                 }
@@ -500,6 +514,14 @@ impl Distributor {
         } else {
             let mut merged = ChangeSet::new();
             self.log.range(at..).for_each(|step| merged.merge(&step.changes));
+            if planted("merge-backwards") {
+                self.log.range(at..).rev().for_each(|step| merged.merge(&step.changes));
+            }
+            if planted("merge-drops-deletes") {
+                let all = std::mem::take(&mut merged);
+                let puts = all.iter().filter(|(_, change)| matches!(change, crate::Change::Put(_)));
+                puts.for_each(|(key, change)| merged.set(key.clone(), change.clone()));
+            }
             let whole = snapshot_size(state.keys(), state.bytes());
             (size(&merged) as u64 <= whole / 2).then(|| Payload::delta(head, sent.base, &merged))
         };
@@ -521,8 +543,9 @@ impl Distributor {
         if let Some(old) = &self.snapshot {
             let at = old.head();
             let reached = at.position == head.position || self.step_from(&at.shown()).is_some();
-            let useful =
-                !session.refused.contains(&at.position) && from.is_none_or(|from| from < at.position);
+            let useful = !session.refused.contains(&at.position)
+                && from.is_none_or(|from| from < at.position)
+                || planted("old-snapshot-for-all");
             if reached && useful {
                 return Some(old.clone());
             }
@@ -565,6 +588,7 @@ impl Distributor {
     fn release(&mut self, pipe: PipeId) {
         if let Some(session) = self.sessions.get_mut(pipe)
             && std::mem::take(&mut session.slot)
+            && !planted("slot-leaks")
         {
             self.slots = self.slots.saturating_sub(1);
         }
@@ -582,8 +606,10 @@ impl Distributor {
             let (theirs, mine) = (have.position, head.position);
             conflict = match theirs.partial_cmp(&mine) {
                 // Another incarnation of my epoch, or further than me: this store is old, or theirs is foreign.
-                None | Some(std::cmp::Ordering::Greater) => true,
-                Some(std::cmp::Ordering::Equal) => have.chain != head.chain,
+                None | Some(std::cmp::Ordering::Greater) => !planted("ahead-is-no-conflict"),
+                Some(std::cmp::Ordering::Equal) => {
+                    have.chain != head.chain && !planted("fork-is-no-conflict")
+                }
                 Some(std::cmp::Ordering::Less) => {
                     self.known(theirs).is_some_and(|known| known.base.chain != have.chain)
                 }
@@ -595,7 +621,9 @@ impl Distributor {
             cx.count("conflicts", 1);
         }
         let Some(session) = self.sessions.get_mut(pipe) else { return };
+        let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
         session.restart(shown, conflict);
+        session.sending = unfinished;
         if let Some(node) = session.node {
             self.nodes.conflict(node, conflict);
         }
@@ -681,7 +709,9 @@ impl Distributor {
             };
             session.have = want.have.into_iter().next();
             session.force = reason == WantReason::Digest;
+            let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
             session.restart(None, false);
+            session.sending = unfinished;
             if let Some(node) = session.node {
                 self.nodes.moved(node, session.boot, pipe);
             }
@@ -718,6 +748,7 @@ impl Distributor {
             _ => {
                 session.refuse(nack.position);
                 let stays = session.acked.filter(|a| a.base.position == nack.stays_at).or(stays_at);
+                let stays = if planted("nack-keeps-cursor") { session.sent } else { stays };
                 session.restart(stays, session.conflict);
                 session.floor = (nack.stays_at != Position::default()).then_some(nack.stays_at);
                 self.release(pipe);
@@ -774,9 +805,16 @@ impl Distributor {
 
     /// The newest HEAD with a `seq` of its own, as a beacon.
     fn beacon_message(&mut self) -> Message {
-        self.seq += 1;
+        if !planted("seq-stands-still") {
+            self.seq += 1;
+        }
         let seq = self.seq;
-        let heads = self.head().map(|head| Head { seq, ..head.clone() });
+        let mut heads = self.head().map(|head| Head { seq, ..head.clone() });
+        if planted("chain-anew-for-beacon")
+            && let Some(head) = &mut heads
+        {
+            head.chain = chain(&head.chain, head.position.rev, &head.digest);
+        }
         Message::from(Frame::Beacon(heads.into_iter().collect()).encode())
     }
 
@@ -793,10 +831,12 @@ impl Distributor {
         let (beacon, silent) = (self.beacon_message(), Message::from(Frame::Beacon(Vec::new()).encode()));
         for (pipe, session) in self.sessions.iter() {
             if session.node.is_none() {
-                if now.saturating_since(session.opened) >= self.settings.hello {
+                if now.saturating_since(session.opened) >= self.settings.hello
+                    && !planted("hello-awaited-for-ever")
+                {
                     cx.close(pipe, Reason::HandshakeTimeout);
                 }
-            } else if session.stalled(now, self.settings.stall) {
+            } else if session.stalled(now, self.settings.stall) && !planted("stopped-readers-kept") {
                 cx.close(pipe, Reason::Slow);
             } else if cx.unsent(pipe).0 == 0 {
                 // Never more than one is pending: what is still queued says "alive" as well.
@@ -847,7 +887,7 @@ impl Protocol for Distributor {
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.waiting.retain(|waiting| *waiting != pipe);
         if let Some(session) = self.sessions.remove(pipe) {
-            if session.slot {
+            if session.slot && !planted("slot-kept-on-close") {
                 self.slots = self.slots.saturating_sub(1);
             }
             if let Some(node) = session.node {

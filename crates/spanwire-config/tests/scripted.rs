@@ -741,24 +741,6 @@ fn a_conflict_of_an_earlier_epoch_said_again_on_a_new_pipe_does_not_keep_the_new
 }
 
 #[test]
-fn invariant_12_a_conflict_outlives_the_refusal_of_the_revision_that_showed_it() {
-    let (mut a, mut b, mut r) = (authority(Settings::default()), rogue(), replica(1));
-    commit(&mut a, &puts([("a", "1")]));
-    let at = commit(&mut b, &puts([("a", "other")]));
-    let mut link = Link::new(&mut b, &mut r);
-    link.flow(&mut b, &mut r);
-    r.recv().expect("an update");
-    r.lose(link.below);
-    let mut link = Link::new(&mut a, &mut r);
-    link.flow(&mut a, &mut r);
-    r.call(|p, cx| p.nack(cx, at, NackCode::Validator, "no")).expect("given");
-    r.call(|p, cx| p.retry(cx));
-    link.flow(&mut a, &mut r);
-    assert!(!r.readiness().recv);
-    assert_eq!(data(&r), Data::Conflict);
-}
-
-#[test]
 fn a_refusal_said_again_on_a_new_pipe_does_not_bring_again_what_the_node_holds() {
     let (mut a, mut r, mut link) = pair();
     let bad = commit(&mut a, &puts([("b", "bad")]));
@@ -841,4 +823,22 @@ fn invariant_14_a_report_of_an_earlier_boot_does_not_count_for_the_present_one()
     new.flow(&mut a, &mut r);
     a.arrive(old.above, late);
     assert_eq!((a.protocol.status()[0].boot, a.protocol.status()[0].applied), (1, None));
+}
+
+#[test]
+fn invariant_12_a_conflict_outlives_the_refusal_of_the_revision_that_showed_it() {
+    let (mut a, mut b, mut r) = (authority(Settings::default()), rogue(), replica(1));
+    commit(&mut a, &puts([("a", "1")]));
+    let at = commit(&mut b, &puts([("a", "other")]));
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    r.recv().expect("an update");
+    r.lose(link.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    r.call(|p, cx| p.nack(cx, at, NackCode::Validator, "no")).expect("given");
+    r.call(|p, cx| p.retry(cx));
+    link.flow(&mut a, &mut r);
+    assert!(!r.readiness().recv);
+    assert_eq!(data(&r), Data::Conflict);
 }
