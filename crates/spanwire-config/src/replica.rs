@@ -605,17 +605,24 @@ impl Replica {
 
     fn note_seq(&mut self, cx: &Cx<'_>, head: &Head) {
         let epoch = Position { epoch: head.position.epoch, rev: 0 };
-        match self.seq {
+        let rose = match self.seq {
             // The first of a process life only sets the mark.
-            None => {
-                self.seq = Some((epoch, head.seq));
-                self.fresh = planted("first-seq-is-fresh").then(|| cx.now());
+            None => planted("first-seq-is-fresh"),
+            Some((known, seq)) if known == epoch => {
+                if head.seq <= seq && !planted("forget-seq") {
+                    return;
+                }
+                true
             }
-            Some((known, seq)) if known != epoch || head.seq > seq || planted("forget-seq") => {
-                self.seq = Some((epoch, head.seq));
-                self.fresh = Some(cx.now());
-            }
-            Some(_) => {}
+            // An old epoch's HEAD may be a repeated one; that of another incarnation says nothing of this one.
+            Some((known, _)) => match epoch.partial_cmp(&known) {
+                Some(std::cmp::Ordering::Less) => return,
+                order => order.is_some(),
+            },
+        };
+        self.seq = Some((epoch, head.seq));
+        if rose {
+            self.fresh = Some(cx.now());
         }
     }
 

@@ -842,3 +842,26 @@ fn invariant_12_a_conflict_outlives_the_refusal_of_the_revision_that_showed_it()
     assert!(!r.readiness().recv);
     assert_eq!(data(&r), Data::Conflict);
 }
+
+#[test]
+fn invariant_18_a_repeated_head_of_an_old_epoch_is_no_sign_of_life() {
+    let (mut a, mut r, mut link) = pair();
+    a.advance(BEACON);
+    link.flow(&mut a, &mut r);
+    let old = link.down.iter().rfind(|f| matches!(f, Frame::Beacon(heads) if !heads.is_empty())).cloned();
+    let prepared = a.protocol.prepare_epoch(epoch(2)).expect("above");
+    a.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    // The node hears of the new epoch and does not get its content, so it still shows the old one.
+    let no_slices = |m: Message| (!matches!(frame(&m), Frame::Slice(_))).then_some(m);
+    link.flow_with(&mut a, &mut r, no_slices);
+    a.advance(BEACON);
+    link.flow_with(&mut a, &mut r, no_slices);
+    assert!(r.protocol.status(r.now()).fresh);
+    for _ in 0..11 {
+        r.advance(BEACON);
+        r.arrive(link.below, [Frame::Beacon(Vec::new()).encode()]);
+    }
+    assert!(!r.protocol.status(r.now()).fresh);
+    r.arrive(link.below, [old.expect("a beacon with a HEAD").encode()]);
+    assert!(!r.protocol.status(r.now()).fresh);
+}
