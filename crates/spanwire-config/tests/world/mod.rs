@@ -115,7 +115,8 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
             log_commits: 1 + rng.below(8),
             log_bytes: if rng.one_in(4) { 4_000 } else { 1 << 20 },
             slots: 1 + rng.below(2),
-            stall: STALL,
+            // Shorter or longer than a replica waits before it asks again.
+            stall: if rng.one_in(2) { STALL } else { STALL * 2 },
             hello: HELLO,
             ..Settings::default()
         })
@@ -179,7 +180,7 @@ fn plan(
         sync_failures: often(rng, 3),
         flips: if lies { 6 } else { 0 },
         losses: if lies { 8 } else { 0 },
-        replays: if lies { 6 } else { 0 },
+        replays: if lies { 16 } else { 0 },
         longest: Duration::from_secs(3),
     };
     let mut plan = mix.plan(rng, servers + agents, routes, RUN);

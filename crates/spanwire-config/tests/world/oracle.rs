@@ -13,7 +13,7 @@ use spanwire_config::wire::{Frame, NackCode, Want, WantReason, snapshot_size};
 use spanwire_config::{Data, Head, Id, Level, Position, State, chain};
 use spanwire_testkit::sim::{Link, Net, Passage, Route};
 
-use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, STALL, Server};
+use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, Server};
 
 /// Un-acknowledged transfers on one pipe.
 const FLIGHT: usize = 8;
@@ -109,6 +109,8 @@ struct Truth {
     /// Highest `seq` that arrived, by epoch.
     seqs: BTreeMap<(u64, Id), u64>,
     rose: Option<Time>,
+    /// Since when it knows of something newer and neither gets it nor asks for it.
+    waits: Option<Time>,
     /// Pipes that it used: what comes over one in reserve is not looked at.
     asked: BTreeSet<Link>,
 }
@@ -383,6 +385,7 @@ impl Oracle {
                     || matches!(&frame, Frame::Hello(h) if !h.wants.is_empty())
                 {
                     self.truths[from].asked.insert(link);
+                    self.truths[from].waits = None;
                 }
                 self.node_sent(from, &frame)
             }
@@ -562,7 +565,10 @@ impl Oracle {
     fn node_got(&mut self, net: &Net<Party>, link: Link, to: usize, frame: &Frame) -> Checked {
         let heads: Vec<&Head> = match frame {
             Frame::Beacon(heads) => heads.iter().collect(),
-            Frame::Slice(slice) => vec![&slice.head],
+            Frame::Slice(slice) => {
+                self.truths[to].waits = None;
+                vec![&slice.head]
+            }
             _ => return Ok(()),
         };
         let Some(node) = agent(net, to) else { return Ok(()) };
@@ -653,6 +659,14 @@ impl Oracle {
         if status.fresh && truth.rose.is_none_or(|rose| net.now().saturating_since(rose) > FRESH) {
             return Err(format!("invariant 18: node {n} says fresh; seq rose last at {:?}", truth.rose));
         }
+        let behind = status.data == Data::Behind && node.given.is_none() && !protocol.readiness().recv;
+        truth.waits = behind.then_some(truth.waits.unwrap_or(net.now()));
+        if let (Some(waits), Some(healed)) = (truth.waits, self.healed)
+            && status.upstream.is_some()
+            && net.now().saturating_since(waits.max(healed)) > FRESH * 3 + BEACON * 3
+        {
+            return Err(format!("invariant 23: node {n} is behind since {waits:?} and does not ask"));
+        }
         let highest = status.newest.map_or(0, |at| at.epoch.number);
         match (status.data == Data::Conflict, truth.conflict) {
             (true, None) => truth.conflict = Some(highest),
@@ -742,7 +756,7 @@ impl Oracle {
             {
                 return Err(format!("invariant 22: {link:?} is given no credit since {since:?}"));
             }
-            if talk.since.is_some_and(|since| now.saturating_since(since) > STALL + LATE) {
+            if talk.since.is_some_and(|since| now.saturating_since(since) > server.settings.stall + LATE) {
                 return Err(format!("invariant 22: nothing is taken on {link:?} since {:?}", talk.since));
             }
         }
