@@ -25,6 +25,7 @@ pub use nodes::NodeStatus;
 use nodes::Nodes;
 use session::{Sending, Session};
 
+use crate::faults::planted;
 use crate::sign::Secret;
 use crate::wire::{
     Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, Payload, SLICE, VERSION,
@@ -220,6 +221,7 @@ impl Distributor {
         // High 24 bits: runs of the store; low 40 bits: HEADs of this run.
         let seq = u64::from(opened & 0x00ff_ffff) << 40;
         let seq = last.as_ref().map_or(seq, |(head, _)| seq.max(head.seq));
+        let seq = if planted("opened-not-in-seq") { 0 } else { seq };
         Distributor {
             nodes: Nodes::new(settings.nodes),
             settings,
@@ -301,7 +303,7 @@ impl Distributor {
     /// # Errors
     /// [`CommitError::Epoch`] if its number is not above all that were seen.
     pub fn prepare_epoch(&self, epoch: Epoch) -> Result<Prepared, CommitError> {
-        if epoch.number <= self.highest_epoch {
+        if epoch.number <= self.highest_epoch && !planted("epoch-not-compared") {
             return Err(CommitError::Epoch { new: epoch.number, now: self.highest_epoch });
         }
         Ok(self.next(epoch, self.state().cloned().unwrap_or_default(), ChangeSet::new()))
@@ -311,10 +313,14 @@ impl Distributor {
         let before = self.head();
         // Revisions rise across epochs, but a chain and prev_rev belong to one.
         let (prev_rev, prev_chain) = match before {
-            Some(head) if head.position.epoch == epoch => (head.position.rev, head.chain),
+            Some(head) if head.position.epoch == epoch => {
+                let forgotten = planted("prev-rev-forgotten") && self.log.is_empty();
+                (if forgotten { 0 } else { head.position.rev }, head.chain)
+            }
             _ => (0, [0; 32]),
         };
-        let rev = before.map_or(0, |head| head.position.rev) + 1;
+        let anew = planted("rev-starts-anew") && before.is_some_and(|head| head.position.epoch != epoch);
+        let rev = before.filter(|_| !anew).map_or(0, |head| head.position.rev) + 1;
         let digest = state.digest();
         let mut head = Head {
             cluster: self.settings.cluster,
@@ -339,7 +345,7 @@ impl Distributor {
     /// [`CommitError::Stale`] when another was published since it was prepared.
     pub fn publish(&mut self, cx: &mut Cx<'_>, prepared: Prepared) -> Result<Position, CommitError> {
         let Prepared { base, mut head, state, changes } = prepared;
-        if base != self.head().map(Head::shown) {
+        if base != self.head().map(Head::shown) && !planted("publish-without-compare") {
             return Err(CommitError::Stale {
                 prepared: base.map(|b| b.base.position),
                 newest: self.head().map(|h| h.position),
@@ -353,7 +359,9 @@ impl Distributor {
             head.seq = self.seq;
             self.sign(&mut head);
         }
-        self.deltas.clear();
+        if !planted("stale-deltas") {
+            self.deltas.clear();
+        }
         match base {
             Some(base) if !new_epoch => self.append(Step { base, size: size(&changes), changes }),
             // Steps lead to revisions of one epoch; equal content is recognised by its digest.
@@ -428,7 +436,9 @@ impl Distributor {
     fn append(&mut self, step: Step) {
         self.log_bytes += step.size;
         self.log.push_back(step);
-        while self.log.len() > self.settings.log_commits || self.log_bytes > self.settings.log_bytes {
+        while (self.log.len() > self.settings.log_commits || self.log_bytes > self.settings.log_bytes)
+            && !planted("log-unlimited")
+        {
             match self.log.pop_front() {
                 Some(old) => self.log_bytes -= old.size,
                 None => break,
@@ -440,7 +450,10 @@ impl Distributor {
     fn step_from(&self, shown: &Shown) -> Option<usize> {
         let rev = shown.base.position.rev;
         let at = self.log.partition_point(|step| step.base.base.position.rev < rev);
-        self.log.get(at).filter(|step| step.base == *shown).map(|_| at)
+        let same = |step: &&Step| {
+            step.base == *shown || planted("log-by-revision") && step.base.base.position.rev == rev
+        };
+        self.log.get(at).filter(same).map(|_| at)
     }
 
     /// What a position of the present epoch has, if the log or the head knows it.
@@ -475,7 +488,7 @@ impl Distributor {
                 return;
             }
             let Some(session) = self.sessions.get_mut(pipe) else { return };
-            if !session.has_credit() {
+            if !session.has_credit() && !planted("credit-ignored") {
                 return;
             }
             let chunk = session.chunk;
@@ -504,18 +517,20 @@ impl Distributor {
         let at_head = session.sent.is_some_and(|sent| sent.base.position == head.position);
         if !session.wants
             || session.conflict
-            || session.refused.contains(&head.position)
+            || session.refused.contains(&head.position) && !planted("resend-refused")
             || at_head && !session.force
         {
             return false;
         }
-        if session.flight.len() >= FLIGHT || session.flight_bytes() >= session.window {
+        if (session.flight.len() >= FLIGHT || session.flight_bytes() >= session.window)
+            && !planted("flight-unlimited")
+        {
             return false;
         }
         let Some(payload) = self.choose(pipe) else { return false };
         let Some(session) = self.sessions.get_mut(pipe) else { return false };
         if payload.size() > session.window && !session.slot {
-            if self.slots >= self.settings.slots {
+            if self.slots >= self.settings.slots && !planted("slots-unlimited") {
                 if !self.waiting.contains(&pipe) {
                     self.waiting.push_back(pipe);
                 }
@@ -555,6 +570,14 @@ impl Distributor {
         } else {
             let mut merged = ChangeSet::new();
             self.log.range(at..).for_each(|step| merged.merge(&step.changes));
+            if planted("merge-backwards") {
+                self.log.range(at..).rev().for_each(|step| merged.merge(&step.changes));
+            }
+            if planted("merge-drops-deletes") {
+                let all = std::mem::take(&mut merged);
+                let puts = all.iter().filter(|(_, change)| matches!(change, crate::Change::Put(_)));
+                puts.for_each(|(key, change)| merged.set(key.clone(), change.clone()));
+            }
             let whole = snapshot_size(state.keys(), state.bytes());
             (size(&merged) as u64 <= whole / 2).then(|| Payload::delta(head, sent.base, &merged))
         };
@@ -576,8 +599,9 @@ impl Distributor {
         if let Some(old) = &self.snapshot {
             let at = old.head();
             let reached = at.position == head.position || self.step_from(&at.shown()).is_some();
-            let useful =
-                !session.refused.contains(&at.position) && from.is_none_or(|from| from < at.position);
+            let useful = !session.refused.contains(&at.position)
+                && from.is_none_or(|from| from < at.position)
+                || planted("old-snapshot-for-all");
             if reached && useful {
                 return Some(old.clone());
             }
@@ -620,6 +644,7 @@ impl Distributor {
     fn release(&mut self, pipe: PipeId) {
         if let Some(session) = self.sessions.get_mut(pipe)
             && std::mem::take(&mut session.slot)
+            && !planted("slot-leaks")
         {
             self.slots = self.slots.saturating_sub(1);
         }
@@ -642,8 +667,10 @@ impl Distributor {
             let (theirs, mine) = (have.position, head.position);
             conflict = match theirs.partial_cmp(&mine) {
                 // Another incarnation of my epoch, or further than me: this store is old, or theirs is foreign.
-                None | Some(std::cmp::Ordering::Greater) => true,
-                Some(std::cmp::Ordering::Equal) => have.chain != head.chain,
+                None | Some(std::cmp::Ordering::Greater) => !planted("ahead-is-no-conflict"),
+                Some(std::cmp::Ordering::Equal) => {
+                    have.chain != head.chain && !planted("fork-is-no-conflict")
+                }
                 Some(std::cmp::Ordering::Less) => {
                     self.known(theirs).is_some_and(|known| known.base.chain != have.chain)
                 }
@@ -655,7 +682,9 @@ impl Distributor {
             cx.count("conflicts", 1);
         }
         let Some(session) = self.sessions.get_mut(pipe) else { return };
+        let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
         session.restart(shown, conflict);
+        session.sending = unfinished;
         if let Some(node) = session.node {
             self.nodes.conflict(node, conflict);
         }
@@ -714,6 +743,7 @@ impl Distributor {
         }
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         session.node = Some(hello.node);
+        session.boot = hello.boot;
         session.window = u64::from(hello.window.min(self.settings.window));
         session.chunk = SLICE.min(hello.max_chunk as usize);
         self.on_wants(cx, pipe, WantReason::New, hello.wants);
@@ -740,9 +770,11 @@ impl Distributor {
             };
             session.have = want.have.into_iter().next();
             session.force = reason == WantReason::Digest;
+            let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
             session.restart(None, false);
+            session.sending = unfinished;
             if let Some(node) = session.node {
-                self.nodes.moved(node, pipe);
+                self.nodes.moved(node, session.boot, pipe);
             }
             self.release(pipe);
             self.reassess(cx, pipe);
@@ -754,33 +786,30 @@ impl Distributor {
         if nack.namespace != self.settings.namespace {
             return;
         }
-        // A conflict in an epoch that has ended says nothing of this one, but that the node has no use for steps: it
-        // gets the whole state, at once.
-        let ended = |(head, _): &(Head, _)| {
-            head.position.epoch.partial_cmp(&nack.position.epoch) == Some(std::cmp::Ordering::Greater)
-        };
-        if nack.code == NackCode::Conflict && self.published.as_ref().is_some_and(ended) {
-            if let Some(session) = self.sessions.get_mut(pipe) {
-                session.restart(None, false);
-                self.release(pipe);
-            }
-            cx.wake(REPORTS);
-            return;
-        }
         let stays_at = self.known(nack.stays_at);
+        let newer = self.head().is_some_and(|h| h.position.epoch.number > nack.position.epoch.number);
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         if let Some(node) = session.node {
-            self.nodes.refused(node, &nack);
+            self.nodes.refused(node, session.boot, &nack);
         }
         match nack.code {
             NackCode::Hook => {}
+            // What is served is of a higher epoch: it ends the conflict, so the node must get it.
+            NackCode::Conflict if newer => {
+                if let Some(node) = session.node {
+                    self.nodes.conflict(node, session.conflict);
+                }
+            }
             NackCode::Conflict => {
                 session.restart(None, true);
                 self.release(pipe);
             }
+            // Said again on a new pipe: HELLO or WANT named it, so the cursor is right already.
+            _ if session.refused.contains(&nack.position) => {}
             _ => {
                 session.refuse(nack.position);
                 let stays = session.acked.filter(|a| a.base.position == nack.stays_at).or(stays_at);
+                let stays = if planted("nack-keeps-cursor") { session.sent } else { stays };
                 session.restart(stays, session.conflict);
                 session.floor = (nack.stays_at != Position::default()).then_some(nack.stays_at);
                 self.release(pipe);
@@ -798,7 +827,7 @@ impl Distributor {
         }
         session.acknowledge(ack.position);
         if let Some(node) = session.node {
-            self.nodes.acknowledged(node, ack);
+            self.nodes.acknowledged(node, session.boot, ack);
         }
         cx.wake(REPORTS);
     }
@@ -837,9 +866,16 @@ impl Distributor {
 
     /// The newest HEAD with a `seq` of its own, as a beacon.
     fn beacon_message(&mut self) -> Message {
-        self.seq += 1;
+        if !planted("seq-stands-still") {
+            self.seq += 1;
+        }
         let seq = self.seq;
         let mut heads = self.head().map(|head| Head { seq, ..head.clone() });
+        if planted("chain-anew-for-beacon")
+            && let Some(head) = &mut heads
+        {
+            head.chain = chain(&head.chain, head.position.rev, &head.digest);
+        }
         heads.iter_mut().for_each(|head| self.sign(head));
         Message::from(Frame::Beacon(heads.into_iter().collect()).encode())
     }
@@ -857,10 +893,12 @@ impl Distributor {
         let (beacon, silent) = (self.beacon_message(), Message::from(Frame::Beacon(Vec::new()).encode()));
         for (pipe, session) in self.sessions.iter() {
             if session.node.is_none() {
-                if now.saturating_since(session.opened) >= self.settings.hello {
+                if now.saturating_since(session.opened) >= self.settings.hello
+                    && !planted("hello-awaited-for-ever")
+                {
                     cx.close(pipe, Reason::HandshakeTimeout);
                 }
-            } else if session.stalled(now, self.settings.stall) {
+            } else if session.stalled(now, self.settings.stall) && !planted("stopped-readers-kept") {
                 cx.close(pipe, Reason::Slow);
             } else if cx.unsent(pipe).0 == 0 {
                 // Never more than one is pending: what is still queued says "alive" as well.
@@ -911,11 +949,17 @@ impl Protocol for Distributor {
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.waiting.retain(|waiting| *waiting != pipe);
         if let Some(session) = self.sessions.remove(pipe) {
-            if session.slot {
+            if session.slot && !planted("slot-kept-on-close") {
                 self.slots = self.slots.saturating_sub(1);
             }
             if let Some(node) = session.node {
                 self.nodes.left(node, pipe, cx.now());
+                // Words on their way over an old pipe may have come after those over the new one.
+                let other =
+                    |other: &Session| other.wants && (other.node, other.boot) == (Some(node), session.boot);
+                if let Some((other, _)) = self.sessions.iter().find(|(_, session)| other(session)) {
+                    self.nodes.here(node, session.boot, other);
+                }
                 cx.wake(REPORTS);
             }
         }

@@ -28,6 +28,10 @@
 pub mod agent;
 mod authority;
 mod digest;
+#[cfg(feature = "faults")]
+pub mod faults;
+#[cfg(not(feature = "faults"))]
+mod faults;
 mod model;
 mod ns_authority;
 mod position;

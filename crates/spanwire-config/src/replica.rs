@@ -19,12 +19,14 @@ use spanwire::protocol::{
     TimerKey, WaitKey,
 };
 
+use crate::faults::planted;
 use crate::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, MIN_CHUNK, Nack, NackCode, NamespaceStatus, NodeKind,
     SLICE, Slice, VERSION, Want, WantReason, Welcome, decode_changes, decode_state, snapshot_size,
 };
 use crate::{
-    Base, ClusterId, Head, Id, Key, Limits, OverLimit, Position, RECEIVER, SENDER, ServerId, State, chain,
+    Base, Change, ChangeSet, ClusterId, Head, Id, Key, Limits, OverLimit, Position, RECEIVER, SENDER,
+    ServerId, State, chain,
 };
 
 const TICK: TimerKey = TimerKey(0, 0);
@@ -350,8 +352,12 @@ impl Replica {
         let said = self.report.as_ref().map(|ack| (ack.level, !ack.volatile));
         // Levels of one revision only add up.
         let (level, kept) = said.map_or((level, !volatile), |(l, k)| (l.max(level), k || !volatile));
+        let level = if planted("level-lowered") { level.min(Level::Visible) } else { level };
         self.report = Some(self.ack_of(position, level, !kept));
         self.say(cx, Word::Report);
+        if planted("credit-by-ack") {
+            self.say(cx, Word::Credit);
+        }
         cx.wake(CHANGED);
         Ok(())
     }
@@ -381,11 +387,16 @@ impl Replica {
             self.refuse(refusal);
             // What is built on the refused one goes with it; the sender starts again from visible.
             self.given = None;
-            self.ready = None;
+            let built_on_it = if planted("nack-does-not-go-back") { None } else { self.ready.take() };
             self.ready_changed.clear();
             self.assembly = None;
             self.awaiting = true;
-            self.target = None;
+            self.not_beyond(position);
+            if let (Some(held), None) = (built_on_it, &self.target) {
+                // It is known, and comes again from what is visible.
+                self.target = Some(held.head);
+                self.behind = Some(cx.now());
+            }
         }
         self.say(cx, Word::Refusals);
         cx.wake(CHANGED);
@@ -493,28 +504,37 @@ impl Replica {
         let tip = self.tip().map(|held| held.head.clone());
         if let Some(tip) = &tip {
             let (mine, theirs) = (tip.position.epoch, head.position.epoch);
-            if theirs.number < mine.number {
+            if theirs.number < mine.number && !planted("no-epoch") {
                 cx.count("upstream-behind", 1);
+                return Verdict::Ignore;
+            }
+            if theirs.number == mine.number && theirs != mine && planted("conflict-ignored") {
                 return Verdict::Ignore;
             }
             if theirs.number == mine.number && theirs != mine {
                 self.contradict(cx, tip.clone(), head.clone());
                 return Verdict::Ignore;
             }
-            if self.conflict.is_some() && theirs == mine {
-                // Only a higher epoch ends it.
-                return Verdict::Ignore;
-            }
         }
-        if !head.audience.is_empty() {
+        if self
+            .conflict
+            .as_ref()
+            .is_some_and(|(one, _)| head.position.epoch.number <= one.position.epoch.number)
+        {
+            // Only a higher epoch ends it, whatever became of the revision that showed it.
+            return Verdict::Ignore;
+        }
+        if !head.audience.is_empty() && !planted("audience-ignored") {
             return Verdict::Ignore;
         }
         self.note_seq(cx, head);
         let Some(tip) = tip else { return self.news(cx, head) };
-        match head.position.partial_cmp(&tip.position) {
+        match order(&head.position, &tip.position) {
             Some(std::cmp::Ordering::Less) | None => Verdict::Ignore,
             Some(std::cmp::Ordering::Equal) => {
-                if (head.digest, head.prev_rev, head.chain) != (tip.digest, tip.prev_rev, tip.chain) {
+                if (head.digest, head.prev_rev, head.chain) != (tip.digest, tip.prev_rev, tip.chain)
+                    && !planted("chain-unchecked")
+                {
                     self.contradict(cx, tip, head.clone());
                     return Verdict::Ignore;
                 }
@@ -523,7 +543,10 @@ impl Replica {
             }
             Some(std::cmp::Ordering::Greater) => {
                 let next = head.position.epoch == tip.position.epoch && head.prev_rev == tip.position.rev;
-                if next && head.chain != chain(&tip.chain, head.position.rev, &head.digest) {
+                if next
+                    && head.chain != chain(&tip.chain, head.position.rev, &head.digest)
+                    && !planted("fork-unchecked")
+                {
                     self.contradict(cx, tip, head.clone());
                     return Verdict::Ignore;
                 }
@@ -533,10 +556,12 @@ impl Replica {
     }
 
     fn news(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
-        if self.refused.iter().any(|r| r.position == head.position) {
+        if self.refused.iter().any(|r| r.position == head.position) && !planted("refusal-forgotten") {
             return Verdict::Ignore;
         }
-        if let Err(over) = self.settings.limits.check(head.keys, head.bytes) {
+        if let Err(over) = self.settings.limits.check(head.keys, head.bytes)
+            && !planted("limits-ignored")
+        {
             self.too_large(cx, head.position, &over);
             return Verdict::Ignore;
         }
@@ -553,8 +578,18 @@ impl Replica {
         self.refuse(Refusal { position, code: NackCode::TooLarge, text: over.to_string() });
         self.assembly = None;
         self.awaiting = true;
+        self.not_beyond(position);
         self.say(cx, Word::Refusals);
         cx.wake(CHANGED);
+    }
+
+    /// A refusal: what it names and what comes before it is not sent any more, so there is nothing to be behind of,
+    /// unless something newer is known.
+    fn not_beyond(&mut self, refused: Position) {
+        if self.target.as_ref().is_some_and(|target| target.position <= refused) {
+            self.target = None;
+            self.behind = None;
+        }
     }
 
     /// An upstream shows what is held.
@@ -570,14 +605,24 @@ impl Replica {
 
     fn note_seq(&mut self, cx: &Cx<'_>, head: &Head) {
         let epoch = Position { epoch: head.position.epoch, rev: 0 };
-        match self.seq {
+        let rose = match self.seq {
             // The first of a process life only sets the mark.
-            None => self.seq = Some((epoch, head.seq)),
-            Some((known, seq)) if known != epoch || head.seq > seq => {
-                self.seq = Some((epoch, head.seq));
-                self.fresh = Some(cx.now());
+            None => planted("first-seq-is-fresh"),
+            Some((known, seq)) if known == epoch => {
+                if head.seq <= seq && !planted("forget-seq") {
+                    return;
+                }
+                true
             }
-            Some(_) => {}
+            // An old epoch's HEAD may be a repeated one; that of another incarnation says nothing of this one.
+            Some((known, _)) => match epoch.partial_cmp(&known) {
+                Some(std::cmp::Ordering::Less) => return,
+                order => order.is_some(),
+            },
+        };
+        self.seq = Some((epoch, head.seq));
+        if rose {
+            self.fresh = Some(cx.now());
         }
     }
 
@@ -596,7 +641,7 @@ impl Replica {
         if let Some(up) = self.pipes.get_mut(pipe) {
             // Credited as it is taken, whether it is kept or not.
             up.taken += slice.bytes.len() as u64;
-            if up.taken - up.credited >= u64::from(up.window / 2) {
+            if up.taken - up.credited >= u64::from(up.window / 2) && !planted("credit-by-ack") {
                 self.say_on(cx, pipe, Word::Credit);
             }
         }
@@ -623,7 +668,7 @@ impl Replica {
         };
         let fits = assembly.head.position == slice.head.position
             && assembly.base == slice.base
-            && assembly.bytes.len() as u64 == slice.offset;
+            && (assembly.bytes.len() as u64 == slice.offset || planted("accept-holes"));
         if !fits {
             self.ask(cx, WantReason::Other);
             return;
@@ -639,7 +684,7 @@ impl Replica {
             return;
         }
         assembly.bytes.extend_from_slice(&slice.bytes);
-        if slice.last
+        if (slice.last || planted("half-snapshot"))
             && let Some(whole) = self.assembly.take()
         {
             self.verify(cx, pipe, whole);
@@ -650,6 +695,7 @@ impl Replica {
     fn start(&mut self, cx: &mut Cx<'_>, slice: &Slice) -> bool {
         if let Some(base) = slice.base
             && self.tip().map(|held| held.head.base()) != Some(base)
+            && !planted("skip-base")
         {
             if !self.awaiting {
                 self.ask(cx, WantReason::Other);
@@ -669,11 +715,13 @@ impl Replica {
         let built = match base {
             Some(_) => decode_changes(&bytes).map(|changes| {
                 let mut state = before.clone();
+                let changes = if planted("deletes-ignored") { puts_of(&changes) } else { changes };
                 let over = self.settings.limits.check_values(&changes);
                 state.apply(&changes);
                 (state, changes.keys().cloned().collect::<Vec<_>>(), over)
             }),
             None => decode_state(&bytes).map(|state| {
+                let state = if planted("snapshot-over-state") { over(&before, &state) } else { state };
                 let changes = before.diff(&state);
                 let over = self.settings.limits.check_values(&changes);
                 (state, changes.keys().cloned().collect(), over)
@@ -681,7 +729,7 @@ impl Replica {
         };
         let Ok((state, changed, over)) = built else { return self.failed(cx, pipe, base.is_some()) };
         let named = (head.keys, head.bytes, head.digest);
-        if (state.keys(), state.bytes(), state.digest()) != named {
+        if (state.keys(), state.bytes(), state.digest()) != named && !unchecked() {
             return self.failed(cx, pipe, base.is_some());
         }
         if let Err(over) = over {
@@ -693,6 +741,13 @@ impl Replica {
 
     fn accept(&mut self, cx: &mut Cx<'_>, held: Held, changed: Vec<Key>) {
         let position = held.head.position;
+        if planted("ack-early") {
+            self.report = Some(self.ack_of(position, Level::Stored, false));
+            self.say(cx, Word::Report);
+        }
+        if planted("changes-forgotten") {
+            self.ready_changed.clear();
+        }
         self.ready_changed.extend(changed);
         self.ready = Some(held);
         self.confirmed = true;
@@ -729,7 +784,7 @@ impl Replica {
         up.window = self.settings.window.min(welcome.window);
         let mine = welcome.namespaces.iter().find(|(name, _)| *name == self.settings.namespace);
         up.status = mine.map(|(_, status)| *status);
-        if self.active == Some(pipe) && first {
+        if self.active == Some(pipe) && first && !planted("reports-not-repeated") {
             // The last pipe may have lost them.
             self.say(cx, Word::Report);
             self.say(cx, Word::Refusals);
@@ -769,6 +824,7 @@ impl Replica {
         }
         match frame {
             Frame::Welcome(welcome) => self.on_welcome(cx, pipe, welcome),
+            Frame::Beacon(_) if planted("beacon-ignored") => {}
             Frame::Beacon(heads) if self.active == Some(pipe) => {
                 let before = self.data();
                 for head in &heads {
@@ -824,7 +880,7 @@ impl Replica {
         let next =
             self.pipes.iter().min_by_key(|(pipe, up)| (up.server.is_none(), endpoint(*pipe), up.opened));
         self.active = next.map(|(pipe, _)| pipe);
-        if self.active.is_some() {
+        if self.active.is_some() && !planted("reserve-silent") {
             self.say(cx, Word::Want(WantReason::New));
             self.say(cx, Word::Report);
             self.say(cx, Word::Refusals);
@@ -846,13 +902,14 @@ impl Replica {
         let pipes: Vec<PipeId> = self.pipes.keys().collect();
         for pipe in pipes {
             let Some(up) = self.pipes.get(pipe) else { continue };
-            if now.saturating_since(up.heard) > up.beacon * PATIENCE {
+            if now.saturating_since(up.heard) > up.beacon * PATIENCE && !planted("dead-upstream-kept") {
                 cx.close(pipe, Reason::Protocol("no word for three beacon times"));
-            } else if up.taken > up.credited {
+            } else if up.taken > up.credited && !planted("credit-by-ack") && !planted("small-credit-kept") {
                 self.say_on(cx, pipe, Word::Credit);
             }
         }
         if self.target.is_some()
+            && !planted("withheld-data-tolerated")
             && self.behind.is_some_and(|since| now.saturating_since(since) >= self.settings.fresh * 3)
         {
             self.behind = Some(now);
@@ -866,6 +923,37 @@ impl Replica {
         if std::mem::replace(&mut self.was_fresh, fresh) != fresh {
             cx.wake(CHANGED);
         }
+    }
+}
+
+/// Planted faults that let through what was not verified.
+fn unchecked() -> bool {
+    ["skip-digest", "accept-holes", "snapshot-over-state", "deletes-ignored", "half-snapshot"]
+        .into_iter()
+        .any(planted)
+}
+
+fn puts_of(changes: &ChangeSet) -> ChangeSet {
+    let mut puts = ChangeSet::new();
+    let kept = changes.iter().filter(|(_, change)| matches!(change, Change::Put(_)));
+    kept.for_each(|(key, change)| puts.set(key.clone(), change.clone()));
+    puts
+}
+
+fn over(before: &State, state: &State) -> State {
+    let mut both = before.clone();
+    state.iter().for_each(|(key, entry)| drop(both.put(key.clone(), entry.clone())));
+    both
+}
+
+/// The order of two positions.
+fn order(a: &Position, b: &Position) -> Option<std::cmp::Ordering> {
+    if planted("no-epoch") {
+        return Some(a.rev.cmp(&b.rev));
+    }
+    match a.partial_cmp(b) {
+        Some(std::cmp::Ordering::Less) if planted("old-position-taken") => Some(std::cmp::Ordering::Greater),
+        order => order,
     }
 }
 
@@ -908,7 +996,12 @@ impl Protocol for Replica {
         self.pipes.remove(pipe);
         if self.active == Some(pipe) {
             self.active = None;
-            self.fail_over(cx);
+            if planted("conflict-ends") {
+                self.conflict = None;
+            }
+            if !planted("no-fail-over") {
+                self.fail_over(cx);
+            }
         }
         if self.pipes.is_empty() {
             self.schedule(cx);

@@ -713,3 +713,155 @@ fn invariant_14_a_node_that_came_back_is_here_when_its_old_pipe_ends_late() {
     a.lose(link.above);
     assert!(!a.protocol.status()[0].connected);
 }
+
+/// The same epoch number as [`authority`]'s, and another history.
+fn rogue() -> Script<Distributor> {
+    let epoch = Epoch { number: 1, incarnation: Id([9; 16]) };
+    Script::new(Distributor::new(Settings::default(), Origin::begin(epoch)))
+}
+
+#[test]
+fn a_conflict_of_an_earlier_epoch_said_again_on_a_new_pipe_does_not_keep_the_new_epoch_away() {
+    let (_, mut r, old) = pair();
+    let mut b = rogue();
+    commit(&mut b, &puts([("a", "other"), ("large", &"x".repeat(600_000))]));
+    r.lose(old.below);
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    assert_eq!(data(&r), Data::Conflict);
+    r.lose(link.below);
+    b.lose(link.above);
+    let prepared = b.protocol.prepare_epoch(epoch(2)).expect("above");
+    let at = b.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    // The transfer is larger than a window: the word of the conflict comes in the middle of it.
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    assert_eq!(accept(&mut r, Level::Visible).position(), at);
+    assert!(!b.protocol.status()[0].conflict);
+}
+
+#[test]
+fn a_refusal_said_again_on_a_new_pipe_does_not_bring_again_what_the_node_holds() {
+    let (mut a, mut r, mut link) = pair();
+    let bad = commit(&mut a, &puts([("b", "bad")]));
+    link.flow(&mut a, &mut r);
+    r.recv().expect("an update");
+    r.call(|p, cx| p.nack(cx, bad, NackCode::Validator, "no")).expect("given");
+    link.flow(&mut a, &mut r);
+    let good = commit(&mut a, &puts([("b", "good")]));
+    link.flow(&mut a, &mut r);
+    // Given, and not answered when the pipe breaks.
+    assert_eq!(r.recv().expect("an update").position(), good);
+    r.lose(link.below);
+    a.lose(link.above);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert!(link.up.iter().any(|f| matches!(f, Frame::Nack(n) if n.position == bad)));
+    assert_eq!(link.slices().len(), 0);
+}
+
+#[test]
+fn who_refuses_the_newest_as_too_large_is_not_behind_for_what_came_before_it() {
+    let mut a = authority(Settings::default());
+    let limits = Limits { bytes: 1_000, ..Limits::default() };
+    let mut r = Script::new(Replica::new(ReplicaSettings { limits, ..ReplicaSettings::default() }));
+    commit(&mut a, &puts([("a", "1")]));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    accept(&mut r, Level::Applied);
+    link.flow(&mut a, &mut r);
+    // A beacon names the next one, its content is lost, and then comes one that does not fit.
+    commit(&mut a, &puts([("a", "2")]));
+    link.flow_with(&mut a, &mut r, |m| (!matches!(frame(&m), Frame::Slice(_))).then_some(m));
+    a.advance(BEACON);
+    link.flow(&mut a, &mut r);
+    assert_eq!(data(&r), Data::Behind);
+    commit(&mut a, &puts([("a", &"3".repeat(2_000))]));
+    link.flow(&mut a, &mut r);
+    assert_eq!(data(&r), Data::Held);
+}
+
+#[test]
+fn after_a_refusal_what_is_known_to_be_newer_is_still_known() {
+    let (mut a, mut r, mut link) = pair();
+    let bad = commit(&mut a, &puts([("b", "bad")]));
+    link.flow(&mut a, &mut r);
+    r.recv().expect("an update");
+    let good = commit(&mut a, &puts([("b", "good")]));
+    link.flow(&mut a, &mut r);
+    r.call(|p, cx| p.nack(cx, bad, NackCode::Validator, "no")).expect("given");
+    assert_eq!((data(&r), r.protocol.status(r.now()).newest), (Data::Behind, Some(good)));
+}
+
+#[test]
+fn invariant_14_words_that_come_late_over_an_old_pipe_do_not_say_where_a_node_is() {
+    let (mut a, mut r, mut old) = pair();
+    let mut new = Link::new(&mut a, &mut r);
+    new.flow(&mut a, &mut r);
+    old.flow(&mut a, &mut r);
+    r.call(|p, cx| p.retry(cx));
+    let late = r.drain(old.below, usize::MAX);
+    assert!(!late.is_empty());
+    r.lose(old.below);
+    new.flow(&mut a, &mut r);
+    a.arrive(old.above, late);
+    a.lose(old.above);
+    assert!(a.protocol.status()[0].connected);
+}
+
+#[test]
+fn invariant_14_a_report_of_an_earlier_boot_does_not_count_for_the_present_one() {
+    let (mut a, mut r, old) = pair();
+    let at = r.protocol.visible().map(|(head, _)| head.position).expect("applied");
+    r.call(|p, cx| p.ack(cx, at, Level::Applied, false)).expect("visible");
+    let late = r.drain(old.below, usize::MAX);
+    assert!(!late.is_empty());
+    // The node lost its disk and was started again.
+    let settings = ReplicaSettings { node: Id([1; 16]), boot: 1, ..ReplicaSettings::default() };
+    let mut r = Script::new(Replica::new(settings));
+    let mut new = Link::new(&mut a, &mut r);
+    new.flow(&mut a, &mut r);
+    a.arrive(old.above, late);
+    assert_eq!((a.protocol.status()[0].boot, a.protocol.status()[0].applied), (1, None));
+}
+
+#[test]
+fn invariant_12_a_conflict_outlives_the_refusal_of_the_revision_that_showed_it() {
+    let (mut a, mut b, mut r) = (authority(Settings::default()), rogue(), replica(1));
+    commit(&mut a, &puts([("a", "1")]));
+    let at = commit(&mut b, &puts([("a", "other")]));
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    r.recv().expect("an update");
+    r.lose(link.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    r.call(|p, cx| p.nack(cx, at, NackCode::Validator, "no")).expect("given");
+    r.call(|p, cx| p.retry(cx));
+    link.flow(&mut a, &mut r);
+    assert!(!r.readiness().recv);
+    assert_eq!(data(&r), Data::Conflict);
+}
+
+#[test]
+fn invariant_18_a_repeated_head_of_an_old_epoch_is_no_sign_of_life() {
+    let (mut a, mut r, mut link) = pair();
+    a.advance(BEACON);
+    link.flow(&mut a, &mut r);
+    let old = link.down.iter().rfind(|f| matches!(f, Frame::Beacon(heads) if !heads.is_empty())).cloned();
+    let prepared = a.protocol.prepare_epoch(epoch(2)).expect("above");
+    a.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    // The node hears of the new epoch and does not get its content, so it still shows the old one.
+    let no_slices = |m: Message| (!matches!(frame(&m), Frame::Slice(_))).then_some(m);
+    link.flow_with(&mut a, &mut r, no_slices);
+    a.advance(BEACON);
+    link.flow_with(&mut a, &mut r, no_slices);
+    assert!(r.protocol.status(r.now()).fresh);
+    for _ in 0..11 {
+        r.advance(BEACON);
+        r.arrive(link.below, [Frame::Beacon(Vec::new()).encode()]);
+    }
+    assert!(!r.protocol.status(r.now()).fresh);
+    r.arrive(link.below, [old.expect("a beacon with a HEAD").encode()]);
+    assert!(!r.protocol.status(r.now()).fresh);
+}

@@ -29,6 +29,8 @@ cargo xtask COMMAND
   fuzz [NAME [S]] one fuzz target, or all, for S seconds each (60); needs nightly and cargo-fuzz
   miri [ARGS]     the unit tests of spanwire under miri; needs nightly with miri and rust-src
   tsan [ARGS]     the tests of spanwire under ThreadSanitizer; needs nightly with rust-src
+  sim [SEEDS]     the simulated cluster of config-broadcast, optimised: so many seeds (10000), or A..B
+  faults [NAME]   each bug that can be planted in config-broadcast, or one: in how many seeds it is found
   versus [ARGS]   the benchmark beside other libraries, whose development packages must be there; ARGS go to
                   it: `--quick` takes 5 minutes, otherwise 30
 ";
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
         Some("fuzz") => fuzz(rest),
         Some("miri") => miri(rest),
         Some("tsan") => tsan(rest),
+        Some("sim") => sim(rest),
+        Some("faults") => faults(rest),
         Some("versus") => {
             let build = ["run", "--release", "--package", "spanwire-benches", "--features", "peers"];
             run(cargo(build).args(["--bin", "versus", "--"]).args(rest))
@@ -126,6 +130,41 @@ fn loom(report: &mut Report) -> Result<(), String> {
     // explores millions of interleavings.
     let mut cargo = cargo(["test", "--release", "--package", "spanwire-loom"]);
     report.count(cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", root().join("target/loom")))
+}
+
+/// On all cores; a failure prints its seed and the shortest plan that still fails.
+fn sim(args: &[String]) -> Result<(), String> {
+    let seeds = args.first().map_or("10000", String::as_str);
+    let mut cargo = cargo([
+        "test",
+        "--release",
+        "--package",
+        "spanwire-config",
+        "--test",
+        "simulation",
+        "--",
+        "--nocapture",
+    ]);
+    run(cargo.env("SIM_SEEDS", seeds))
+}
+
+fn faults(args: &[String]) -> Result<(), String> {
+    let mut cargo = cargo([
+        "test",
+        "--release",
+        "--package",
+        "spanwire-config",
+        "--features",
+        "faults",
+        "--test",
+        "faults",
+        "--",
+        "--nocapture",
+    ]);
+    if let Some(name) = args.first() {
+        cargo.env("FAULT", name);
+    }
+    run(&mut cargo)
 }
 
 fn fuzz(args: &[String]) -> Result<(), String> {

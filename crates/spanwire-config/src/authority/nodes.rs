@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use spanwire::protocol::{PipeId, Time};
 
+use crate::faults::planted;
 use crate::wire::{Ack, Hello, Level, Nack, NackCode};
 use crate::{Id, Position};
 
@@ -78,6 +79,7 @@ impl Nodes {
     pub(super) fn enter(&mut self, hello: &Hello, pipe: PipeId, now: Time) -> Result<(), Turned> {
         if let Some(known) = self.table.get(&hello.node)
             && known.status.boot > hello.boot
+            && !planted("stale-boot-taken")
         {
             return Err(Turned::Stale(known.status.boot));
         }
@@ -120,9 +122,24 @@ impl Nodes {
         Ok(())
     }
 
+    /// The record of a node, for words of this boot: those of an earlier one are late, and count for nothing.
+    fn of(&mut self, id: Id, boot: u64) -> Option<&mut Node> {
+        self.table.get_mut(&id).filter(|node| node.status.boot == boot || planted("late-reports-count"))
+    }
+
     /// The node uses `pipe` from now on.
-    pub(super) fn moved(&mut self, id: Id, pipe: PipeId) {
-        if let Some(node) = self.table.get_mut(&id) {
+    pub(super) fn moved(&mut self, id: Id, boot: u64, pipe: PipeId) {
+        if let Some(node) = self.of(id, boot) {
+            node.pipe = Some(pipe);
+            node.status.connected = true;
+        }
+    }
+
+    /// The node of this boot, if it seems to have left, is still here on another pipe.
+    pub(super) fn here(&mut self, id: Id, boot: u64, pipe: PipeId) {
+        if let Some(node) = self.of(id, boot)
+            && node.pipe.is_none()
+        {
             node.pipe = Some(pipe);
             node.status.connected = true;
         }
@@ -130,7 +147,7 @@ impl Nodes {
 
     pub(super) fn left(&mut self, id: Id, pipe: PipeId, now: Time) {
         if let Some(node) = self.table.get_mut(&id)
-            && node.pipe == Some(pipe)
+            && (node.pipe == Some(pipe) || planted("late-end-counts"))
         {
             node.pipe = None;
             node.status.connected = false;
@@ -138,17 +155,18 @@ impl Nodes {
         }
     }
 
-    pub(super) fn acknowledged(&mut self, id: Id, ack: &Ack) {
-        let Some(Node { status, .. }) = self.table.get_mut(&id) else { return };
+    pub(super) fn acknowledged(&mut self, id: Id, boot: u64, ack: &Ack) {
+        let Some(Node { status, .. }) = self.of(id, boot) else { return };
         let raise = |slot: &mut Option<Position>| {
             // Facts only add up; a later epoch is later.
             if slot
                 .is_none_or(|old| old < ack.position || old.epoch.partial_cmp(&ack.position.epoch).is_none())
+                || planted("status-overwritten")
             {
                 *slot = Some(ack.position);
             }
         };
-        if !ack.volatile {
+        if !ack.volatile || planted("volatile-counts-as-stored") {
             raise(&mut status.stored);
         }
         if ack.level >= Level::Visible {
@@ -165,8 +183,8 @@ impl Nodes {
         }
     }
 
-    pub(super) fn refused(&mut self, id: Id, nack: &Nack) {
-        let Some(Node { status, .. }) = self.table.get_mut(&id) else { return };
+    pub(super) fn refused(&mut self, id: Id, boot: u64, nack: &Nack) {
+        let Some(Node { status, .. }) = self.of(id, boot) else { return };
         if nack.code == NackCode::Conflict {
             status.conflict = true;
         }

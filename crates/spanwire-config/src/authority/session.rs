@@ -24,6 +24,8 @@ pub(super) struct Session {
     pub(super) opened: Time,
     /// Known once it said HELLO.
     pub(super) node: Option<Id>,
+    /// Start number in its HELLO.
+    pub(super) boot: u64,
     /// It wants the namespace over this pipe.
     pub(super) wants: bool,
     /// Namespaces that it asked for and that do not exist here.
@@ -60,6 +62,7 @@ impl Session {
         Session {
             opened: now,
             node: None,
+            boot: 0,
             wants: false,
             unknown: Vec::new(),
             owes_welcome: false,

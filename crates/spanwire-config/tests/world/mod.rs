@@ -1,516 +1,469 @@
-//! The simulated world: scripts, links, disks, and the oracle.
+//! The simulated cluster: an authority with its store, sometimes a second server (a mirror that lags, a rogue with
+//! a history of its own, a twin with a copy of the store), and nodes with caches, validators and hooks.
+//!
+//! `oracle` checks the invariants; this file makes the world of a seed and does what its users do.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::AddAssign;
+mod nodes;
+pub(crate) mod oracle;
+
 use std::time::Duration;
 
-use bytes::Bytes;
 use spanwire::Message;
-use spanwire::protocol::PipeId;
-use spanwire::protocol::script::Script;
-use spanwire_config::wire::{Frame, NackCode};
-use spanwire_config::{
-    ChangeSet, Digest, Distributor, Epoch, Head, Id, Key, Level, Origin, Position, Replica, ReplicaSettings,
-    Settings, State, Update,
-};
+use spanwire_config::wire::Frame;
+use spanwire_config::{ChangeSet, Epoch, Id, Key, Limits, ReplicaSettings, Settings};
+use spanwire_testkit::sim::{Fault, Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step, Way, What};
 
-const NODES: usize = 4;
-const KEYS: u64 = 12;
+pub(crate) use nodes::Party;
+use nodes::{Agent, BEACON, FRESH, Folder, HELLO, STALL, Server, key};
+use oracle::Oracle;
 
-/// What may go wrong beyond links that are cut.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Faults {
-    pub(crate) restarts: bool,
-    pub(crate) tamper: bool,
+#[cfg(feature = "faults")]
+pub(crate) use spanwire_config::faults::planted;
+
+#[cfg(not(feature = "faults"))]
+const fn planted(_: &str) -> bool {
+    false
 }
 
-/// What happened.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) commits: u64,
-    pub(crate) epochs: u64,
-    pub(crate) published: u64,
-    pub(crate) refusals: u64,
-    pub(crate) cuts: u64,
-    pub(crate) restarts: u64,
-    pub(crate) tampered: u64,
-    pub(crate) digest_failures: u64,
+const KEYS: usize = 14;
+const RUN: Duration = Duration::from_secs(6);
+const SETTLE: Duration = Duration::from_secs(12);
+/// A process that is gone for good.
+const FOR_EVER: Duration = Duration::from_secs(3_600);
+
+/// What the second server is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Second {
+    None,
+    /// It serves an older copy of the authority's store.
+    Mirror,
+    /// It has a history of its own under the same epoch number.
+    Rogue,
+    /// It was started on a copy of the store and commits as well.
+    Twin,
 }
 
-impl AddAssign for Counts {
-    fn add_assign(&mut self, o: Counts) {
-        self.commits += o.commits;
-        self.epochs += o.epochs;
-        self.published += o.published;
-        self.refusals += o.refusals;
-        self.cuts += o.cuts;
-        self.restarts += o.restarts;
-        self.tampered += o.tampered;
-        self.digest_failures += o.digest_failures;
-    }
+/// What users and operators do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Op {
+    /// On one of the servers: keys with lengths and fills, keys to delete, and who refuses it.
+    Commit { server: usize, puts: Vec<(usize, usize, u8)>, deletes: Vec<usize>, poison: Option<[u8; 2]> },
+    /// An operator begins a new epoch.
+    NewEpoch,
+    /// Two writers race: both prepare, then both publish.
+    Race,
+    /// An operator begins an epoch with a number that was seen.
+    OldEpoch,
+    /// The store is lost, and a new history begins above the old one.
+    LoseStore { down: Duration },
+    /// A node's folder is put back as it was so many starts ago, with its cache or without.
+    PutBack { node: usize, starts: u32, cache: bool },
+    /// The mirror (or the twin) starts again, on a copy of the authority's store.
+    Refresh,
+    /// Every connection breaks once more; or the authority starts again.
+    Shake { restart: bool },
 }
 
-struct Link {
-    above: PipeId,
-    below: PipeId,
-    down: VecDeque<Message>,
-    up: VecDeque<Message>,
+/// The model: what is there, and the oracle.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) oracle: Oracle,
+    second: Second,
+    /// The twin is to start from a copy of the authority's store.
+    fork: bool,
+    servers: usize,
+    server_settings: Vec<Settings>,
+    node_settings: Vec<ReplicaSettings>,
 }
 
-struct Node {
-    id: Id,
-    boot: u64,
-    script: Script<Replica>,
-    link: Option<Link>,
-    closed: usize,
-    /// What a restart finds.
-    disk: Option<(Head, State, Level)>,
-    given: Option<Update>,
-    /// Visible to readers on this node, with what it was when they pinned it.
-    shown: Option<(Position, State, Digest)>,
-    truth: [Option<Position>; 3],
-}
-
-/// Everything.
-pub(crate) struct World {
-    seed: u64,
-    random: u64,
-    faults: Faults,
-    counts: Counts,
-    /// Every committed state there ever was.
-    oracle: BTreeMap<(u64, u64), (Head, State)>,
-    store: Option<(Head, State)>,
-    epoch: u64,
-    opened: u32,
-    authority: Script<Distributor>,
-    closed: usize,
-    nodes: Vec<Node>,
-    trace: u64,
-    healed: bool,
-}
-
-fn settings(random: u64) -> Settings {
-    Settings {
-        log_commits: 1 + (random % 6) as usize,
-        window: 2_000 + (random >> 8) as u32 % 10_000,
-        slots: 1 + (random >> 40) as usize % 2,
-        ..Settings::default()
-    }
-}
-
-fn replica(node: &Node, window: u32) -> Script<Replica> {
-    let settings = ReplicaSettings {
-        node: node.id,
-        boot: node.boot,
-        window,
-        max_chunk: 4096,
-        ..ReplicaSettings::default()
+/// The world of a seed.
+pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
+    let mut rng = Rng::new(seed ^ 0x00c0_ffee);
+    let second = match rng.below(12) {
+        0..=5 => Second::None,
+        6..=8 => Second::Mirror,
+        9 | 10 => Second::Rogue,
+        _ => Second::Twin,
     };
-    Script::new(match &node.disk {
-        Some((head, state, level)) => Replica::restored(settings, head.clone(), state.clone(), *level),
-        None => Replica::new(settings),
+    let servers = 1 + usize::from(second != Second::None);
+    let agents = 2 + rng.below(5);
+    let lies = rng.one_in(3);
+    let wide = !rng.one_in(4);
+
+    let mut routes = Vec::new();
+    for agent in 0..agents {
+        let from = servers + agent;
+        let mut to: Vec<usize> = if servers == 2 && !rng.one_in(4) { vec![0, 1] } else { vec![0] };
+        if rng.one_in(2) {
+            to.reverse();
+        }
+        // Two ways to one server: a pipe in reserve.
+        if rng.one_in(4) {
+            to.push(0);
+        }
+        routes.extend(to.into_iter().map(|to| Route {
+            room: if wide { 512 } else { 1 + rng.below(12) },
+            jitter: Duration::from_micros(200 + rng.next() % 20_000),
+            ..Route::new(from, to)
+        }));
+    }
+    let server_settings: Vec<Settings> = (0..servers)
+        .map(|server| Settings {
+            server: Id([0xa0 + server as u8; 16]),
+            beacon: BEACON,
+            window: 2_000 + rng.below(10_000) as u32,
+            log_commits: 1 + rng.below(8),
+            log_bytes: if rng.one_in(4) { 4_000 } else { 1 << 20 },
+            slots: 1 + rng.below(2),
+            // Shorter or longer than a replica waits before it asks again.
+            stall: if rng.one_in(2) { STALL } else { STALL * 2 },
+            hello: HELLO,
+            ..Settings::default()
+        })
+        .collect();
+    let small = rng.one_in(4);
+    let node_settings: Vec<ReplicaSettings> = (0..agents)
+        .map(|agent| ReplicaSettings {
+            name: format!("n{agent}"),
+            window: 3_000 + rng.below(9_000) as u32,
+            max_chunk: 4_096,
+            fresh: FRESH,
+            beacon: BEACON,
+            limits: Limits { bytes: if small && agent == 0 { 6_000 } else { 1 << 20 }, ..Limits::default() },
+            ..ReplicaSettings::default()
+        })
+        .collect();
+    let disks = (0..servers + agents).map(|n| Folder {
+        id: Id([n as u8 + 1; 16]),
+        // A twin claims the same history.
+        begin: Epoch {
+            number: 1,
+            incarnation: Id([if second == Second::Twin { 1 } else { 1 + n as u8 }; 16]),
+        },
+        ..Folder::default()
+    });
+    let plan = plan(&mut rng, second, servers, agents, routes.len(), lies);
+    Setup {
+        model: Cluster {
+            oracle: Oracle::new(servers, &routes, lies, second == Second::Twin),
+            second,
+            fork: false,
+            servers,
+            server_settings,
+            node_settings,
+        },
+        disks: disks.collect(),
+        routes,
+        plan,
+        run: RUN,
+        settle: SETTLE,
+    }
+}
+
+fn plan(
+    rng: &mut Rng,
+    second: Second,
+    servers: usize,
+    agents: usize,
+    routes: usize,
+    lies: bool,
+) -> Vec<Step<Op>> {
+    let often = |rng: &mut Rng, n: usize| if rng.one_in(3) { 0 } else { n };
+    let mix = Mix {
+        breaks: often(rng, 2 * routes),
+        cuts: often(rng, 4),
+        half_opens: often(rng, 4),
+        delays: often(rng, 4),
+        stalls: often(rng, 4),
+        crashes: often(rng, 4),
+        sync_crashes: often(rng, 3),
+        sync_failures: often(rng, 3),
+        flips: if lies { 6 } else { 0 },
+        losses: if lies { 8 } else { 0 },
+        replays: if lies { 16 } else { 0 },
+        longest: Duration::from_secs(3),
+    };
+    let mut plan = mix.plan(rng, servers + agents, routes, RUN);
+    let commits = 10 + rng.below(50);
+    let poisoned = rng.one_in(2);
+    for _ in 0..commits {
+        let server = if second == Second::None || second == Second::Mirror { 0 } else { rng.below(servers) };
+        // In bursts, so that steps are merged and slots wanted.
+        let at = rng.time(Duration::ZERO..RUN);
+        for burst in 0..1 + if rng.one_in(6) { rng.below(8) } else { 0 } {
+            let op = commit(rng, server, poisoned);
+            plan.push(Step::op(at + Duration::from_micros(burst as u64 * 50), op));
+        }
+    }
+    let mut some = |plan: &mut Vec<Step<Op>>, one_in: usize, op: Op| {
+        if rng.one_in(one_in) {
+            plan.push(Step::op(rng.time(Duration::ZERO..RUN), op));
+        }
+    };
+    some(&mut plan, 3, Op::NewEpoch);
+    some(&mut plan, 3, Op::OldEpoch);
+    some(&mut plan, 2, Op::Race);
+    some(&mut plan, 8, Op::LoseStore { down: Duration::from_millis(300) });
+    for node in servers..servers + agents {
+        some(&mut plan, 16, Op::PutBack { node, starts: 2, cache: true });
+        some(&mut plan, 24, Op::PutBack { node, starts: 1, cache: false });
+    }
+    if matches!(second, Second::Mirror | Second::Twin) {
+        (0..4).for_each(|_| some(&mut plan, 2, Op::Refresh));
+    }
+    if rng.one_in(2) {
+        let at = RUN + rng.time(Duration::from_secs(1)..Duration::from_secs(3));
+        plan.push(Step::op(at, Op::Shake { restart: rng.one_in(2) }));
+    }
+    if lies {
+        // The content of the last commit is withheld on some routes, while it is on its way.
+        for route in (0..routes).filter(|_| rng.one_in(3)) {
+            let at = RUN + Duration::from_micros(150);
+            plan.push(Step { at, what: What::Fault(Fault::Lose { route, way: Way::Down }) });
+        }
+    }
+    if rng.one_in(3) {
+        // Hangs for longer than the world lasts: who waits for its end waits for ever.
+        let fault = Fault::HalfOpen {
+            route: rng.below(routes),
+            dialer: rng.one_in(2),
+            listener: false,
+            lasts: FOR_EVER,
+        };
+        plan.push(Step { at: rng.time(RUN / 2..RUN), what: What::Fault(fault) });
+    }
+    plan
+}
+
+fn commit(rng: &mut Rng, server: usize, poisoned: bool) -> Op {
+    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    for _ in 0..=rng.below(4) {
+        let key = rng.below(KEYS);
+        if rng.one_in(4) {
+            deletes.push(key);
+        } else {
+            let most = if rng.one_in(8) { 9_000 } else { 300 };
+            puts.push((key, rng.below(most), rng.below(256) as u8));
+        }
+    }
+    let poison = (poisoned && rng.one_in(4)).then(|| [rng.next() as u8 & rng.next() as u8, rng.next() as u8]);
+    Op::Commit { server, puts, deletes, poison }
+}
+
+fn changes(puts: &[(usize, usize, u8)], deletes: &[usize], poison: Option<[u8; 2]>) -> ChangeSet {
+    let mut changes = ChangeSet::new();
+    let bad = Key::new("poison").expect("short");
+    puts.iter().for_each(|(n, len, fill)| changes.put(key(*n), u16::from(fill & 3), vec![*fill; *len]));
+    deletes.iter().for_each(|n| changes.delete(key(*n)));
+    match poison {
+        Some(masks) => changes.put(bad, 0, masks.to_vec()),
+        None => changes.delete(bad),
+    }
+    changes
+}
+
+fn with_server<R>(
+    net: &mut Net<Party>,
+    server: usize,
+    f: impl FnOnce(&mut Server, &mut Io<'_, Folder>) -> R,
+) -> Option<R> {
+    net.with(server, |party, io| match party {
+        Party::Server(server) => Some(f(server, io)),
+        Party::Agent(_) => None,
     })
+    .flatten()
 }
 
-impl World {
-    pub(crate) fn new(seed: u64, faults: Faults) -> World {
-        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678;
-        let epoch = Epoch { number: 1, incarnation: Id([1; 16]) };
-        let authority = Script::new(Distributor::new(settings(next(&mut random)), Origin::begin(epoch)));
-        let nodes = (0..NODES)
-            .map(|n| {
-                let mut node = Node {
-                    id: Id([n as u8 + 1; 16]),
-                    boot: 1,
-                    script: Script::new(Replica::new(ReplicaSettings::default())),
-                    link: None,
-                    closed: 0,
-                    disk: None,
-                    given: None,
-                    shown: None,
-                    truth: [None; 3],
-                };
-                node.script = replica(&node, 8_000);
-                node
-            })
-            .collect();
-        World {
-            seed,
-            random,
-            faults,
-            counts: Counts::default(),
-            oracle: BTreeMap::new(),
-            store: None,
-            epoch: 1,
-            opened: 1,
-            authority,
-            closed: 0,
-            nodes,
-            trace: 0,
-            healed: false,
+impl Model for Cluster {
+    type Node = Party;
+    type Op = Op;
+
+    fn start(&mut self, node: usize, io: &mut Io<'_, Folder>) -> Party {
+        if node >= self.servers {
+            self.oracle.node_starts(node, io.disk.read());
+            let agent = node - self.servers;
+            return Party::Agent(Agent::start(agent, self.node_settings[agent].clone(), io));
         }
-    }
-
-    pub(crate) fn counts(&self) -> Counts {
-        self.counts
-    }
-
-    pub(crate) fn trace(&self) -> u64 {
-        self.trace
-    }
-
-    fn dice(&mut self, n: u64) -> u64 {
-        next(&mut self.random) % n
-    }
-
-    fn note(&mut self, what: u64) {
-        self.trace = (self.trace ^ what).wrapping_mul(0x0100_0000_01b3).rotate_left(5);
-    }
-
-    /// One random event.
-    pub(crate) fn step(&mut self) {
-        let n = self.dice(NODES as u64) as usize;
-        let event = self.dice(100);
-        self.note(event * 8 + n as u64);
-        match event {
-            0..10 => self.commit(),
-            10..55 => self.carry(n, 6),
-            55..75 => self.act(n),
-            75..84 => {
-                let ms = 20 + self.dice(600);
-                self.advance(Duration::from_millis(ms));
-            }
-            84..92 => self.connect(n),
-            92..95 => self.cut(n),
-            95 if self.faults.restarts => self.restart_node(n),
-            96 if self.faults.restarts && self.dice(3) == 0 => self.restart_authority(),
-            97 if self.faults.restarts && self.dice(2) == 0 => self.new_epoch(),
-            _ => self.act(n),
-        }
-        self.follow_closes();
-    }
-
-    fn commit(&mut self) {
-        let mut changes = ChangeSet::new();
-        for _ in 0..=self.dice(3) {
-            let key = Key::new(format!("key/{}", self.dice(KEYS))).expect("short");
-            match self.dice(4) {
-                0 => changes.delete(key),
-                _ => {
-                    let big = self.dice(8) == 0;
-                    let len = self.dice(if big { 9_000 } else { 300 }) as usize;
-                    let fill = self.dice(256) as u8;
-                    changes.put(key, self.dice(3) as u16, vec![fill; len]);
-                }
-            }
-        }
-        let Some(prepared) = self.authority.protocol.prepare(&changes).expect("within limits") else {
-            return;
+        let copy = match self.second {
+            Second::Mirror => node == 1,
+            Second::Twin => node == 1 && std::mem::take(&mut self.fork),
+            Second::Rogue | Second::None => false,
         };
-        // Durable, then published; a crash may come between.
-        self.persist(&prepared.head().clone(), prepared.state());
-        self.counts.commits += 1;
-        if self.faults.restarts && self.dice(80) == 0 {
-            self.restart_authority();
-            return;
+        let authority = self.oracle.authority_folder();
+        if copy && authority.history.is_some() {
+            let history = authority.history.clone();
+            io.disk.write().history = history;
         }
-        self.authority.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+        self.oracle.server_starts(node);
+        Party::Server(Server::start(self.server_settings[node].clone(), io))
     }
 
-    fn persist(&mut self, head: &Head, state: &State) {
-        let at = (head.position.epoch.number, head.position.rev);
-        let old = self.oracle.insert(at, (head.clone(), state.clone()));
-        assert!(old.is_none(), "seed {}: revision {at:?} was committed twice", self.seed);
-        self.store = Some((head.clone(), state.clone()));
-    }
-
-    fn new_epoch(&mut self) {
-        if self.store.is_none() {
-            return;
-        }
-        self.epoch += 1;
-        let epoch = Epoch { number: self.epoch, incarnation: Id([self.epoch as u8; 16]) };
-        let prepared = self.authority.protocol.prepare_epoch(epoch).expect("above");
-        self.persist(&prepared.head().clone(), prepared.state());
-        self.authority.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
-        self.counts.epochs += 1;
-    }
-
-    fn restart_authority(&mut self) {
-        self.counts.restarts += 1;
-        for n in 0..NODES {
-            self.drop_link(n, false);
-        }
-        self.opened += 1;
-        let origin = match &self.store {
-            Some((head, state)) => Origin::restored(head.clone(), state.clone(), self.opened),
-            None => Origin::begin(Epoch { number: 1, incarnation: Id([1; 16]) }),
-        };
-        let random = next(&mut self.random);
-        self.authority = Script::new(Distributor::new(settings(random), origin));
-        self.closed = 0;
-    }
-
-    fn restart_node(&mut self, n: usize) {
-        self.counts.restarts += 1;
-        self.drop_link(n, true);
-        let window = 3_000 + self.dice(8_000) as u32;
-        let node = &mut self.nodes[n];
-        node.boot += 1;
-        node.script = replica(node, window);
-        node.closed = 0;
-        node.given = None;
-        // Invariant 4: the first visible after a restart is not below what was said to be stored.
-        let disk = node.disk.as_ref().map(|(head, ..)| head.position);
-        assert!(
-            within(node.truth[0], disk),
-            "seed {}: stored {:?}, found {disk:?}",
-            self.seed,
-            node.truth[0]
-        );
-        node.shown = node.disk.as_ref().map(|(head, state, _)| (head.position, state.clone(), head.digest));
-    }
-
-    fn connect(&mut self, n: usize) {
-        if self.nodes[n].link.is_some() {
-            return;
-        }
-        let above = self.authority.open(64);
-        let below = self.nodes[n].script.open(64);
-        self.nodes[n].link = Some(Link { above, below, down: VecDeque::new(), up: VecDeque::new() });
-    }
-
-    fn cut(&mut self, n: usize) {
-        if self.nodes[n].link.is_some() {
-            self.counts.cuts += 1;
-            self.drop_link(n, true);
-        }
-    }
-
-    /// What is on its way is lost; each side that lives hears of the end.
-    fn drop_link(&mut self, n: usize, tell_authority: bool) {
-        let node = &mut self.nodes[n];
-        if let Some(link) = node.link.take() {
-            node.script.lose(link.below);
-            node.closed = node.script.closed.len();
-            if tell_authority {
-                self.authority.lose(link.above);
-                self.closed = self.authority.closed.len();
+    fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Commit { server, puts, deletes, poison } => {
+                let changes = changes(puts, deletes, *poison);
+                with_server(net, *server, |server, io| server.put(io, &changes));
             }
-        }
-    }
-
-    /// A pipe that one side closed ends on the other, after what was sent before.
-    fn follow_closes(&mut self) {
-        for n in 0..NODES {
-            let Some(link) = &self.nodes[n].link else { continue };
-            let above = self.authority.closed[self.closed.min(self.authority.closed.len())..]
-                .iter()
-                .any(|(pipe, _)| *pipe == link.above);
-            let below = self.nodes[n].script.closed.iter().any(|(pipe, _)| *pipe == link.below);
-            if above || below {
-                self.drop_link(n, true);
+            Op::NewEpoch => {
+                with_server(net, 0, |server, io| {
+                    if server.socket.protocol().head().is_some() {
+                        server.new_epoch(io);
+                    }
+                });
             }
-        }
-    }
-
-    /// Moves some messages of one link in both directions.
-    fn carry(&mut self, n: usize, most: u64) {
-        let (down, up) = (self.dice(most), self.dice(most));
-        let tamper = self.faults.tamper && !self.healed && self.dice(6) == 0;
-        let fill = 1 + self.dice(4) as usize;
-        let node = &mut self.nodes[n];
-        let Some(link) = &mut node.link else { return };
-        link.down.extend(self.authority.drain(link.above, fill));
-        link.up.extend(node.script.drain(link.below, fill));
-        for _ in 0..down {
-            let Some(mut message) = link.down.pop_front() else { break };
-            if tamper && let Some(flipped) = flip(&message, self.random) {
-                message = flipped;
-                self.counts.tampered += 1;
-            }
-            node.script.arrive(link.below, [message]);
-        }
-        for _ in 0..up {
-            let Some(message) = link.up.pop_front() else { break };
-            self.authority.arrive(link.above, [message]);
-        }
-        let size = link.down.len() as u64 * 31 + link.up.len() as u64;
-        self.note(size);
-    }
-
-    /// The application on a node does one thing.
-    fn act(&mut self, n: usize) {
-        let (refuse, choice) = (!self.healed && self.dice(8) == 0, self.dice(6));
-        let (seed, node) = (self.seed, &mut self.nodes[n]);
-        let Some(update) = node.given.take() else {
-            if choice == 0
-                && let Some((head, _)) = node.script.protocol.visible().map(|(h, s)| (h.clone(), s.clone()))
-            {
-                let at = head.position;
-                node.script.call(|r, cx| r.ack(cx, at, Level::Applied, true)).expect("visible");
-                node.truth[2] = node.truth[2].max_of(at);
-                node.truth[1] = node.truth[1].max_of(at);
-                return;
-            }
-            node.given = node.script.recv();
-            if let Some(update) = &node.given {
-                self.counts.published += 1;
-                // What differs from what this node shows is in `changed`.
-                let before = node.shown.as_ref().map(|(_, state, _)| state.clone()).unwrap_or_default();
-                for key in before.diff(&update.state).keys() {
-                    assert!(update.changed.contains(key), "seed {seed}: {key} changed unsaid");
-                }
-                assert!(
-                    node.shown.as_ref().is_none_or(|(at, ..)| *at < update.position()),
-                    "seed {seed}: invariant 3: given {} after {:?}",
-                    update.position(),
-                    node.shown
-                );
-            }
-            return;
-        };
-        let at = update.position();
-        if refuse {
-            self.counts.refusals += 1;
-            node.script.call(|r, cx| r.nack(cx, at, NackCode::Validator, "no")).expect("given");
-            return;
-        }
-        // Stored, then visible to readers.
-        let head = update.head.clone();
-        let level = [Level::Stored, Level::Visible, Level::Applied][choice as usize % 3];
-        node.disk = Some((head, update.state.clone(), level));
-        node.truth[0] = node.truth[0].max_of(at);
-        if level >= Level::Visible {
-            node.truth[1] = node.truth[1].max_of(at);
-        }
-        if level == Level::Applied {
-            node.truth[2] = node.truth[2].max_of(at);
-        }
-        node.script.call(|r, cx| r.ack(cx, at, level, false)).expect("given");
-        node.shown = Some((at, update.state.clone(), update.head.digest));
-    }
-
-    fn advance(&mut self, by: Duration) {
-        self.authority.advance(by);
-        for node in &mut self.nodes {
-            node.script.advance(by);
-        }
-    }
-
-    /// After every event.
-    pub(crate) fn check(&mut self) {
-        let seed = self.seed;
-        for node in &self.nodes {
-            let protocol = node.script.protocol.visible();
-            assert_eq!(
-                protocol.map(|(head, _)| head.position),
-                node.shown.as_ref().map(|(at, ..)| *at),
-                "seed {seed}: the protocol and the application agree on what is visible"
-            );
-            let Some((at, state, digest)) = &node.shown else { continue };
-            let Some((head, truth)) = self.oracle.get(&(at.epoch.number, at.rev)) else {
-                panic!("seed {seed}: invariant 1: {at} was never committed")
-            };
-            assert_eq!((head.position, head.digest), (*at, *digest), "seed {seed}: invariants 1, 7");
-            // Invariants 2 and 8: byte for byte what was committed, nothing of before or after it.
-            assert!(state == truth, "seed {seed}: invariant 1: content at {at} differs");
-        }
-        for status in self.authority.protocol.status() {
-            let node = &self.nodes[usize::from(status.node.0[0]) - 1];
-            for (said, true_) in [status.stored, status.visible, status.applied].iter().zip(&node.truth) {
-                assert!(within(*said, *true_), "seed {seed}: invariant 14: {said:?} is above {true_:?}");
-            }
-        }
-        let (steps, _) = self.authority.protocol.log_size();
-        assert!(steps <= 6, "seed {seed}: invariant 19: {steps} steps in the log");
-    }
-
-    /// All links up, one more commit, nothing is refused or corrupted any more.
-    pub(crate) fn heal(&mut self) {
-        self.healed = true;
-        let mut changes = ChangeSet::new();
-        changes.put(Key::new("last").expect("short"), 0, "word");
-        let prepared = self.authority.protocol.prepare(&changes).expect("small").expect("new");
-        self.persist(&prepared.head().clone(), prepared.state());
-        self.authority.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
-    }
-
-    /// Time passes, messages flow, applications act; links that a side closed come back within 400 ms.
-    pub(crate) fn settle(&mut self, time: Duration) {
-        let turn = Duration::from_millis(50);
-        for i in 0..time.as_millis() / turn.as_millis() {
-            for n in 0..NODES {
-                if i % 8 == 0 {
-                    self.connect(n);
-                }
-                for _ in 0..8 {
-                    self.carry(n, 9);
-                    self.act(n);
-                    self.follow_closes();
+            Op::OldEpoch => {
+                let taken = with_server(net, 0, |server, _| {
+                    let number = server.socket.protocol().highest_epoch();
+                    server
+                        .socket
+                        .protocol()
+                        .prepare_epoch(Epoch { number, incarnation: Id([0xee; 16]) })
+                        .is_ok()
+                });
+                if taken == Some(true) {
+                    return Err("invariant 12: a second epoch under a number that was seen".into());
                 }
             }
-            self.advance(turn);
-            self.follow_closes();
-            self.check();
+            Op::Race => {
+                let both = with_server(net, 0, |server, io| {
+                    let one = server.socket.protocol().prepare(&changes(&[(0, 10, 1)], &[], None));
+                    let two = server.socket.protocol().prepare(&changes(&[(1, 10, 2)], &[], None));
+                    let (Ok(Some(one)), Ok(Some(two))) = (one, two) else { return false };
+                    let position = two.head().position;
+                    server.commit(io, one)
+                        && !io.disk.is_crashed()
+                        && server.socket.call(io, |d, cx| d.publish(cx, two)).is_ok_and(|at| at == position)
+                });
+                if both == Some(true) {
+                    return Err("invariant 16: both of two racing commits were published".into());
+                }
+            }
+            Op::LoseStore { down } => {
+                net.crash(0, *down, true);
+                if let Some(disk) = net.disk_mut(0) {
+                    let mut folder = disk.read().clone();
+                    let number = self.oracle.highest_epoch().max(folder.begin.number) + 1;
+                    folder.begin = Epoch { number, incarnation: Id([0x50 + number as u8; 16]) };
+                    (folder.history, folder.opened) = (None, 0);
+                    disk.replace(folder.clone());
+                    self.oracle.store_lost(folder);
+                }
+            }
+            Op::PutBack { node, starts, cache } => {
+                net.crash(*node, Duration::from_millis(50), false);
+                if let Some(disk) = net.disk_mut(*node) {
+                    let mut folder = disk.read().clone();
+                    folder.opened = folder.opened.saturating_sub(*starts);
+                    if !cache {
+                        (folder.history, folder.level) = (None, None);
+                    }
+                    disk.replace(folder);
+                    self.oracle.folder_put_back(*node);
+                }
+            }
+            Op::Refresh => {
+                self.fork = true;
+                net.crash(1, Duration::from_millis(30), false);
+            }
+            Op::Shake { restart: true } => net.crash(0, Duration::from_millis(30), false),
+            Op::Shake { restart: false } => {
+                (0..self.oracle.routes.len()).for_each(|route| net.fault(&Fault::Break { route }));
+            }
         }
-        self.counts.digest_failures +=
-            self.nodes.iter().map(|node| node.script.counted("digest-failures")).sum::<u64>();
+        Ok(())
     }
 
-    /// Invariant 23, and that what each node shows still has the digest that it had (5, 2).
-    pub(crate) fn assert_converged(&mut self) {
-        let seed = self.seed;
-        let head = self.authority.protocol.head().expect("healed with a commit").clone();
-        for (n, node) in self.nodes.iter().enumerate() {
-            let (at, state, digest) = node.shown.as_ref().unwrap_or_else(|| {
-                panic!("seed {seed}: node {n} is empty: {:?}", node.script.protocol.status(node.script.now()))
+    fn passed(&mut self, net: &Net<Party>, passage: &Passage<'_>) -> Result<(), String> {
+        self.oracle.passed(net, passage)
+    }
+
+    fn died(&mut self, _net: &Net<Party>, node: usize) {
+        self.oracle.died(node);
+    }
+
+    fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
+        self.oracle.check(net, node)
+    }
+
+    /// One more commit that nobody refuses, above all that anybody saw.
+    fn healed(&mut self, net: &mut Net<Party>) -> Result<(), String> {
+        if matches!(self.second, Second::Rogue | Second::Twin) {
+            net.crash(1, FOR_EVER, false);
+        }
+        let highest = self.oracle.highest_epoch();
+        let foreign = matches!(self.second, Second::Rogue | Second::Twin);
+        let own = with_server(net, 0, |server, _| {
+            let protocol = server.socket.protocol();
+            (protocol.head().is_some(), protocol.head().map_or(0, |head| head.position.epoch.number))
+        });
+        let (begun, own) = own.unwrap_or_default();
+        if !begun || foreign || highest > own {
+            with_server(net, 0, |server, io| server.put(io, &changes(&[], &[], None)));
+            self.oracle.learn(net, 0)?;
+            with_server(net, 0, |server, io| {
+                // Above every number that was ever used, as an operator who looked at the nodes would take it.
+                let number = highest.max(server.socket.protocol().highest_epoch()) + 1;
+                let incarnation = nodes::random_id(io);
+                if let Ok(prepared) = server.socket.protocol().prepare_epoch(Epoch { number, incarnation }) {
+                    server.commit(io, prepared);
+                }
             });
-            assert_eq!(
-                *at,
-                head.position,
-                "seed {seed}: invariant 23: node {n}: {:?}",
-                node.script.protocol.status(node.script.now())
-            );
-            assert_eq!((state.recompute(), state.digest()), (*digest, head.digest), "seed {seed}");
+            self.oracle.learn(net, 0)?;
         }
-        assert_eq!(self.authority.protocol.reached(head.position, Level::Stored), NODES, "seed {seed}");
-        for (head, state) in self.oracle.values().take(8) {
-            assert_eq!(state.recompute(), head.digest, "seed {seed}: invariant 2: a pinned state changed");
+        let last = with_server(net, 0, |server, io| {
+            let mut last = changes(&[], &[], None);
+            last.put(Key::new("last").expect("short"), 0, "word");
+            server.put(io, &last)
+        });
+        if last != Some(true) {
+            return Err("model: the authority is not there after the faults".into());
         }
+        if self.second == Second::Mirror {
+            self.oracle.learn(net, 0)?;
+            net.crash(1, Duration::from_millis(10), false);
+        }
+        self.oracle.healed(net);
+        Ok(())
     }
-}
 
-trait MaxOf {
-    fn max_of(self, at: Position) -> Self;
-}
-
-impl MaxOf for Option<Position> {
-    fn max_of(self, at: Position) -> Self {
-        Some(self.filter(|old| *old > at).unwrap_or(at))
+    fn settled(&mut self, net: &Net<Party>) -> Result<(), String> {
+        self.oracle.settled(net)
     }
-}
 
-/// splitmix64.
-fn next(seed: &mut u64) -> u64 {
-    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *seed;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+    fn tamper(&mut self, message: &Message, random: u64) -> Option<Message> {
+        let mut frame = Frame::decode(&message.clone().into_bytes()).ok()?;
+        let cohort = random.is_multiple_of(4);
+        match &mut frame {
+            Frame::Slice(slice) if cohort => slice.head.audience = "canary".into(),
+            Frame::Slice(slice) => {
+                let mut bytes = slice.bytes.to_vec();
+                let at = (random >> 8) as usize % bytes.len().max(1);
+                *bytes.get_mut(at)? ^= 1 << (random >> 4 & 7);
+                slice.bytes = bytes.into();
+            }
+            Frame::Beacon(heads) if cohort && !heads.is_empty() => {
+                heads.iter_mut().for_each(|head| head.audience = "canary".into());
+            }
+            _ => return None,
+        }
+        self.oracle.counts.tampered += 1;
+        Some(frame.encode().into())
+    }
 
-/// The message with one bit of its payload changed, if it has payload.
-fn flip(message: &Message, random: u64) -> Option<Message> {
-    let Ok(Frame::Slice(mut slice)) = Frame::decode(&message.clone().into_bytes()) else { return None };
-    let mut bytes = slice.bytes.to_vec();
-    let at = random as usize % bytes.len().max(1);
-    *bytes.get_mut(at)? ^= 1 << (random >> 32 & 7);
-    slice.bytes = Bytes::from(bytes);
-    Some(Frame::Slice(slice).encode().into())
-}
+    fn may_lose(&self, message: &Message) -> bool {
+        // Who hides these hides everything, while its beacons say that it lives: this form has no way out of that.
+        let frame = Frame::decode(&message.clone().into_bytes());
+        !matches!(frame, Ok(Frame::Want(..) | Frame::Welcome(_) | Frame::Goodbye(_)))
+    }
 
-/// Whether `said` is not above `truth`.
-fn within(said: Option<Position>, truth: Option<Position>) -> bool {
-    said.is_none_or(|said| truth.is_some_and(|truth| said <= truth))
+    fn may_replay(&self, message: &Message) -> bool {
+        matches!(
+            Frame::decode(&message.clone().into_bytes()),
+            Ok(Frame::Slice(_) | Frame::Beacon(_) | Frame::Credit(_) | Frame::Ack(_))
+        )
+    }
+
+    fn describe(&self, message: &Message) -> String {
+        oracle::describe(message)
+    }
 }

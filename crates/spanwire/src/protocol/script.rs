@@ -161,6 +161,11 @@ impl<P: Protocol> Script<P> {
         self.drain(pipe, usize::MAX).iter().map(|m| String::from_utf8_lossy(m).into_owned()).collect()
     }
 
+    /// Whether `pipe` is open: accepted, and not closed since.
+    pub fn is_open(&self, pipe: PipeId) -> bool {
+        self.pipes.get(pipe).is_some()
+    }
+
     /// How much is queued for `pipe`: messages.
     pub fn unsent(&self, pipe: PipeId) -> usize {
         self.pipes.get(pipe).map_or(0, |p| p.out.len())
@@ -176,6 +181,15 @@ impl<P: Protocol> Script<P> {
             }
         }
         self.now = end;
+    }
+
+    /// Moves the clock to `time` at once (never back), then fires what is due, late: as for a process that was
+    /// stopped meanwhile.
+    pub fn jump_to(&mut self, time: Time) {
+        self.now = self.now.max(time);
+        while let Some(key) = self.fx.timers.pop_due(self.now) {
+            self.call(|p, cx| p.timer(cx, key));
+        }
     }
 
     /// The time of the script.

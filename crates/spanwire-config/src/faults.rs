@@ -1,0 +1,114 @@
+//! Bugs that can be switched on: they show whether the tests would see them.
+//!
+//! Each is a small change of one rule, named at its place in the code by `planted("name")`, which is `false`
+//! in every build without the feature `faults`, and false in every thread that did not [`plant`] that name. To
+//! add one: a line in [`ALL`], and `planted("its-name")` where the rule is.
+//!
+//! Owns: which one is on, for each thread. Never: a bug in a build that serves anybody.
+
+/// Whether this bug is switched on: never.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub(crate) const fn planted(_name: &'static str) -> bool {
+    false
+}
+
+#[cfg(feature = "faults")]
+pub use on::{ALL, plant, planted};
+
+#[cfg(feature = "faults")]
+mod on {
+    use std::cell::Cell;
+
+    thread_local! {
+        static ON: Cell<&'static str> = Cell::new(from_environment());
+    }
+
+    /// `SPANWIRE_FAULT=name` switches one on in every thread.
+    fn from_environment() -> &'static str {
+        let name = std::env::var("SPANWIRE_FAULT").unwrap_or_default();
+        ALL.iter().map(|(known, _)| *known).find(|known| *known == name).unwrap_or_default()
+    }
+
+    /// Switches one bug on in this thread, or with an empty name none.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    pub fn plant(name: &'static str) {
+        assert!(name.is_empty() || ALL.iter().any(|(known, _)| *known == name), "no planted fault {name}");
+        ON.set(name);
+    }
+
+    /// Whether this bug is switched on in this thread.
+    pub fn planted(name: &'static str) -> bool {
+        ON.get() == name
+    }
+
+    /// Every bug, with what it does. Those of `world` are planted in the test's own authority and nodes.
+    pub const ALL: &[(&str, &str)] = &[
+        // The replica.
+        ("skip-digest", "a transfer is not compared with the digest that its HEAD names"),
+        ("skip-base", "a step is applied to whatever is held"),
+        ("accept-holes", "slices are joined without looking at their offsets, and the digest is not checked"),
+        ("no-epoch", "positions are ordered by revision only"),
+        ("forget-seq", "any HEAD is a sign of life, whatever its seq"),
+        ("first-seq-is-fresh", "the first seq of a process life counts as one that rose"),
+        ("snapshot-over-state", "a snapshot is put over what is held: deleted keys return"),
+        ("deletes-ignored", "deletes of a step are ignored: deleted keys return"),
+        ("half-snapshot", "the first slice of a snapshot is shown to readers"),
+        ("ack-early", "a revision is acknowledged as stored when it was verified"),
+        ("credit-by-ack", "credit is given back only with an ACK"),
+        ("small-credit-kept", "less than half a window of credit is never given back"),
+        ("refusal-forgotten", "what was refused is taken again when it is offered"),
+        ("conflict-ignored", "another incarnation under the same number is ignored in silence"),
+        ("conflict-ends", "a conflict ends with the pipe"),
+        ("chain-unchecked", "another chain at the place that is held is not looked at"),
+        ("fork-unchecked", "the chain of the next revision is not compared with what is held"),
+        ("level-lowered", "a level is overwritten by a lower one that is said later"),
+        ("reports-not-repeated", "what was reported is not said again after WELCOME"),
+        ("dead-upstream-kept", "an upstream without a word is never left"),
+        ("beacon-ignored", "beacons are not looked at: the loss of the last update is not seen"),
+        ("withheld-data-tolerated", "a replica that is behind never asks again"),
+        ("audience-ignored", "a HEAD for a cohort is taken by everybody"),
+        ("limits-ignored", "a state over the node's limits is taken"),
+        ("changes-forgotten", "of several steps only the keys of the last are named as changed"),
+        ("nack-does-not-go-back", "after a refusal, what is built on the refused one stays"),
+        ("no-fail-over", "when the pipe in use dies, none of those in reserve takes over"),
+        ("reserve-silent", "a pipe that takes over is not told what is wanted"),
+        ("old-position-taken", "a transfer to a position below the one held is taken"),
+        // The authority.
+        ("resend-refused", "what a node refused is sent to it again"),
+        ("credit-ignored", "slices are sent without credit"),
+        ("seq-stands-still", "beacons repeat the last seq"),
+        ("opened-not-in-seq", "seq starts again with every opening of the store"),
+        ("slots-unlimited", "any number of large transfers at once"),
+        ("slot-leaks", "the slot of a transfer that ended is not given back"),
+        ("slot-kept-on-close", "the slot of a pipe that closed is not given back"),
+        ("stopped-readers-kept", "a pipe on which nothing is taken is never closed"),
+        ("hello-awaited-for-ever", "a pipe without HELLO is never closed"),
+        ("late-end-counts", "the end of an old pipe says that the node has left"),
+        ("late-reports-count", "a report of an earlier boot counts for the present one"),
+        ("status-overwritten", "a later report of a lower position replaces a higher one"),
+        ("volatile-counts-as-stored", "what is not on disk is recorded as stored"),
+        ("stale-boot-taken", "a boot below one known is not turned away"),
+        ("publish-without-compare", "a commit that was prepared on an older state is published"),
+        ("epoch-not-compared", "a new epoch may have a number that was seen already"),
+        ("ahead-is-no-conflict", "a node that is ahead of the store is not seen"),
+        ("fork-is-no-conflict", "a node with another chain at the head is not seen"),
+        ("flight-unlimited", "any number of steps that were not acknowledged"),
+        ("log-unlimited", "the log is never cut"),
+        ("log-by-revision", "a step of the log serves whoever names its revision, in whatever history"),
+        ("merge-backwards", "merged steps: the older operation on a key wins"),
+        ("merge-drops-deletes", "merged steps leave out deletes"),
+        ("old-snapshot-for-all", "a snapshot is shared with nodes that are above it"),
+        ("chain-anew-for-beacon", "a beacon's chain is computed anew"),
+        ("prev-rev-forgotten", "the first HEAD after a restart has no prev_rev"),
+        ("rev-starts-anew", "revisions start again with every epoch"),
+        ("want-keeps-transfer", "after a fresh start was asked for, the old transfer goes on"),
+        ("nack-keeps-cursor", "after a refusal the cursor stays where it was"),
+        ("stale-deltas", "encoded steps are kept when there is a new head"),
+        // The world.
+        ("publish-before-sync", "world: a commit is sent before it is durable"),
+        ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),
+    ];
+}
