@@ -557,6 +557,8 @@ impl Replica {
 
     fn news(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
         if self.refused.iter().any(|r| r.position == head.position) && !planted("refusal-forgotten") {
+            // Who shows it does not send what comes before it.
+            self.not_beyond(head.position);
             return Verdict::Ignore;
         }
         if let Err(over) = self.settings.limits.check(head.keys, head.bytes)

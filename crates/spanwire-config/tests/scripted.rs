@@ -865,3 +865,26 @@ fn invariant_18_a_repeated_head_of_an_old_epoch_is_no_sign_of_life() {
     r.arrive(link.below, [old.expect("a beacon with a HEAD").encode()]);
     assert!(!r.protocol.status(r.now()).fresh);
 }
+
+#[test]
+fn an_old_head_that_is_repeated_does_not_make_who_refused_the_newest_behind() {
+    let mut a = authority(Settings::default());
+    let limits = Limits { bytes: 1_000, ..Limits::default() };
+    let mut r = Script::new(Replica::new(ReplicaSettings { limits, ..ReplicaSettings::default() }));
+    commit(&mut a, &puts([("a", "1")]));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow_with(&mut a, &mut r, |m| (!matches!(frame(&m), Frame::Slice(_))).then_some(m));
+    let old = link.down.iter().rfind(|f| matches!(f, Frame::Beacon(heads) if !heads.is_empty())).cloned();
+    let old = old.unwrap_or_else(|| {
+        a.advance(BEACON);
+        frame(&a.drain(link.above, usize::MAX)[0])
+    });
+    commit(&mut a, &puts([("a", &"2".repeat(2_000))]));
+    link.flow(&mut a, &mut r);
+    assert_eq!(data(&r), Data::Held);
+    r.arrive(link.below, [old.encode()]);
+    assert_eq!(data(&r), Data::Behind);
+    a.advance(BEACON);
+    link.flow(&mut a, &mut r);
+    assert_eq!(data(&r), Data::Held);
+}

@@ -275,6 +275,11 @@ impl Oracle {
 
     pub(crate) fn healed(&mut self, net: &Net<Party>) {
         self.healed = Some(net.now());
+        if self.lies || net.links().any(|view| view.frozen) {
+            // What was lost is found out by T_stall, and again on the next pipe. A half-open pipe's slot is held
+            // as long, and who waits for one is told nothing in this form, and may leave.
+            self.quiet = Some(Vec::new());
+        }
         let wanted = |link: &Link| self.conversations.get(link).is_some_and(|talk| talk.wants);
         self.at_heal = net.links().filter(|view| !view.frozen).map(|view| view.link).filter(wanted).collect();
     }

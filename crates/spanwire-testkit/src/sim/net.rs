@@ -502,6 +502,10 @@ impl<N: Node> Net<N> {
         }
     }
 
+    pub(super) fn is_open(&self, link: Link, side: usize) -> bool {
+        self.links.conns.get(&link).is_some_and(|conn| conn.open[side])
+    }
+
     /// After a delivery: a message given back, or room for the sender.
     pub(super) fn arrived(&mut self, link: Link, side: usize, back: Option<Message>) -> Option<usize> {
         let now = self.now;

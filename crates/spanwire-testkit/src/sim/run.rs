@@ -421,6 +421,10 @@ impl<M: Model> World<M> {
         };
         let mut back = None;
         for message in self.lie(route, side, message) {
+            // The one before it may have ended the connection.
+            if !self.net.is_open(link, 1 - side) {
+                break;
+            }
             self.net.note(|| format!("{link:?} n{from} -> n{to} {}", self.model.describe(&message)));
             self.net.mark(link.number() ^ (to as u64) << 32);
             self.net.mark(self.net.now.since_start().as_nanos() as u64);
