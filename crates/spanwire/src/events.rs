@@ -82,6 +82,9 @@ pub enum Event {
         /// How many so far, of this pipe and reason.
         count: u64,
     },
+    /// The protocol panicked, and with that the socket was closed: its state is not to be trusted any more. The
+    /// last event. (A panic of a transport or a wire costs its connection, as an error would.)
+    Panicked,
     /// An endpoint was closed.
     EndpointClosed {
         /// Number of the endpoint.

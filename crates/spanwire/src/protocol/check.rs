@@ -18,6 +18,10 @@ use crate::Message;
 pub(super) enum Op {
     Open(usize),
     Lose(usize),
+    /// The peer ends the connection.
+    End(usize),
+    /// A write finds the peer gone.
+    FailWrite(usize),
     Arrive(usize, usize),
     Drain(usize, usize),
     Send,
@@ -31,6 +35,8 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         2 => (1usize..5).prop_map(Op::Open),
         1 => any::<usize>().prop_map(Op::Lose),
+        1 => any::<usize>().prop_map(Op::End),
+        1 => any::<usize>().prop_map(Op::FailWrite),
         4 => (any::<usize>(), 0usize..4).prop_map(|(p, n)| Op::Arrive(p, n)),
         3 => (any::<usize>(), 0usize..4).prop_map(|(p, n)| Op::Drain(p, n)),
         6 => Just(Op::Send),
@@ -109,6 +115,16 @@ pub(super) fn run<P: Protocol>(s: &mut Script<P>, ops: &[Op], mut check: Check<'
             Op::Lose(n) => {
                 if let Some(pipe) = peer(n) {
                     s.lose(pipe);
+                }
+            }
+            Op::End(n) => {
+                if let Some(pipe) = peer(n) {
+                    s.end(pipe);
+                }
+            }
+            Op::FailWrite(n) => {
+                if let Some(pipe) = peer(n) {
+                    s.fail_write(pipe);
                 }
             }
             Op::Arrive(n, count) => {

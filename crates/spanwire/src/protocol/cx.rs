@@ -86,8 +86,6 @@ pub enum Reason {
     Denied(String),
     /// A reason of a protocol's own.
     Protocol(&'static str),
-    /// Another address of the same endpoint was faster.
-    Superseded,
     /// This side closed the endpoint or the socket.
     Local,
 }
@@ -109,7 +107,6 @@ impl fmt::Display for Reason {
             Reason::Malformed => f.write_str("malformed message"),
             Reason::Denied(why) => write!(f, "refused by the application: {why}"),
             Reason::Protocol(why) => f.write_str(why),
-            Reason::Superseded => f.write_str("another address of the endpoint was faster"),
             Reason::Local => f.write_str("closed by this side"),
         }
     }
@@ -311,6 +308,9 @@ pub(crate) struct Pipe {
     pub(crate) finishing: Option<Reason>,
     /// The peer has gone; the pipe lives until what it sent is taken.
     pub(crate) ended: Option<Reason>,
+    /// A write failed, and why: nothing is written any more, and what the peer sent before may still be on its way
+    /// in.
+    pub(crate) unread: Option<Reason>,
     pub(crate) control: Vec<(bool, Vec<u8>)>,
     /// Whether the wire knows control words.
     pub(crate) has_control: bool,
@@ -321,10 +321,21 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
+    /// Whether nothing may be written: there is nobody to read it.
+    #[inline]
+    pub(crate) fn is_one_way(&self) -> bool {
+        self.unread.is_some() || self.ended.is_some()
+    }
+
     /// Whether anything may be put.
     #[inline]
     fn sends(&self) -> bool {
-        self.open && self.finishing.is_none() && self.ended.is_none()
+        self.open && self.finishing.is_none() && !self.is_one_way()
+    }
+
+    /// Whether a message was written in part.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.tx.has_begun()
     }
 
     #[inline]
@@ -408,6 +419,7 @@ impl Pipes {
             dirty: false,
             finishing: None,
             ended: None,
+            unread: None,
             control: Vec::new(),
             has_control: false,
             drops: DropCounts::default(),
@@ -598,6 +610,7 @@ impl<'a> Cx<'a> {
         }
         if p.inq.is_empty()
             && p.open
+            && p.unread.is_none()
             && let Some(why) = &p.ended
         {
             p.open = false;
@@ -687,8 +700,9 @@ impl<'a> Cx<'a> {
         Some(size)
     }
 
-    /// In [`Protocol::pipe_closed`](super::Protocol::pipe_closed): takes back a message that was not begun to
-    /// be sent, oldest first. Header words are at the front of its body where the wire joins them.
+    /// In [`Protocol::pipe_closed`](super::Protocol::pipe_closed) and
+    /// [`Protocol::pipe_ended`](super::Protocol::pipe_ended): takes back a message that was not begun to be sent,
+    /// oldest first. Header words are at the front of its body where the wire joins them.
     pub fn reclaim(&mut self, pipe: PipeId) -> Option<Message> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.tx.reclaim().or_else(|| p.out.reclaim())?;

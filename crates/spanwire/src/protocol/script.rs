@@ -101,13 +101,33 @@ impl<P: Protocol> Script<P> {
 
     /// The peer of `pipe` ends the connection: what it sent before may still be taken, if the protocol wants it.
     pub fn end(&mut self, pipe: PipeId) {
-        let pending = self.pipes.get(pipe).is_some_and(|p| !p.inq.is_empty());
-        if pending && self.call(|p, cx| p.pipe_ended(cx, pipe)) {
+        let Some(p) = self.pipes.get_mut(pipe) else { return };
+        let (was_unread, pending) = (p.unread.take().is_some(), !p.inq.is_empty());
+        if p.ended.is_some() {
+            if was_unread && !pending {
+                self.lose(pipe);
+            }
+        } else if pending && self.call(|p, cx| p.pipe_ended(cx, pipe)) {
             if let Some(p) = self.pipes.get_mut(pipe) {
                 p.ended = Some(Reason::Peer);
             }
         } else {
             self.lose(pipe);
+        }
+    }
+
+    /// A write finds the peer of `pipe` gone. If the protocol wants what is still on its way in, it may
+    /// [`arrive`](Script::arrive) until the [`end`](Script::end).
+    pub fn fail_write(&mut self, pipe: PipeId) {
+        match self.pipes.get(pipe) {
+            Some(p) if p.ended.is_none() => {}
+            _ => return,
+        }
+        if !self.call(|p, cx| p.pipe_ended(cx, pipe)) {
+            self.lose(pipe);
+        } else if let Some(p) = self.pipes.get_mut(pipe) {
+            p.ended = Some(Reason::Peer);
+            p.unread = Some(Reason::Peer);
         }
     }
 

@@ -483,6 +483,10 @@ impl Stream for IpcStream {
         Ok(!self.pending)
     }
 
+    fn short_read_is_empty(&self) -> bool {
+        sys::SHORT_IS_EMPTY
+    }
+
     fn facts(&self) -> Facts {
         let mut facts = Facts::new(self.local.clone(), self.remote.clone());
         if let Some(credentials) = sys::peer_credentials(&self.socket) {
