@@ -48,7 +48,10 @@ impl<P: Protocol> Script<P> {
         while !self.fx.closes.is_empty() {
             let (id, why) = self.fx.closes.remove(0);
             self.raw(|p, cx| p.pipe_closed(cx, id));
-            self.pipes.remove(id);
+            let left = self.pipes.remove(id).map_or(0, |p| p.out.len() + p.inq.len());
+            for _ in 0..left {
+                self.raw(|_, cx| cx.dropped(None, DropReason::PipeClosed));
+            }
             self.closed.push((id, why));
         }
         for id in std::mem::take(&mut self.fx.dirty) {

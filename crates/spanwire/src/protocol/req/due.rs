@@ -21,7 +21,7 @@ pub(super) struct Due {
     interval: Duration,
     pub(super) others: BTreeSet<(Time, u32)>,
     /// When the timer rings. It may be too early, since answers do not touch it; then it is set anew.
-    pub(super) armed: Option<Time>,
+    armed: Option<Time>,
 }
 
 impl Due {
@@ -55,6 +55,11 @@ impl Due {
         let common = self.common.front().and_then(|id| Some((table.get(id)?.due?.0, id)));
         let other = self.others.first().copied();
         [common, other].into_iter().flatten().min()
+    }
+
+    /// The timer has rung: it is set no more.
+    pub(super) fn rang(&mut self) {
+        self.armed = None;
     }
 
     /// Takes out a request that is due.

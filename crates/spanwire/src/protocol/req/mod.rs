@@ -1,9 +1,8 @@
 //! REQ, the asking end of request and reply.
 //!
 //! Any number of requests at once, each with an id and its own answer, from any thread. A request goes to the
-//! next peer in turn, or waits for one. It is sent again when no answer came within its resend interval, and
-//! at once when the connection that carried it ends; with resend off it fails then. The deadline is the
-//! caller's: it cancels.
+//! next peer in turn, or waits for one. When it is sent again, and when it is given up, is said in `resend.rs`. The
+//! deadline is the caller's: it cancels.
 //!
 //! Owns: open requests, their ids, who carries them, when they are sent again. Never: waits, keeps an answer
 //! that nobody asked for, or uses an id twice within 2^31 requests. Wire: 0x30, peer REP 0x31; request and
@@ -11,6 +10,7 @@
 //! `req.c`; an answer from another connection than the one asked is as good.)
 
 mod due;
+mod resend;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -20,20 +20,16 @@ use std::time::Duration;
 
 use super::balance::Balance;
 use super::{
-    Cx, DropReason, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness, Refused, Reject, Time, TimerKey,
-    WaitKey,
+    Cx, DropReason, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness, Refused, Reject, TimerKey, WaitKey,
 };
 use crate::Message;
 use due::Due;
-use table::{At, List, PLACE, Request, Table};
+use resend::{Carrier, Queue, TRIAL};
+use table::{At, List, Request, Table};
 
 const ID: u32 = 0x8000_0000;
 /// Ended requests count towards this, too, until they are collected.
 const MOST: usize = 1 << 24;
-/// A connection that ended so soon after it was given a request may have ended because of it.
-const SOON: Duration = Duration::from_secs(1);
-/// So many such ends in a row, and the request is given up.
-const PATIENCE: u8 = 8;
 
 /// Names an open request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -57,8 +53,8 @@ impl ReqId {
 pub enum Failed {
     /// The connection that carried it ended, and resending is off: it may or may not have been served.
     ConnectionLost,
-    /// Each connection that carried it ended at once, eight times in a row, with no other such request on it: the peer
-    /// will not have it. Most likely it is larger than the peer takes.
+    /// Connections that carried it ended at once, eight times in a row and each newly opened, with no other such
+    /// request on it: the peer will not have it. Most likely it is larger than the peer takes.
     Undeliverable,
 }
 
@@ -74,15 +70,10 @@ pub struct Req {
     /// Nobody can collect an answer any more.
     closing: bool,
     balance: Balance,
-    /// Requests that no connection carries, oldest first.
-    waiting: List<PLACE>,
-    /// Those among them whose connection ended at once: one of them may be what ends it. They go after all others and
-    /// one at a time, so that the culprit is alone in the end, and the others have their answers.
-    suspects: List<PLACE>,
-    /// How many suspects are carried: none or one.
-    out: usize,
-    /// Requests that each connection carries, oldest first.
-    carried: PipeMap<List<PLACE>>,
+    queue: Queue,
+    carried: PipeMap<Carrier>,
+    /// Connections that have opened so far.
+    connections: u64,
     due: Due,
 }
 
@@ -95,10 +86,9 @@ impl Default for Req {
             max_open: 100_000,
             closing: false,
             balance: Balance::default(),
-            waiting: List::default(),
-            suspects: List::default(),
-            out: 0,
+            queue: Queue::default(),
             carried: PipeMap::default(),
+            connections: 0,
             due: Due::default(),
         }
     }
@@ -121,7 +111,8 @@ impl Req {
     }
 
     /// Opens a request: it leaves now, or waits for a connection. `resend`: how long after it left it is sent
-    /// again; `None`: never, so that no peer gets it twice. Header words of `msg` are replaced.
+    /// again; `None`, or zero as in nng and mangos: never, so that no peer gets it twice. Header words of `msg`
+    /// are replaced.
     ///
     /// [`ReqId::key`] is woken when it has ended. Then [`poll`](Req::poll) it; or [`cancel`](Req::cancel) it.
     ///
@@ -146,18 +137,9 @@ impl Req {
         };
         self.last = Some(last);
         msg.set_header(&[id]);
-        self.table.insert(Request {
-            id,
-            msg,
-            at: At::Waiting,
-            resend,
-            due: None,
-            sent: Time::ZERO,
-            ends: 0,
-            links: Default::default(),
-        });
+        self.table.insert(Request::new(id, msg, resend.filter(|interval| !interval.is_zero())));
         self.open += 1;
-        self.waiting.push_back(&mut self.table, id);
+        self.queue.push_back(&mut self.table, cx, id);
         self.dispatch(cx);
         Ok(ReqId(id))
     }
@@ -179,6 +161,7 @@ impl Req {
     pub fn cancel(&mut self, cx: &mut Cx<'_>, id: ReqId) {
         self.detach(cx, id.0);
         self.table.remove(id.0);
+        self.dispatch_suspects(cx);
     }
 
     /// Number of requests that have not ended.
@@ -191,20 +174,26 @@ impl Req {
         let Some(request) = self.table.get(id) else { return };
         match request.at {
             At::Ended(_) => return,
-            At::Waiting if request.is_suspect() => self.suspects.remove(&mut self.table, id),
-            At::Waiting => self.waiting.remove(&mut self.table, id),
+            At::Waiting => {
+                self.queue.remove(&mut self.table, id);
+            }
             At::On(pipe) => {
-                self.out -= usize::from(request.is_suspect());
-                if let Some(list) = self.carried.get_mut(pipe) {
-                    list.remove(&mut self.table, id);
-                }
+                self.queue.end_trial(cx, id);
+                self.lift(pipe, id);
             }
         }
-        self.due.remove(&mut self.table, id);
         if self.open >= self.max_open {
             cx.wake(Self::ROOM);
         }
         self.open -= 1;
+    }
+
+    /// Takes a request off its connection. It must go to the queue, or end.
+    fn lift(&mut self, pipe: PipeId, id: u32) {
+        if let Some(carrier) = self.carried.get_mut(pipe) {
+            carrier.requests.remove(&mut self.table, id);
+        }
+        self.due.remove(&mut self.table, id);
     }
 
     fn end(&mut self, cx: &mut Cx<'_>, id: u32, how: Result<Message, Failed>) {
@@ -222,7 +211,7 @@ impl Req {
     /// Sends what waits while there is room.
     fn dispatch(&mut self, cx: &mut Cx<'_>) {
         while self.balance.has_room()
-            && let Some(id) = self.waiting.front().or(self.suspects.front().filter(|_| self.out == 0))
+            && let Some(id) = self.queue.next(&self.table, cx)
             && let Some(request) = self.table.get_mut(id)
         {
             let msg = match request.resend {
@@ -230,25 +219,7 @@ impl Req {
                 None => mem::take(&mut request.msg),
             };
             match self.balance.send(cx, msg) {
-                Ok(pipe) => {
-                    request.at = At::On(pipe);
-                    let resend = request.resend;
-                    if resend.is_some() {
-                        request.sent = cx.now();
-                    }
-                    if request.is_suspect() {
-                        self.out += 1;
-                        self.suspects.remove(&mut self.table, id);
-                    } else {
-                        self.waiting.remove(&mut self.table, id);
-                    }
-                    if let Some(list) = self.carried.get_mut(pipe) {
-                        list.push_back(&mut self.table, id);
-                    }
-                    if let Some(interval) = resend {
-                        self.due.insert(&mut self.table, cx, id, interval);
-                    }
-                }
+                Ok(pipe) => self.carry(cx, pipe, id),
                 Err(msg) => {
                     request.msg = msg;
                     break;
@@ -257,26 +228,41 @@ impl Req {
         }
     }
 
-    /// The connection of `id` ended: to be sent again at once, or given up.
-    fn again(&mut self, cx: &mut Cx<'_>, id: u32) {
-        let now = cx.now();
+    /// The next suspect may go, if the one that was out is back.
+    fn dispatch_suspects(&mut self, cx: &mut Cx<'_>) {
+        if self.queue.has_suspects() {
+            self.dispatch(cx);
+        }
+    }
+
+    /// `id` was put on `pipe`.
+    fn carry(&mut self, cx: &mut Cx<'_>, pipe: PipeId, id: u32) {
+        self.queue.sent(&mut self.table, cx, id);
+        if let Some(carrier) = self.carried.get_mut(pipe) {
+            carrier.requests.push_back(&mut self.table, id);
+        }
         let Some(request) = self.table.get_mut(id) else { return };
-        let soon = now.saturating_since(request.sent) < SOON;
-        if soon && request.ends + 1 >= PATIENCE {
-            return self.end(cx, id, Err(Failed::Undeliverable));
+        request.at = At::On(pipe);
+        if let Some(interval) = request.resend {
+            request.since = cx.now();
+            self.due.insert(&mut self.table, cx, id, interval);
         }
-        let At::On(pipe) = mem::replace(&mut request.at, At::Waiting) else { return };
-        self.out -= usize::from(request.is_suspect());
-        request.ends = if soon { request.ends + 1 } else { 0 };
-        let suspect = request.is_suspect();
-        if let Some(list) = self.carried.get_mut(pipe) {
-            list.remove(&mut self.table, id);
-        }
-        self.due.remove(&mut self.table, id);
-        if suspect {
-            self.suspects.push_front(&mut self.table, id);
-        } else {
-            self.waiting.push_front(&mut self.table, id);
+    }
+
+    /// Marks what had not begun to leave when its connection ended.
+    fn reclaim(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        while let Some(mut msg) = cx.reclaim(pipe) {
+            // A cancelled one, or one that was sent again elsewhere, is just discarded.
+            if let Some(id) = msg.pop_word()
+                && let Some(request) = self.table.get_mut(id)
+                && matches!(request.at, At::On(on) if on == pipe)
+            {
+                request.unsent = true;
+                if request.resend.is_none() {
+                    msg.set_header(&[id]);
+                    request.msg = msg;
+                }
+            }
         }
     }
 
@@ -303,7 +289,8 @@ impl Protocol for Req {
     }
 
     fn pipe_opened(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
-        self.carried.insert(pipe, List::default());
+        self.connections += 1;
+        self.carried.insert(pipe, Carrier { number: self.connections, requests: List::default() });
         self.balance.ready(cx, pipe);
         self.dispatch(cx);
         Ok(())
@@ -312,13 +299,25 @@ impl Protocol for Req {
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.drain(cx, pipe);
         self.balance.remove(pipe);
+        if !self.closing {
+            self.reclaim(cx, pipe);
+        }
         // From the youngest to the oldest, so that the oldest is in front in the end.
-        while let Some(id) = self.carried.get(pipe).and_then(List::back) {
-            if self.closing || self.table.get(id).is_some_and(|request| request.resend.is_none()) {
-                self.end(cx, id, Err(Failed::ConnectionLost));
-                continue;
+        while let Some(Carrier { number, requests }) = self.carried.get(pipe)
+            && let Some(id) = requests.back()
+            && let Some(request) = self.table.get_mut(id)
+        {
+            let again = match self.closing {
+                true => Err(Failed::ConnectionLost),
+                false => request.after_end(cx, *number, self.connections),
+            };
+            match again {
+                Ok(()) => {
+                    self.lift(pipe, id);
+                    self.queue.push_front(&mut self.table, cx, id);
+                }
+                Err(why) => self.end(cx, id, Err(why)),
             }
-            self.again(cx, id);
         }
         self.carried.remove(pipe);
         self.dispatch(cx);
@@ -326,9 +325,7 @@ impl Protocol for Req {
 
     fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.drain(cx, pipe);
-        if self.suspects.len > 0 {
-            self.dispatch(cx); // the one that was out may be answered
-        }
+        self.dispatch_suspects(cx);
     }
 
     fn writable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
@@ -336,23 +333,19 @@ impl Protocol for Req {
         self.dispatch(cx);
     }
 
-    fn timer(&mut self, cx: &mut Cx<'_>, _: TimerKey) {
-        self.due.armed = None;
+    fn timer(&mut self, cx: &mut Cx<'_>, key: TimerKey) {
         if self.closing {
             return;
         }
+        if key == TRIAL {
+            self.queue.acquit(&mut self.table);
+            return self.dispatch(cx);
+        }
+        self.due.rang();
         while let Some(id) = self.due.pop(&mut self.table, cx.now()) {
-            if let Some(request) = self.table.get_mut(id)
-                && let At::On(pipe) = mem::replace(&mut request.at, At::Waiting)
-                && let Some(list) = self.carried.get_mut(pipe)
-            {
-                list.remove(&mut self.table, id);
-                if self.table.get(id).is_some_and(Request::is_suspect) {
-                    self.out -= 1;
-                    self.suspects.push_back(&mut self.table, id);
-                } else {
-                    self.waiting.push_back(&mut self.table, id);
-                }
+            if let Some(&Request { at: At::On(pipe), .. }) = self.table.get(id) {
+                self.lift(pipe, id);
+                self.queue.push_back(&mut self.table, cx, id);
             }
         }
         self.dispatch(cx);
@@ -365,13 +358,13 @@ impl Protocol for Req {
     }
 
     fn held(&self) -> usize {
-        self.waiting.len + self.suspects.len
+        self.queue.len()
     }
 
     /// Requests that a connection has in its queue leave yet; there is no point in sending others.
     fn closing(&mut self, cx: &mut Cx<'_>) {
         self.closing = true;
-        while let Some(id) = self.waiting.front().or(self.suspects.front()) {
+        while let Some(id) = self.queue.front() {
             self.end(cx, id, Err(Failed::ConnectionLost));
         }
     }

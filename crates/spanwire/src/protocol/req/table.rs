@@ -16,7 +16,7 @@ use crate::protocol::{PipeId, Time};
 /// Where a request is.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum At {
-    /// Among those that no connection carries.
+    /// In the queue of those that no connection carries.
     Waiting,
     /// Sent, or queued to be sent, on this connection.
     On(PipeId),
@@ -33,17 +33,31 @@ pub(super) struct Request {
     pub(super) resend: Option<Duration>,
     /// When it is due, and whether that is in the common list.
     pub(super) due: Option<(Time, bool)>,
-    /// When its connection got it.
-    pub(super) sent: Time,
-    /// Connections in a row that ended at once after they had got it.
-    pub(super) ends: u8,
+    /// When its connection got it, or since when it waits as a suspect.
+    pub(super) since: Time,
+    /// Its connection has ended, and it had not begun to leave.
+    pub(super) unsent: bool,
+    /// Connections in a row that may have ended because of it.
+    pub(super) strikes: u8,
+    /// How many connections there had been at the last of them.
+    pub(super) struck: u64,
     pub(super) links: [Link; 2],
 }
 
 impl Request {
-    /// Once may be chance.
-    pub(super) fn is_suspect(&self) -> bool {
-        self.ends > 1
+    pub(super) fn new(id: u32, msg: Message, resend: Option<Duration>) -> Self {
+        Request {
+            id,
+            msg,
+            at: At::Waiting,
+            resend,
+            due: None,
+            since: Time::ZERO,
+            unsent: false,
+            strikes: 0,
+            struck: 0,
+            links: Default::default(),
+        }
     }
 }
 

@@ -144,8 +144,8 @@ fn promise_10_intervals_of_any_length_are_due_in_their_own_time() {
     assert_eq!(
         seen,
         [
-            "20:20", "30:30", "40:20", "60:30", "60:20", "80:20", "90:30", "100:100", "100:100",
-            "100:100", "100:20"
+            "20:20", "30:30", "40:20", "60:30", "60:20", "80:20", "90:30", "100:100", "100:100", "100:100",
+            "100:20"
         ]
     );
 }
@@ -199,6 +199,164 @@ fn promise_10_a_request_that_ends_each_connection_is_given_up_and_the_others_are
     let ended: Vec<_> = ids.iter().map(|id| s.protocol.poll(*id).expect("all have ended")).collect();
     assert_eq!(ended[1], Err(Failed::Undeliverable));
     assert!([0, 2, 3].iter().all(|n| ended[*n].is_ok()), "{ended:?}");
+}
+
+/// Connections that get all there is and end at once.
+fn end_at_once(s: &mut Script<Req>, connections: usize) {
+    for _ in 0..connections {
+        let pipe = s.open(9);
+        s.drain(pipe, 9);
+        s.lose(pipe);
+    }
+}
+
+#[test]
+fn promise_10_a_request_that_ends_each_of_many_connections_is_given_up() {
+    let mut s = Script::new(Req::new());
+    let mut pipes: Vec<PipeId> = (0..4).map(|_| s.open(9)).collect();
+    let id = open(&mut s, "poison", MINUTE);
+    let mut ended = 0;
+    let how = loop {
+        let pipe = pipes.remove(pipes.iter().position(|pipe| s.unsent(*pipe) > 0).expect("it is on one"));
+        s.drain(pipe, 9);
+        s.lose(pipe);
+        ended += 1;
+        if let Some(how) = s.protocol.poll(id) {
+            break how;
+        }
+        pipes.push(s.open(9));
+        assert!(ended < 100, "it ends");
+    };
+    assert_eq!((how, ended), (Err(Failed::Undeliverable), 1 + 7 * 4));
+}
+
+#[test]
+fn promise_10_connections_that_end_together_are_not_held_against_a_request() {
+    for written in [false, true] {
+        let mut s = Script::new(Req::new());
+        let pipes: Vec<PipeId> = (0..20).map(|_| s.open(9)).collect();
+        let id = open(&mut s, "x", MINUTE);
+        for pipe in pipes {
+            s.drain(pipe, usize::from(written));
+            s.lose(pipe);
+        }
+        assert_eq!((s.protocol.poll(id), s.protocol.held()), (None, 1), "written: {written}");
+        let next = s.open(9);
+        assert_eq!(bodies(&mut s, next), ["x"]);
+    }
+}
+
+#[test]
+fn promise_10_connections_that_end_before_a_request_left_are_not_held_against_it() {
+    let mut s = Script::new(Req::new());
+    let id = open(&mut s, "x", MINUTE);
+    for _ in 0..20 {
+        let pipe = s.open(9);
+        s.lose(pipe);
+    }
+    assert_eq!((s.protocol.poll(id), s.protocol.held()), (None, 1));
+    end_at_once(&mut s, 7);
+    assert_eq!(s.protocol.poll(id), None);
+    end_at_once(&mut s, 1);
+    assert_eq!(s.protocol.poll(id), Some(Err(Failed::Undeliverable)));
+}
+
+#[test]
+fn promise_10_suspects_go_one_at_a_time_and_the_next_when_one_is_answered_cancelled_or_outlived() {
+    let mut s = Script::new(Req::new());
+    let ids = ["a", "b", "c", "d"].map(|body| open(&mut s, body, MINUTE));
+    end_at_once(&mut s, 2);
+    let pipe = s.open(9);
+    let out = asked(&mut s, pipe);
+    assert_eq!((out.len(), out[0].1.as_str()), (1, "a"));
+    s.arrive(pipe, [answer(out[0].0, "yes")]);
+    assert_eq!(bodies(&mut s, pipe), ["b"]);
+    s.call(|p, cx| p.cancel(cx, ids[1]));
+    assert_eq!(bodies(&mut s, pipe), ["c"]);
+    s.advance(Duration::from_millis(999));
+    assert_eq!(s.unsent(pipe), 0);
+    s.advance(Duration::from_millis(1));
+    assert_eq!(bodies(&mut s, pipe), ["d"]);
+    // "c" is acquitted: it goes before the suspect.
+    s.lose(pipe);
+    let next = s.open(9);
+    assert_eq!(bodies(&mut s, next), ["c", "d"]);
+    assert_eq!((s.protocol.poll(ids[2]), s.protocol.poll(ids[3])), (None, None));
+}
+
+#[test]
+fn promise_10_a_suspect_that_fails_its_trial_goes_behind_the_others() {
+    let mut s = Script::new(Req::new());
+    open(&mut s, "poison", MINUTE);
+    open(&mut s, "good", MINUTE);
+    end_at_once(&mut s, 2);
+    let pipe = s.open(9);
+    assert_eq!(bodies(&mut s, pipe), ["poison"]);
+    s.lose(pipe);
+    let pipe = s.open(9);
+    assert_eq!(bodies(&mut s, pipe), ["good"]);
+}
+
+#[test]
+fn promise_10_who_is_acquitted_is_sent_again_beside_the_next_suspect() {
+    let mut s = Script::new(Req::new());
+    open(&mut s, "acquitted", Some(Duration::from_millis(1500)));
+    open(&mut s, "suspect", MINUTE);
+    end_at_once(&mut s, 2);
+    let pipe = s.open(9);
+    s.advance(Duration::from_millis(1000));
+    assert_eq!(bodies(&mut s, pipe), ["acquitted", "suspect"]);
+    s.advance(Duration::from_millis(500));
+    assert_eq!(bodies(&mut s, pipe), ["acquitted"]);
+}
+
+#[test]
+fn promise_10_a_suspect_gets_its_turn_though_others_wait_always() {
+    let mut s = Script::new(Req::new());
+    open(&mut s, "suspect", MINUTE);
+    end_at_once(&mut s, 2);
+    open(&mut s, "0", MINUTE);
+    let pipe = s.open(1);
+    let mut seen = vec![];
+    for n in 1..20 {
+        open(&mut s, &n.to_string(), MINUTE);
+        s.advance(Duration::from_millis(100));
+        seen.extend(s.drain(pipe, 1).into_iter().map(|m| String::from_utf8_lossy(&m[4..]).into_owned()));
+    }
+    assert_eq!((seen.len(), seen.iter().position(|body| body == "suspect")), (19, Some(10)), "{seen:?}");
+}
+
+#[test]
+fn promise_10_what_had_not_begun_to_leave_goes_to_another_in_order_also_with_resend_off() {
+    let mut s = Script::new(Req::new());
+    let a = s.open(9);
+    let large = "x".repeat(20_000);
+    let ids = ["1", "2", "3", &large, "5"].map(|body| open(&mut s, body, None));
+    let on = open(&mut s, "6", MINUTE);
+    s.call(|p, cx| p.cancel(cx, ids[2]));
+    s.drain(a, 1);
+    s.lose(a);
+    open(&mut s, "7", None);
+    assert_eq!(s.protocol.poll(ids[0]), Some(Err(Failed::ConnectionLost)));
+    assert_eq!((s.protocol.outstanding(), s.protocol.held()), (5, 5));
+    let b = s.open(9);
+    let got = asked(&mut s, b);
+    let expect = [(ids[1], "2"), (ids[3], &large), (ids[4], "5"), (on, "6")];
+    assert_eq!(got[..4], expect.map(|(id, body)| (id.word(), body.to_string())));
+    assert_eq!((got[4].1.as_str(), got.len(), s.all_drops()), ("7", 5, 0));
+    s.lose(b);
+    assert_eq!(s.protocol.poll(ids[1]), Some(Err(Failed::ConnectionLost)));
+}
+
+#[test]
+fn a_resend_interval_of_zero_is_none() {
+    let mut s = Script::new(Req::new());
+    let a = s.open(9);
+    let id = open(&mut s, "1", Some(Duration::ZERO));
+    assert_eq!(s.next_timer(), None);
+    assert_eq!(bodies(&mut s, a), ["1"]);
+    s.lose(a);
+    assert_eq!(s.protocol.poll(id), Some(Err(Failed::ConnectionLost)));
 }
 
 #[test]
@@ -281,6 +439,29 @@ fn promise_23_memory_returns_after_a_burst() {
 }
 
 proptest! {
+    /// Whatever ends and whenever: beside one idle peer every request leaves, and once.
+    #[test]
+    fn promise_10_none_stays_behind_one_that_is_not_answered(
+        rounds in proptest::collection::vec((0usize..4, 0usize..6, any::<bool>()), 1..12)
+    ) {
+        let mut s = Script::new(Req::new());
+        for (requests, written, lasts) in rounds {
+            for n in 0..requests {
+                open(&mut s, &n.to_string(), MINUTE);
+            }
+            let pipe = s.open(9);
+            s.drain(pipe, written);
+            s.advance(Duration::from_secs(u64::from(lasts)));
+            s.lose(pipe);
+        }
+        let open = s.protocol.outstanding();
+        let pipe = s.open(99);
+        for _ in 0..open {
+            s.advance(Duration::from_secs(1));
+        }
+        prop_assert_eq!((s.protocol.held(), s.unsent(pipe)), (0, open));
+    }
+
     /// Whatever peers do, each request that was not cancelled ends once a peer answers; with resend off
     /// none is asked twice.
     #[test]
@@ -321,7 +502,14 @@ proptest! {
                     s.call(|p, cx| p.cancel(cx, id));
                 }
                 open.retain(|(id, _)| {
-                    let done = s.protocol.poll(*id).is_some();
+                    let how = s.protocol.poll(*id);
+                    let left = times.borrow().get(&id.word()).copied().unwrap_or(0);
+                    match how {
+                        Some(Err(Failed::ConnectionLost)) => assert_eq!(left, 1),
+                        Some(Err(Failed::Undeliverable)) => assert!(left >= 8, "{left}"),
+                        _ => {}
+                    }
+                    let done = how.is_some();
                     *ended.borrow_mut() += usize::from(done);
                     !done
                 });
@@ -357,5 +545,6 @@ proptest! {
         }
         prop_assert_eq!((s.protocol.outstanding(), s.protocol.held(), s.protocol.table.len), (0, 0, 0));
         prop_assert_eq!((s.protocol.due.common.len, s.protocol.due.others.len()), (0, 0));
+        prop_assert_eq!(s.drops(DropReason::PipeClosed), 0, "what did not leave goes elsewhere");
     }
 }
