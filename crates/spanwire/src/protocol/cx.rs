@@ -367,6 +367,12 @@ impl Pipe {
         }
     }
 
+    /// A message of `size` bytes that was queued will not leave here.
+    fn unsend(&mut self, size: usize) {
+        self.sent.0 = self.sent.0.saturating_sub(1);
+        self.sent.1 = self.sent.1.saturating_sub(size as u64);
+    }
+
     /// Was full, and has drained to half: the protocol is to be told, once.
     #[inline]
     pub(crate) fn room_again(&mut self) -> bool {
@@ -527,6 +533,8 @@ pub(crate) struct Effects {
     /// Pipes that were full inbound and have drained to half: they may be read again.
     pub(crate) unstalled: Vec<PipeId>,
     pub(crate) drops: DropCounts,
+    /// Those among them that belong to no pipe.
+    pub(crate) drops_of_none: DropCounts,
     /// Drop counts that reached a power of two: worth an event.
     pub(crate) drop_marks: Vec<(Option<PipeId>, DropReason, u64)>,
     pub(crate) own: Vec<(&'static str, u64)>,
@@ -661,7 +669,7 @@ impl<'a> Cx<'a> {
 
     /// Queues a message, or loses one as `overflow` says. Every loss is counted for the pipe.
     pub fn offer(&mut self, pipe: PipeId, msg: Message, overflow: Overflow) -> Offered {
-        if overflow == Overflow::KeepLatest {
+        if overflow == Overflow::KeepLatest && self.pipes.get(pipe).is_some_and(Pipe::sends) {
             while self.evict(pipe, DropReason::Replaced).is_some() {}
         }
         let mut msg = msg;
@@ -693,9 +701,12 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Drops the oldest message that the writer has not taken, counts it, and returns its size in bytes.
+    /// Drops the oldest message that the writer has not taken, counts it, and returns its size in bytes, header words
+    /// counted, framing not.
     pub fn evict(&mut self, pipe: PipeId, why: DropReason) -> Option<usize> {
-        let size = self.pipes.get_mut(pipe)?.out.evict()?;
+        let p = self.pipes.get_mut(pipe)?;
+        let size = p.out.evict()?;
+        p.unsend(size);
         self.dropped(Some(pipe), why);
         Some(size)
     }
@@ -706,8 +717,7 @@ impl<'a> Cx<'a> {
     pub fn reclaim(&mut self, pipe: PipeId) -> Option<Message> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.tx.reclaim().or_else(|| p.out.reclaim())?;
-        p.sent.0 = p.sent.0.saturating_sub(1);
-        p.sent.1 = p.sent.1.saturating_sub(msg.wire_len() as u64);
+        p.unsend(msg.wire_len());
         Some(msg)
     }
 
@@ -786,9 +796,9 @@ impl<'a> Cx<'a> {
     /// Counts a dropped message, for `pipe` if it is known.
     pub fn dropped(&mut self, pipe: Option<PipeId>, why: DropReason) {
         self.fx.drops.add(why);
-        let count = match pipe.and_then(|id| self.pipes.get_mut(id)) {
-            Some(p) => p.drops.add(why),
-            None => self.fx.drops.iter().find(|(w, _)| *w == why).map_or(1, |(_, n)| n),
+        let (pipe, count) = match pipe.and_then(|id| self.pipes.get_mut(id)) {
+            Some(p) => (pipe, p.drops.add(why)),
+            None => (None, self.fx.drops_of_none.add(why)),
         };
         // A message over the limit is told once, by the event of the connection that it cost.
         if count.is_power_of_two() && why != DropReason::TooBig {
@@ -801,6 +811,48 @@ impl<'a> Cx<'a> {
         match self.fx.own.iter_mut().find(|(own, _)| *own == name) {
             Some((_, sum)) => *sum += n,
             None => self.fx.own.push((name, n)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Frames;
+
+    #[test]
+    fn drops_of_no_pipe_are_told_by_their_own_count() {
+        let (mut pipes, mut fx) = (Pipes::default(), Effects::default());
+        let (a, gone) = (pipes.open(PipeInfo::default()), pipes.open(PipeInfo::default()));
+        pipes.remove(gone);
+        let mut cx = Cx::new(&mut pipes, &mut fx, Clock::lazy());
+        let why = DropReason::Filtered;
+        for pipe in [Some(a), Some(a), Some(a), Some(a), None, Some(gone), None, None] {
+            cx.dropped(pipe, why);
+        }
+        let marks = [1, 2, 4].map(|n| (Some(a), why, n)).into_iter();
+        assert_eq!(fx.drop_marks, marks.chain([1, 2, 4].map(|n| (None, why, n))).collect::<Vec<_>>());
+        assert_eq!(fx.drops.iter().collect::<Vec<_>>(), [(why, 8)]);
+    }
+
+    #[test]
+    fn a_message_that_is_evicted_or_taken_back_is_not_counted_as_sent() {
+        for framed in [false, true] {
+            let (mut pipes, mut fx) = (Pipes::default(), Effects::default());
+            let a = pipes.open(PipeInfo::default());
+            if framed {
+                pipes.get_mut(a).expect("it is open").out = Outbound::Framed(Frames::new(b"\x01"));
+            }
+            let mut cx = Cx::new(&mut pipes, &mut fx, Clock::lazy());
+            for size in [10, 20_000, 30, 40] {
+                let mut msg = Message::from(vec![7; size]);
+                msg.set_header(&[1, 2]);
+                cx.put(a, msg).expect("room");
+            }
+            assert_eq!(cx.evict(a, DropReason::Oldest), Some(18), "framed: {framed}");
+            assert_eq!(cx.evict(a, DropReason::Oldest), Some(20_008), "framed: {framed}");
+            assert_eq!(cx.reclaim(a).map(|msg| msg.wire_len()), Some(38));
+            assert_eq!(pipes.get(a).expect("it is open").sent, (1, 48), "framed: {framed}");
         }
     }
 }
