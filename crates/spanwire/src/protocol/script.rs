@@ -97,6 +97,14 @@ impl<P: Protocol> Script<P> {
         }
     }
 
+    /// The application closes the endpoint of `pipe`: once what is queued has left, it closes.
+    pub fn finish(&mut self, pipe: PipeId) {
+        self.call(|p, cx| {
+            cx.finish(pipe, Reason::Local);
+            p.writable(cx, pipe);
+        });
+    }
+
     /// The connection of `pipe` breaks.
     pub fn lose(&mut self, pipe: PipeId) {
         self.call(|_, cx| cx.close(pipe, Reason::Peer));
