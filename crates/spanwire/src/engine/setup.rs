@@ -120,7 +120,10 @@ impl Core {
         self.end_endpoint(&mut st, endpoint);
         for id in st.pipes.ids() {
             if st.pipes.get(id).is_some_and(|p| p.info.endpoint == endpoint) {
-                self.call(&mut st, |_, cx| cx.finish(id, Reason::Local));
+                self.call(&mut st, |protocol, cx| {
+                    cx.finish(id, Reason::Local);
+                    protocol.writable(cx, id); // no more: nobody is to wait for room there
+                });
             }
         }
         // The address must be free when this returns: the listener is not left to whoever unlocks next.
