@@ -32,6 +32,10 @@ mod digest;
 pub mod faults;
 #[cfg(not(feature = "faults"))]
 mod faults;
+#[cfg(all(unix, feature = "sync"))]
+mod folders;
+#[cfg(all(unix, feature = "sync"))]
+mod hook;
 mod model;
 mod ns_authority;
 mod position;

@@ -22,7 +22,7 @@ use crate::store::Store;
 use crate::{
     Answer, AuthorityAction, AuthorityEvent, Distributor, Epoch, Id, Intent, Key, Limits, Mode, NodeStatus,
     NsAuthority, NsSettings, Opening, Origin, Place, Published, Request, Settings, State, Ticket, Verdict,
-    tree,
+    folders, tree,
 };
 
 /// The log, in the state folder.
@@ -35,7 +35,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses to listen at: at least one.
     pub bind: Vec<String>,
-    /// The state folder; must not be inside `dir`. Default: `dir` with `.state` added.
+    /// The state folder; neither of it and `dir` is inside the other. Default: beside `dir`, with `.state`
+    /// added to its name; empty (which is refused) if nothing lies beside it.
     pub state: PathBuf,
     /// Name of the cluster; nodes of another are turned away. Default: `config-sync`.
     pub cluster: String,
@@ -64,12 +65,10 @@ impl Config {
     /// Serves `dir` at no address yet, with the defaults.
     pub fn new(dir: impl Into<PathBuf>) -> Config {
         let dir = dir.into();
-        let mut state = dir.clone().into_os_string();
-        state.push(".state");
         Config {
+            state: folders::beside(&dir, ".state").unwrap_or_default(),
             dir,
             bind: Vec::new(),
-            state: state.into(),
             cluster: "config-sync".into(),
             namespace: "config".into(),
             limits: Limits::default(),
@@ -310,14 +309,10 @@ impl<'a> Server<'a> {
         if config.bind.is_empty() {
             return refuse("no address to listen at".into());
         }
-        let dir = config
-            .dir
-            .canonicalize()
-            .map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
+        config.dir.canonicalize().map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
+        folders::apart(&config.dir, &config.state)?;
         let mut store = Store::open(&config.state)?;
-        if store.dir().canonicalize().is_ok_and(|state| state.starts_with(&dir)) {
-            return refuse(format!("the state folder {} is inside the tree", config.state.display()));
-        }
+        store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         let identity = store.identity();
         let (authority, outcome) = Authority::open(config, &mut store, log)?;
         let origin = match outcome.published.into_iter().next_back() {
