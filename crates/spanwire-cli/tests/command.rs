@@ -361,22 +361,32 @@ fn a_signal_while_a_send_waits_tells_what_is_undelivered() {
 #[test]
 fn pair_sends_at_its_interval_to_a_peer_that_never_pauses() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = listener.local_addr().expect("it is bound").port();
-    let pair = spanwire(&format!("pair -l {port} --data ping --interval 0.05 --raw"));
+    let port = listener.local_addr().expect("it is bound").port().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spanwire"));
+    let args = ["pair", "-l", &port, "--data", "ping", "--interval", "0.05", "--raw"];
+    let mut pair = command.args(args).stdout(Stdio::piped()).spawn().expect("the command was built");
     let (mut stream, _) = listener.accept().expect("it connects");
     stream.write_all(b"\0SP\0\0\x10\0\0").expect("it is there");
+    // It sends more than is read of the output, so there is always something to take.
     let mut sends = stream.try_clone().expect("a descriptor");
     let flood = std::thread::spawn(move || {
-        let many = [&[0, 0, 0, 0, 0, 0, 0, 1, b'.'][..]; 10_000].concat();
-        while sends.write_all(&many).is_ok() {}
+        let message = [&4096_u64.to_be_bytes()[..], &[b'.'; 4096]].concat();
+        while sends.write_all(&message).is_ok() {}
+    });
+    let mut out = pair.stdout.take().expect("it was piped");
+    let reader = std::thread::spawn(move || {
+        while out.read_exact(&mut [0; 4096]).is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     });
     // Its hello, and three messages.
     stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
     let mut heard = [0; 8 + 3 * 12];
-    stream.read_exact(&mut heard).expect("it sends again and again");
+    let all = stream.read_exact(&mut heard);
+    pair.kill().and_then(|()| pair.wait()).expect("it was started by us");
+    flood.join().and_then(|()| reader.join()).expect("they end with it");
+    all.expect("it sends again and again");
     assert!(heard.ends_with(b"\0\0\0\0\0\0\0\x04ping"), "{heard:?}");
-    drop(pair);
-    flood.join().expect("it ends with the connection");
 }
 
 #[test]
