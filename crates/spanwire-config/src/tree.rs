@@ -671,11 +671,17 @@ fn delete(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// As deep as the directory is, this has two descriptors: it goes down by names and up by `..`.
+/// As deep as the directory is, this has two descriptors: it goes down by names and up by `..`. What is mounted
+/// in it is not touched, since the place of it could not be deleted anyway.
 fn delete_directory(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     let flags = FOLDER | OFlags::NOFOLLOW;
     let identity = |dir: &OwnedFd| rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino));
-    let mut here = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let device = identity(dir)?.0;
+    let open = |above: &OwnedFd, name: &[u8]| {
+        let inside = rustix::fs::openat(above, name, flags, Mode::empty())?;
+        if identity(&inside)?.0 == device { Ok(inside) } else { Err(Errno::XDEV) }
+    };
+    let mut here = open(dir, name)?;
     // The way down: the name of each directory, what the one above it is, and what is still in it.
     let mut way = vec![(name.to_vec(), identity(dir)?, names(&here)?)];
     while let Some((name, above, left)) = way.last_mut() {
@@ -694,7 +700,7 @@ fn delete_directory(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::ISDIR | Errno::PERM) => {
                 let above = identity(&here)?;
-                here = rustix::fs::openat(&here, &*next, flags, Mode::empty())?;
+                here = open(&here, &next)?;
                 way.push((next, above, names(&here)?));
             }
             Err(error) => return Err(error),
