@@ -5,8 +5,11 @@
 //! where the content is equal, a step from the log (merged if the node is several commits behind), else a
 //! snapshot. Transfers are encoded once and shared by all pipes. So nothing here grows with commits × nodes.
 //!
-//! Owns: order, the log, cursors, the table of nodes. Never: a disk (the caller makes a commit durable between
-//! [`Distributor::prepare`] and [`Distributor::publish`]), a clock, or a send that nobody gave credit for.
+//! What a node shows is compared with the log here. Where the log does not know it, the node gets beacons and no
+//! data until whoever decides ([`NsAuthority`](crate::NsAuthority)) has judged it.
+//!
+//! Owns: cursors, `seq` and signing, the table of nodes. Never: decides what is committed or who is right, a
+//! disk (what is published is durable), a clock, or a send that nobody gave credit for.
 
 mod nodes;
 mod session;
@@ -15,7 +18,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use spanwire::Message;
 use spanwire::protocol::{
     Cx, DropReason, Limit, PipeId, PipeMap, Protocol, ProtocolInfo, Reason, Reject, TimerKey, WaitKey,
@@ -23,25 +25,27 @@ use spanwire::protocol::{
 
 pub use nodes::NodeStatus;
 use nodes::Nodes;
-use session::{Sending, Session};
+use session::{Sending, Session, Standing};
 
 use crate::faults::planted;
 use crate::sign::Secret;
+use crate::source::Batch;
 use crate::wire::{
-    Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, Payload, SLICE, VERSION,
+    Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, Payload, SLICE, VERSION,
     Want, WantReason, Welcome, snapshot_size,
 };
 use crate::{
-    ChangeSet, ClusterId, Epoch, Head, Id, Limits, OverLimit, Position, Published, RECEIVER, SENDER,
-    ServerId, Shown, State, chain,
+    AuthorityAction, AuthorityEvent, ChangeSet, ClusterId, Head, Id, Position, Published, RECEIVER, SENDER,
+    ServerId, Shown, State, Verdict, chain,
 };
 
 /// Un-acknowledged deltas on their way to one node.
 const FLIGHT: usize = 8;
-/// Coalesced encodings kept for one head.
-const DELTAS: usize = 32;
 const BEACON: TimerKey = TimerKey(0, 0);
 const REPORTS: WaitKey = WaitKey(SENDER as u32, 0);
+const SHOWN: WaitKey = WaitKey(SENDER as u32, 1);
+/// Low bits of `seq`: HEADs of one run. A thousand a second use them up in 35 years.
+pub(crate) const SEQ_BITS: u32 = 40;
 
 /// Settings of a [`Distributor`].
 #[derive(Clone, Debug)]
@@ -52,8 +56,6 @@ pub struct Settings {
     pub namespace: String,
     /// This server. Default: zeros; give each its own.
     pub server: ServerId,
-    /// Bounds of the namespace. A commit that exceeds them is refused.
-    pub limits: Limits,
     /// Time between beacons. Default: 1 s.
     pub beacon: Duration,
     /// Most payload bytes on their way to one node, whatever window it offers. Default: 256 KiB.
@@ -80,7 +82,6 @@ impl Default for Settings {
             cluster: Id::default(),
             namespace: "config".into(),
             server: Id::default(),
-            limits: Limits::default(),
             beacon: Duration::from_secs(1),
             window: 256 << 10,
             log_commits: 10_000,
@@ -94,99 +95,71 @@ impl Default for Settings {
     }
 }
 
-/// Where the history that a [`Distributor`] serves comes from.
+/// Where the history that a [`Distributor`] serves comes from: see [`NsAuthority::origin`](crate::NsAuthority::origin).
 #[derive(Clone, Debug)]
 pub struct Origin {
-    epoch: Epoch,
     opened: u32,
     last: Option<(Head, State)>,
+    steps: Vec<Step>,
 }
 
 impl Origin {
-    /// A history that begins with the first commit; until then nodes are told to wait.
-    pub fn begin(epoch: Epoch) -> Origin {
-        Origin { epoch, opened: 1, last: None }
+    /// A history that is yet to begin; until then nodes are told to wait. `opened` says how often the store was
+    /// opened, this time included, and must be durable: its low 24 bits lead every `seq` of this run.
+    pub fn pending(opened: u32) -> Origin {
+        Origin { opened, last: None, steps: Vec::new() }
     }
 
-    /// A history that goes on from a stored state. `opened` says how often the store was opened, this time
-    /// included, and must have been made durable before; its low 24 bits lead every `seq` of this run.
+    /// A history that goes on from a stored state.
     pub fn restored(head: Head, state: State, opened: u32) -> Origin {
-        Origin { epoch: head.position.epoch, opened, last: Some((head, state)) }
+        Origin { opened, last: Some((head, state)), steps: Vec::new() }
+    }
+
+    /// With the batches that led to that state, oldest first, and what they begin from: who is behind by some of
+    /// them needs no snapshot.
+    #[must_use]
+    pub fn with_log<'b>(mut self, base: Option<Shown>, batches: impl IntoIterator<Item = &'b Batch>) -> Self {
+        let mut before = base;
+        for batch in batches {
+            match before {
+                Some(base) if batch.head.prev_rev != 0 => self.steps.push(Step::new(base, batch.changes())),
+                // Steps lead to revisions of one epoch.
+                _ => self.steps.clear(),
+            }
+            before = Some(batch.head.shown());
+        }
+        self
     }
 }
 
-/// Why a commit is not made.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CommitError {
-    /// It would exceed a limit of the namespace.
-    #[error(transparent)]
-    OverLimit(#[from] OverLimit),
-    /// It was prepared on a state that is no longer the newest.
-    #[error("prepared on {prepared:?}, but the newest is {newest:?}")]
-    Stale {
-        /// What it was prepared on.
-        prepared: Option<Position>,
-        /// What is the newest now.
-        newest: Option<Position>,
-    },
-    /// A new epoch must have a number above that of the present one.
-    #[error("epoch {new} is not above epoch {now}")]
-    Epoch {
-        /// The number asked for.
-        new: u64,
-        /// The present one.
-        now: u64,
-    },
-}
-
-/// A commit that is computed and not yet published: to be made durable first.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    base: Option<Shown>,
-    head: Head,
-    state: State,
-    changes: Arc<ChangeSet>,
-}
-
-impl Prepared {
-    /// The HEAD that it will have.
-    pub fn head(&self) -> &Head {
-        &self.head
-    }
-
-    /// The state that it leads to.
-    pub fn state(&self) -> &State {
-        &self.state
-    }
-
-    /// What it changes.
-    pub fn changes(&self) -> &ChangeSet {
-        &self.changes
-    }
-}
-
-impl From<Published> for Prepared {
-    /// What an [`NsAuthority`](crate::NsAuthority) made durable, for [`Distributor::publish`].
-    fn from(published: Published) -> Prepared {
-        let Published { head, state, before, changes } = published;
-        Prepared { base: before, head, state, changes }
-    }
+/// What is published does not follow from what was published before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("it follows {follows:?}, but the newest is {newest:?}")]
+pub struct Stale {
+    /// What it follows.
+    pub follows: Option<Position>,
+    /// What is the newest now.
+    pub newest: Option<Position>,
 }
 
 /// One step of the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Step {
     base: Shown,
     changes: Arc<ChangeSet>,
     size: usize,
 }
 
+impl Step {
+    fn new(base: Shown, changes: Arc<ChangeSet>) -> Step {
+        Step { base, size: size(&changes), changes }
+    }
+}
+
 /// The sender protocol, SP id 0xFCF0.
 #[derive(Debug)]
 pub struct Distributor {
     settings: Settings,
-    epoch: Epoch,
     /// The newest HEAD and its state; `None` until the first commit.
     published: Option<(Head, State)>,
     seq: u64,
@@ -203,9 +176,8 @@ pub struct Distributor {
     waiting: VecDeque<PipeId>,
     /// Pipes to look at before the present call ends.
     work: VecDeque<PipeId>,
-    highest_epoch: u64,
-    /// What nodes showed last and nobody has taken: one for each node.
-    shown: BTreeMap<Id, Head>,
+    /// What nodes showed and nobody has taken, one for each node; and whether the node waits for a verdict on it.
+    shown: BTreeMap<Id, (Head, bool)>,
     ticking: bool,
 }
 
@@ -214,21 +186,16 @@ impl Distributor {
     ///
     /// A namespace name beyond its 128 bytes is cut.
     pub fn new(mut settings: Settings, origin: Origin) -> Self {
-        let Origin { epoch, opened, last } = origin;
+        let Origin { opened, last, steps } = origin;
         while settings.namespace.len() > crate::wire::MAX_NAMESPACE {
             settings.namespace.pop();
         }
-        // High 24 bits: runs of the store; low 40 bits: HEADs of this run.
-        let seq = u64::from(opened & 0x00ff_ffff) << 40;
-        let seq = last.as_ref().map_or(seq, |(head, _)| seq.max(head.seq));
-        let seq = if planted("opened-not-in-seq") { 0 } else { seq };
-        Distributor {
+        let opened = if planted("opened-not-in-seq") { 0 } else { opened };
+        let mut this = Distributor {
             nodes: Nodes::new(settings.nodes),
             settings,
-            epoch,
-            highest_epoch: epoch.number,
             published: last,
-            seq,
+            seq: seq_of(opened),
             log: VecDeque::new(),
             log_bytes: 0,
             snapshot: None,
@@ -239,7 +206,10 @@ impl Distributor {
             work: VecDeque::new(),
             shown: BTreeMap::new(),
             ticking: false,
-        }
+        };
+        steps.into_iter().for_each(|step| this.append(step));
+        this.published = this.published.take().map(|(head, state)| (this.issue(head), state));
+        this
     }
 
     /// The newest HEAD; `None` before the first commit.
@@ -250,12 +220,6 @@ impl Distributor {
     /// The newest state; `None` before the first commit.
     pub fn state(&self) -> Option<&State> {
         self.published.as_ref().map(|(_, state)| state)
-    }
-
-    /// Highest epoch number that a node showed, or the own one. Above the own one: this store is old, and
-    /// the operator must begin an epoch above it.
-    pub fn highest_epoch(&self) -> u64 {
-        self.highest_epoch
     }
 
     /// Nodes known, connected or not, in the order of their ids.
@@ -279,108 +243,44 @@ impl Distributor {
         (self.log.len(), self.log_bytes)
     }
 
-    /// Computes what `changes` would lead to, and changes nothing. `None`: they change nothing.
+    /// Makes this the newest revision and sends it. It must be durable by now: nodes will hold it.
     ///
     /// # Errors
-    /// [`CommitError::OverLimit`].
-    pub fn prepare(&self, changes: &ChangeSet) -> Result<Option<Prepared>, CommitError> {
-        self.settings.limits.check_values(changes)?;
-        let changes = match self.state() {
-            Some(now) => now.effective(changes),
-            None => changes.clone(),
-        };
-        if changes.is_empty() && self.published.is_some() {
-            return Ok(None);
+    /// [`Stale`] when it does not follow from what was published last; nothing changes.
+    pub fn publish(&mut self, cx: &mut Cx<'_>, published: Published) -> Result<Position, Stale> {
+        let Published { mut head, state, before, changes } = published;
+        let newest = self.head().map(Head::shown);
+        if before != newest {
+            let position = |shown: Option<Shown>| shown.map(|shown| shown.base.position);
+            return Err(Stale { follows: position(before), newest: position(newest) });
         }
-        let mut state = self.state().cloned().unwrap_or_default();
-        state.apply(&changes);
-        self.settings.limits.check(state.keys(), state.bytes())?;
-        Ok(Some(self.next(self.epoch, state, changes)))
-    }
-
-    /// Computes the first commit of a new epoch, with the content of now.
-    ///
-    /// # Errors
-    /// [`CommitError::Epoch`] if its number is not above all that were seen.
-    pub fn prepare_epoch(&self, epoch: Epoch) -> Result<Prepared, CommitError> {
-        if epoch.number <= self.highest_epoch && !planted("epoch-not-compared") {
-            return Err(CommitError::Epoch { new: epoch.number, now: self.highest_epoch });
+        let position = head.position;
+        let new_epoch = before.is_some_and(|before| before.base.position.epoch != position.epoch);
+        if planted("prev-rev-forgotten") {
+            head.prev_rev = 0;
         }
-        Ok(self.next(epoch, self.state().cloned().unwrap_or_default(), ChangeSet::new()))
-    }
-
-    fn next(&self, epoch: Epoch, state: State, changes: ChangeSet) -> Prepared {
-        let before = self.head();
-        // Revisions rise across epochs, but a chain and prev_rev belong to one.
-        let (prev_rev, prev_chain) = match before {
-            Some(head) if head.position.epoch == epoch => {
-                let forgotten = planted("prev-rev-forgotten") && self.log.is_empty();
-                (if forgotten { 0 } else { head.position.rev }, head.chain)
-            }
-            _ => (0, [0; 32]),
-        };
-        let anew = planted("rev-starts-anew") && before.is_some_and(|head| head.position.epoch != epoch);
-        let rev = before.filter(|_| !anew).map_or(0, |head| head.position.rev) + 1;
-        let digest = state.digest();
-        let mut head = Head {
-            cluster: self.settings.cluster,
-            namespace: self.settings.namespace.clone(),
-            position: Position { epoch, rev },
-            prev_rev,
-            digest,
-            keys: state.keys(),
-            bytes: state.bytes(),
-            chain: chain(&prev_chain, rev, &digest),
-            audience: Bytes::new(),
-            seq: self.seq + 1,
-            ..Head::default()
-        };
-        self.sign(&mut head);
-        Prepared { base: before.map(Head::shown), head, state, changes: Arc::new(changes) }
-    }
-
-    /// Makes a prepared commit the newest revision and sends it. It must be durable by now: nodes will hold it.
-    ///
-    /// # Errors
-    /// [`CommitError::Stale`] when another was published since it was prepared.
-    pub fn publish(&mut self, cx: &mut Cx<'_>, prepared: Prepared) -> Result<Position, CommitError> {
-        let Prepared { base, mut head, state, changes } = prepared;
-        if base != self.head().map(Head::shown) && !planted("publish-without-compare") {
-            return Err(CommitError::Stale {
-                prepared: base.map(|b| b.base.position),
-                newest: self.head().map(|h| h.position),
-            });
-        }
-        let (position, first) = (head.position, self.published.is_none());
-        let new_epoch = position.epoch != self.epoch;
-        // Beacons may have gone out since it was prepared.
-        self.seq = head.seq.max(self.seq + 1);
-        if head.seq != self.seq {
-            head.seq = self.seq;
-            self.sign(&mut head);
-        }
+        let head = self.issue(head);
         if !planted("stale-deltas") {
             self.deltas.clear();
         }
-        match base {
-            Some(base) if !new_epoch => self.append(Step { base, size: size(&changes), changes }),
+        match before {
+            Some(base) if !new_epoch => self.append(Step::new(base, changes)),
             // Steps lead to revisions of one epoch; equal content is recognised by its digest.
             _ => {
                 self.log.clear();
                 self.log_bytes = 0;
             }
         }
-        self.epoch = position.epoch;
-        self.highest_epoch = self.highest_epoch.max(position.epoch.number);
         self.published = Some((head, state));
         let pipes: Vec<PipeId> = self.sessions.keys().collect();
         for pipe in &pipes {
-            // What a node showed before there was anything to compare it with; or what no longer contradicts.
-            if first || new_epoch && self.sessions.get(*pipe).is_some_and(|session| session.conflict) {
+            // Shown before there was anything to compare it with; or what no longer contradicts.
+            let open = |session: &Session| session.standing != Standing::Clear;
+            if (before.is_none() || new_epoch) && self.sessions.get(*pipe).is_some_and(open) {
                 self.reassess(cx, *pipe);
             }
         }
-        if first {
+        if before.is_none() {
             // They were told `pending`.
             pipes.iter().for_each(|pipe| self.welcome(cx, *pipe));
         }
@@ -389,48 +289,87 @@ impl Distributor {
         Ok(position)
     }
 
-    /// What nodes showed in HELLO and WANT since this was last asked, the last of each: for
-    /// [`AuthorityEvent::Shown`](crate::AuthorityEvent::Shown).
-    pub fn take_shown(&mut self) -> BTreeMap<Id, Head> {
-        std::mem::take(&mut self.shown)
+    /// Does what the machine of an authority wants of its sender; gives back what is not for nodes.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish): actions that came in another order than the machine gave them.
+    pub fn perform(
+        &mut self,
+        cx: &mut Cx<'_>,
+        action: AuthorityAction,
+    ) -> Result<Option<AuthorityAction>, Stale> {
+        match action {
+            AuthorityAction::Publish(published) => drop(self.publish(cx, published)?),
+            AuthorityAction::Judge { node, head, verdict } => self.judge(cx, node, &head, verdict),
+            AuthorityAction::Reopened(opened) => self.seq = self.seq.max(seq_of(opened)),
+            other => return Ok(Some(other)),
+        }
+        Ok(None)
     }
 
-    /// This node holds what contradicts the history served: it gets beacons only, in this epoch.
-    pub fn dispute(&mut self, cx: &mut Cx<'_>, node: Id) {
+    /// Nodes showed something that nobody has taken.
+    pub fn has_shown(&self) -> bool {
+        !self.shown.is_empty()
+    }
+
+    /// Woken when nodes showed something: wait with it until [`has_shown`](Self::has_shown), then
+    /// [`take_shown`](Self::take_shown).
+    pub fn shown_key(&self) -> WaitKey {
+        SHOWN
+    }
+
+    /// What nodes showed in HELLO and WANT since this was last asked, for
+    /// [`NsAuthority::handle`](crate::NsAuthority::handle): the last of each, but the first that waits for a
+    /// verdict, so that no later word hides it.
+    pub fn take_shown(&mut self) -> Vec<AuthorityEvent> {
+        let issued = self.seq;
+        let shown = std::mem::take(&mut self.shown).into_iter();
+        shown.map(|(node, (head, _))| AuthorityEvent::Shown { node, head, issued }).collect()
+    }
+
+    /// What this node showed is judged. A verdict on what it no longer shows changes nothing.
+    pub fn judge(&mut self, cx: &mut Cx<'_>, node: Id, head: &Head, verdict: Verdict) {
         let of_node = |(_, session): &(PipeId, &mut Session)| session.node == Some(node);
         let pipes: Vec<PipeId> = self.sessions.iter_mut().filter(of_node).map(|(pipe, _)| pipe).collect();
         for pipe in pipes {
-            if let Some(session) = self.sessions.get_mut(pipe).filter(|session| !session.conflict) {
-                session.restart(None, true);
-                cx.count("conflicts", 1);
+            let Some(session) = self.sessions.get_mut(pipe) else { continue };
+            let waits = session.standing == Standing::Unjudged;
+            match &session.have {
+                Some(have) if have == head => {}
+                Some(have) if waits => {
+                    let have = have.clone();
+                    self.show(cx, node, have, true);
+                    continue;
+                }
+                _ => continue,
             }
-            self.release(pipe);
+            match verdict {
+                Verdict::Conflict => self.stand(cx, pipe, Standing::Conflict, None),
+                Verdict::Fine if waits => {
+                    // It may have gone back to what it shows to its readers in the meantime.
+                    let stays = session.stays_at.take();
+                    let shown = stays.map_or(Some(head.shown()), |at| self.known(at));
+                    self.stand(cx, pipe, Standing::Clear, shown);
+                    if let (Some(at), Some(session)) = (stays, self.sessions.get_mut(pipe)) {
+                        session.floor = (at != Position::default()).then_some(at);
+                    }
+                }
+                Verdict::Disregard if waits => self.stand(cx, pipe, Standing::Clear, None),
+                Verdict::Fine | Verdict::Disregard | Verdict::Recorded => {}
+            }
+            self.work.push_back(pipe);
         }
-        self.nodes.conflict(node, true);
-        cx.wake(REPORTS);
         self.run(cx);
     }
 
-    /// The store's open count was raised: `seq` goes on above it.
-    pub fn reopened(&mut self, opened: u32) {
-        self.seq = self.seq.max(u64::from(opened & 0x00ff_ffff) << 40);
-    }
-
-    fn sign(&self, head: &mut Head) {
+    /// A HEAD with a `seq` of its own, signed if there is a key.
+    fn issue(&mut self, mut head: Head) -> Head {
+        self.seq += 1;
+        head.seq = self.seq;
         if let Some(secret) = &self.settings.secret {
-            secret.sign(head);
+            secret.sign(&mut head);
         }
-    }
-
-    /// Prepares and publishes at once: for a namespace that need not survive the process.
-    ///
-    /// # Errors
-    /// [`CommitError::OverLimit`].
-    pub fn commit(&mut self, cx: &mut Cx<'_>, changes: &ChangeSet) -> Result<Option<Position>, CommitError> {
-        match self.prepare(changes)? {
-            Some(prepared) => self.publish(cx, prepared).map(Some),
-            None => Ok(self.head().map(|head| head.position)),
-        }
+        head
     }
 
     fn append(&mut self, step: Step) {
@@ -515,8 +454,10 @@ impl Distributor {
             return false;
         };
         let at_head = session.sent.is_some_and(|sent| sent.base.position == head.position);
+        let may = session.standing == Standing::Clear
+            || session.standing == Standing::Unjudged && planted("unjudged-is-served");
         if !session.wants
-            || session.conflict
+            || !may
             || session.refused.contains(&head.position) && !planted("resend-refused")
             || at_head && !session.force
         {
@@ -582,7 +523,7 @@ impl Distributor {
             (size(&merged) as u64 <= whole / 2).then(|| Payload::delta(head, sent.base, &merged))
         };
         let delta = delta.map(Arc::new);
-        if self.deltas.len() >= DELTAS {
+        if self.deltas.len() >= self.settings.slots.max(1) {
             self.deltas.pop_front();
         }
         self.deltas.push_back((sent, delta.clone()));
@@ -650,45 +591,50 @@ impl Distributor {
         }
     }
 
-    /// Compares what a node showed with the history served, and sets its cursor.
+    /// Compares what a node showed with the log, and sets its cursor.
     fn reassess(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        let Some(session) = self.sessions.get(pipe) else { return };
-        if let (Some(node), Some(have)) = (session.node, &session.have)
-            && (self.shown.len() < self.settings.nodes || self.shown.contains_key(&node))
-        {
-            self.shown.insert(node, have.clone());
-        }
-        let Some((head, _)) = &self.published else { return };
-        let have = session.have.clone().filter(|have| {
-            have.cluster == self.settings.cluster && have.namespace == self.settings.namespace
-        });
-        let (mut shown, mut conflict) = (None, false);
-        if let Some(have) = have {
-            let (theirs, mine) = (have.position, head.position);
-            conflict = match theirs.partial_cmp(&mine) {
-                // Another incarnation of my epoch, or further than me: this store is old, or theirs is foreign.
-                None | Some(std::cmp::Ordering::Greater) => !planted("ahead-is-no-conflict"),
-                Some(std::cmp::Ordering::Equal) => {
-                    have.chain != head.chain && !planted("fork-is-no-conflict")
-                }
-                Some(std::cmp::Ordering::Less) => {
-                    self.known(theirs).is_some_and(|known| known.base.chain != have.chain)
-                }
-            };
-            self.highest_epoch = self.highest_epoch.max(theirs.epoch.number);
-            shown = (!conflict).then(|| have.shown());
-        }
-        if conflict {
+        let Some(session) = self.sessions.get_mut(pipe) else { return };
+        let (cluster, namespace) = (self.settings.cluster, &self.settings.namespace);
+        session.have.take_if(|have| have.cluster != cluster || have.namespace != *namespace);
+        let (Some(node), Some(have)) = (session.node, session.have.clone()) else {
+            return self.stand(cx, pipe, Standing::Clear, None);
+        };
+        let known = self.known(have.position).filter(|known| known.base.chain == have.chain);
+        let standing = if known.is_some() { Standing::Clear } else { Standing::Unjudged };
+        self.stand(cx, pipe, standing, known);
+        self.show(cx, node, have, standing == Standing::Unjudged);
+    }
+
+    /// The cursor of a pipe starts again at `shown`.
+    fn stand(&mut self, cx: &mut Cx<'_>, pipe: PipeId, standing: Standing, shown: Option<Shown>) {
+        let Some(session) = self.sessions.get_mut(pipe) else { return };
+        let before = std::mem::replace(&mut session.standing, standing);
+        let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
+        session.restart(shown);
+        session.sending = unfinished;
+        if standing == Standing::Conflict && before != standing {
             cx.count("conflicts", 1);
         }
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
-        session.restart(shown, conflict);
-        session.sending = unfinished;
-        if let Some(node) = session.node {
-            self.nodes.conflict(node, conflict);
+        // Until it is judged, it stands as it stood.
+        if let (Some(node), true) = (session.node, standing != Standing::Unjudged) {
+            self.nodes.conflict(node, standing == Standing::Conflict);
+            for ack in std::mem::take(&mut session.acks) {
+                self.on_ack(cx, pipe, ack);
+            }
         }
         self.release(pipe);
+        cx.wake(REPORTS);
+    }
+
+    /// Notes what a node showed, for who decides.
+    fn show(&mut self, cx: &mut Cx<'_>, node: Id, head: Head, waits: bool) {
+        match self.shown.get(&node) {
+            Some((_, true)) => return,
+            None if self.shown.len() >= self.settings.nodes => return cx.count("shown-too-many", 1),
+            _ => {}
+        }
+        self.shown.insert(node, (head, waits));
+        cx.wake(SHOWN);
     }
 
     fn welcome(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
@@ -770,13 +716,10 @@ impl Distributor {
             };
             session.have = want.have.into_iter().next();
             session.force = reason == WantReason::Digest;
-            let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
-            session.restart(None, false);
-            session.sending = unfinished;
+            session.stays_at = None;
             if let Some(node) = session.node {
                 self.nodes.moved(node, session.boot, pipe);
             }
-            self.release(pipe);
             self.reassess(cx, pipe);
             return;
         }
@@ -797,20 +740,18 @@ impl Distributor {
             // What is served is of a higher epoch: it ends the conflict, so the node must get it.
             NackCode::Conflict if newer => {
                 if let Some(node) = session.node {
-                    self.nodes.conflict(node, session.conflict);
+                    self.nodes.conflict(node, session.standing == Standing::Conflict);
                 }
             }
-            NackCode::Conflict => {
-                session.restart(None, true);
-                self.release(pipe);
-            }
+            NackCode::Conflict => self.stand(cx, pipe, Standing::Conflict, None),
             // Said again on a new pipe: HELLO or WANT named it, so the cursor is right already.
             _ if session.refused.contains(&nack.position) => {}
             _ => {
                 session.refuse(nack.position);
                 let stays = session.acked.filter(|a| a.base.position == nack.stays_at).or(stays_at);
                 let stays = if planted("nack-keeps-cursor") { session.sent } else { stays };
-                session.restart(stays, session.conflict);
+                session.restart(stays);
+                session.stays_at = (session.standing == Standing::Unjudged).then_some(nack.stays_at);
                 session.floor = (nack.stays_at != Position::default()).then_some(nack.stays_at);
                 self.release(pipe);
             }
@@ -818,16 +759,31 @@ impl Distributor {
         cx.wake(REPORTS);
     }
 
-    fn on_ack(&mut self, cx: &mut Cx<'_>, pipe: PipeId, ack: &crate::wire::Ack) {
+    fn on_ack(&mut self, cx: &mut Cx<'_>, pipe: PipeId, ack: Ack) {
         let Some(session) = self.sessions.get_mut(pipe) else { return };
+        match session.standing {
+            // What is named is of another history.
+            Standing::Conflict if !planted("conflict-acks-count") => {
+                return cx.dropped(Some(pipe), DropReason::Own("ack-in-conflict"));
+            }
+            // It tells of what was shown: the one stands or falls with the other.
+            Standing::Unjudged => {
+                if session.keep(ack) {
+                    cx.dropped(Some(pipe), DropReason::Own("ack-too-many"));
+                }
+                return;
+            }
+            _ => {}
+        }
         let possible = self.published.as_ref().is_some_and(|(head, _)| ack.position <= head.position);
-        if ack.namespace != self.settings.namespace || !possible {
-            cx.dropped(Some(pipe), DropReason::Own("ack-of-unknown"));
-            return;
+        // Who showed nothing has what was sent to it, and no more.
+        let held = session.floor.is_some() || session.flies(ack.position) || planted("conflict-acks-count");
+        if ack.namespace != self.settings.namespace || !possible || !held {
+            return cx.dropped(Some(pipe), DropReason::Own("ack-of-unknown"));
         }
         session.acknowledge(ack.position);
         if let Some(node) = session.node {
-            self.nodes.acknowledged(node, session.boot, ack);
+            self.nodes.acknowledged(node, session.boot, &ack);
         }
         cx.wake(REPORTS);
     }
@@ -847,7 +803,7 @@ impl Distributor {
                 self.beacon_now(cx, pipe);
             }
             (Frame::Credit(taken), true) if taken <= session.sent_bytes => session.take(taken, cx.now()),
-            (Frame::Ack(ack), true) => self.on_ack(cx, pipe, &ack),
+            (Frame::Ack(ack), true) => self.on_ack(cx, pipe, ack),
             (Frame::Nack(nack), true) => self.on_nack(cx, pipe, nack),
             (Frame::Goodbye(_), _) => cx.close(pipe, Reason::Peer),
             (Frame::Unknown { optional: true, .. }, _) => cx.dropped(Some(pipe), DropReason::Unexpected),
@@ -866,17 +822,16 @@ impl Distributor {
 
     /// The newest HEAD with a `seq` of its own, as a beacon.
     fn beacon_message(&mut self) -> Message {
-        if !planted("seq-stands-still") {
-            self.seq += 1;
-        }
-        let seq = self.seq;
-        let mut heads = self.head().map(|head| Head { seq, ..head.clone() });
+        let mut head = self.head().cloned();
         if planted("chain-anew-for-beacon")
-            && let Some(head) = &mut heads
+            && let Some(head) = &mut head
         {
             head.chain = chain(&head.chain, head.position.rev, &head.digest);
         }
-        heads.iter_mut().for_each(|head| self.sign(head));
+        if planted("seq-stands-still") {
+            self.seq -= 1;
+        }
+        let heads = head.map(|head| self.issue(head));
         Message::from(Frame::Beacon(heads.into_iter().collect()).encode())
     }
 
@@ -914,7 +869,22 @@ impl Distributor {
         {
             self.snapshot = None;
         }
+        // Encoded again where it is wanted again.
+        self.deltas.retain(|(_, delta)| delta.as_ref().is_none_or(|delta| Arc::strong_count(delta) > 1));
+        if self.published.is_some() {
+            // Who still waits for a verdict is shown again: the word may have found no place.
+            let waits = self.sessions.iter().filter(|(_, session)| session.standing == Standing::Unjudged);
+            let waits = waits.filter_map(|(_, session)| Some((session.node?, session.have.clone()?)));
+            for (node, have) in waits.collect::<Vec<_>>() {
+                self.show(cx, node, have, true);
+            }
+        }
     }
+}
+
+/// The first `seq` of a run, less one.
+fn seq_of(opened: u32) -> u64 {
+    u64::from(opened & 0x00ff_ffff) << SEQ_BITS
 }
 
 /// Encoded size of a change set, in bytes.

@@ -16,18 +16,21 @@
 //! is said to anybody (an answer, a HEAD, a read) depends on durable state alone; an answer that depends on a
 //! commit under way waits for it.
 //!
-//! Owns: order, compare-and-set, request ids, retention, the epoch, `seq`, signing. Never: a disk, a clock, a
-//! pipe, or randomness that was not passed in.
+//! Owns: order, compare-and-set, request ids, retention, the epoch, and who is right about history. Never: a disk,
+//! a clock, a pipe, a signature of its own, or randomness that was not passed in.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use spanwire::protocol::Time;
 
-use crate::sign::{Keyring, Secret};
+use crate::authority::SEQ_BITS;
+use crate::faults::planted;
+use crate::sign::Keyring;
 use crate::source::{Batch, LogCommit, MAX_AUTHOR, MAX_NOTE, Record, Recovered, Snapshot};
 use crate::{
-    ChangeSet, ClusterId, Digest, Epoch, Head, Id, Limits, OverLimit, Position, Shown, State, chain,
+    Base, ChangeSet, ClusterId, Digest, Epoch, Head, Id, Limits, Origin, OverLimit, Position, Shown, State,
+    chain,
 };
 
 #[cfg(test)]
@@ -36,7 +39,6 @@ mod tests;
 /// A claim to an epoch number or revision beyond mine by more than this is ignored in a cluster without keys:
 /// believing it could use the numbers up.
 const LEAP: u64 = 1 << 32;
-const SEQ_BITS: u32 = 40;
 
 /// Settings of an [`NsAuthority`].
 #[derive(Clone, Debug)]
@@ -61,8 +63,6 @@ pub struct NsSettings {
     pub waiting_bytes: usize,
     /// Most nodes whose HEAD is remembered. Default: 10,000.
     pub nodes: usize,
-    /// Signs HEADs; `None`: they are unsigned.
-    pub secret: Option<Secret>,
     /// Which signatures of HEADs that nodes show are believed. Empty: a cluster without keys.
     pub keys: Keyring,
     /// Freeze on claims of a later history even without keys. Default: false.
@@ -82,7 +82,6 @@ impl Default for NsSettings {
             waiting_commits: 10_000,
             waiting_bytes: 64 << 20,
             nodes: 10_000,
-            secret: None,
             keys: Keyring::new(),
             strict: false,
         }
@@ -232,18 +231,23 @@ pub enum AuthorityEvent {
     Compacted(Result<(), String>),
     /// [`AuthorityAction::RaiseOpened`] ended, with this count.
     Raised(Result<u32, String>),
-    /// A node shows a HEAD: in HELLO, WANT, REPORT or NACK(conflict).
-    Shown(Ticket, Id, Head),
+    /// A node shows a HEAD: in HELLO, WANT or REPORT.
+    Shown {
+        /// Who.
+        node: Id,
+        /// What.
+        head: Head,
+        /// Highest `seq` that was issued by then.
+        issued: u64,
+    },
     /// The answer to [`AuthorityAction::Recall`].
     Recalled(Recall, Result<Option<[u8; 32]>, String>),
-    /// It is time for a beacon.
-    BeaconDue,
-    /// The operator begins an empty namespace; the id is random.
-    Init(Ticket, Id),
+    /// The operator begins a namespace with this content; the id is random.
+    Init(Ticket, Id, State),
     /// The operator begins a new epoch with the content of now; the id is random.
     NewEpoch(Ticket, Id),
     /// The operator takes the state over from the nodes: the highest that is for all, or the one named.
-    Adopt(Ticket, Id, Option<Position>),
+    Adopt(Ticket, Id, Option<Base>),
     /// A node sent its state after [`AuthorityAction::Offer`]; `None`: it did not, or is gone.
     Offered(Id, Option<State>),
 }
@@ -264,12 +268,19 @@ pub enum AuthorityAction {
     Reply(Ticket, Answer),
     /// This is durable and the newest: bring it to the nodes.
     Publish(Published),
-    /// A HEAD for beacons.
-    Beacon(Head),
     /// What was shown is judged.
-    Judge(Ticket, Id, Verdict),
+    Judge {
+        /// Who showed it.
+        node: Id,
+        /// What was shown.
+        head: Head,
+        /// What it means.
+        verdict: Verdict,
+    },
     /// Ask this node for the state of its HEAD; answer with [`AuthorityEvent::Offered`].
     Offer(Id, Head),
+    /// The store was opened so often by now: `seq` goes on above that.
+    Reopened(u32),
     /// Something that people must hear.
     Alarm(Alarm),
 }
@@ -279,14 +290,14 @@ pub enum AuthorityAction {
 pub struct Recall {
     /// The HEAD shown; what is asked is the chain of its revision.
     pub head: Head,
-    ticket: Ticket,
     node: Id,
+    issued: u64,
 }
 
 /// A state that may be seen.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Published {
-    /// Its HEAD, signed if there is a key.
+    /// Its HEAD as it is stored: without `seq` and signature, which change with every issue.
     pub head: Head,
     /// The content.
     pub state: State,
@@ -413,7 +424,6 @@ pub struct NsAuthority {
     /// A commit may begin the namespace.
     fresh: Option<Id>,
     opened: u32,
-    seq: u64,
     /// The newest durable state; its HEAD as it is stored.
     durable: Option<Snapshot>,
     base: Option<Snapshot>,
@@ -473,7 +483,6 @@ impl NsAuthority {
             mode,
             fresh,
             opened,
-            seq: u64::from(opened) << SEQ_BITS,
             durable: last,
             base,
             log: VecDeque::new(),
@@ -501,9 +510,6 @@ impl NsAuthority {
             }
         }
         let mut out = Vec::new();
-        if this.durable.is_some() {
-            this.publish(&mut out, None, Arc::new(ChangeSet::new()));
-        }
         this.trim(&mut out);
         (this, out)
     }
@@ -523,18 +529,37 @@ impl NsAuthority {
         self.durable.as_ref()
     }
 
+    /// What a [`Distributor`](crate::Distributor) of this namespace begins with.
+    pub fn origin(&self) -> Origin {
+        let Some(Snapshot { head, state }) = &self.durable else { return Origin::pending(self.opened) };
+        let base = self.base.as_ref().map(|base| base.head.shown());
+        Origin::restored(head.clone(), state.clone(), self.opened)
+            .with_log(base, self.log.iter().map(|kept| &kept.batch))
+    }
+
+    /// How often the store was opened, this time included.
+    pub fn opened(&self) -> u32 {
+        self.opened
+    }
+
+    /// Highest epoch number and revision in HEADs that are believed: a new epoch goes above them.
+    pub fn highest(&self) -> Place {
+        self.highest
+    }
+
     /// Nodes in conflict with this history, as they showed it in this epoch.
     pub fn conflicts(&self) -> impl Iterator<Item = Id> {
         self.conflicts.iter().copied()
     }
 
-    /// What nodes hold and how many hold it: position, digest, whether it is for all. Highest first.
-    pub fn holdings(&self) -> Vec<(Position, Digest, bool, usize)> {
-        let mut all: BTreeMap<_, (Position, usize)> = BTreeMap::new();
+    /// What nodes hold and how many hold it: place and chain, digest, whether it is for all. Highest first.
+    pub fn holdings(&self) -> Vec<(Base, Digest, bool, usize)> {
+        let mut all: BTreeMap<_, (Base, usize)> = BTreeMap::new();
         for head in self.held.values() {
             let Position { epoch, rev } = head.position;
-            let key = (epoch.number, rev, epoch.incarnation, head.digest, head.audience.is_empty());
-            all.entry(key).or_insert((head.position, 0)).1 += 1;
+            let place = (epoch.number, rev, epoch.incarnation, head.chain);
+            let key = (place, head.digest, head.audience.is_empty());
+            all.entry(key).or_insert((head.base(), 0)).1 += 1;
         }
         all.into_iter().rev().map(|((.., digest, for_all), (at, n))| (at, digest, for_all, n)).collect()
     }
@@ -608,25 +633,20 @@ impl NsAuthority {
             AuthorityEvent::Raised(Ok(opened)) => {
                 self.raising = false;
                 self.opened = self.opened.max(opened);
-                self.seq = self.seq.max(u64::from(self.opened) << SEQ_BITS);
+                out.push(AuthorityAction::Reopened(self.opened));
             }
             AuthorityEvent::Raised(Err(why)) => {
                 self.raising = false;
                 self.fail(&mut out, &why);
             }
-            AuthorityEvent::Shown(ticket, node, head) => self.on_shown(&mut out, ticket, node, head),
+            AuthorityEvent::Shown { node, head, issued } => self.on_shown(&mut out, node, head, issued),
             AuthorityEvent::Recalled(recall, chain) => self.on_recalled(&mut out, recall, chain),
-            AuthorityEvent::BeaconDue => {
-                if let Some(head) = self.issue(&mut out) {
-                    out.push(AuthorityAction::Beacon(head));
-                }
-            }
-            AuthorityEvent::Init(ticket, incarnation) => {
+            AuthorityEvent::Init(ticket, incarnation, content) => {
                 if !matches!(self.mode, Mode::Vacant) {
                     let why = Invalid::NotNow("the namespace has begun");
                     out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
                 } else {
-                    self.begin(&mut out, ticket, incarnation, Some(State::new()), None);
+                    self.begin(&mut out, ticket, incarnation, Some(content), None);
                 }
             }
             AuthorityEvent::NewEpoch(ticket, incarnation) => match &self.mode {
@@ -694,6 +714,9 @@ impl NsAuthority {
             if position.rev <= durable {
                 return refuse(out, answer);
             }
+            if self.waits() >= self.settings.waiting_commits {
+                return refuse(out, Answer::Busy);
+            }
             // It waits for its own revision, not for later ones; the queue stays in the order of revisions.
             let at = self.answers.partition_point(|(rev, ..)| *rev <= position.rev);
             self.answers.insert(at, (position.rev, ticket, answer));
@@ -708,15 +731,14 @@ impl NsAuthority {
             }
             Mode::Vacant | Mode::Serving => {}
         }
-        let waits = self.gathered_commits + self.answers.len();
         if self.beginning.is_some()
-            || waits >= self.settings.waiting_commits
+            || self.waits() >= self.settings.waiting_commits
             || self.gathered_bytes >= self.settings.waiting_bytes
         {
             return refuse(out, Answer::Busy);
         }
         let head = self.tip().map(Place::from).unwrap_or_default();
-        if request.expect.is_some_and(|expect| expect != head) {
+        if request.expect.is_some_and(|expect| expect != head) && !planted("publish-without-compare") {
             return self.answer(out, ticket, Answer::Conflict { head });
         }
         let (changes, state) = match self.outcome(&request) {
@@ -760,6 +782,11 @@ impl NsAuthority {
             }
         }
         self.next_batch(out);
+    }
+
+    /// Clients that wait for an answer.
+    fn waits(&self) -> usize {
+        self.gathered_commits + self.answers.len()
     }
 
     /// What a request leads to from the tip.
@@ -820,18 +847,22 @@ impl NsAuthority {
 
     fn start(&mut self, out: &mut Actions, batch: Batch, state: State, tickets: Vec<Ticket>) {
         let epoch = batch.head.position.epoch;
-        let mut changes = ChangeSet::new();
         let mut replies = Vec::new();
         for commit in &batch.commits {
-            changes.merge(&commit.changes);
             self.requests.insert(commit.request, (Position { epoch, rev: commit.rev }, commit.digest));
         }
         for (ticket, commit) in tickets.into_iter().zip(&batch.commits) {
             let position = Position { epoch, rev: commit.rev };
             replies.push((ticket, Answer::Committed { position, digest: commit.digest, replay: false }));
         }
+        let changes = batch.changes();
+        if planted("publish-before-sync") {
+            let before = self.durable.as_ref().map(|durable| durable.head.shown());
+            let (head, state, changes) = (batch.head.clone(), state.clone(), changes.clone());
+            out.push(AuthorityAction::Publish(Published { head, state, before, changes }));
+        }
         out.push(AuthorityAction::Append(Record::Batch(batch.clone())));
-        self.writing = Some(Writing::Batch { batch, state, changes: Arc::new(changes), replies });
+        self.writing = Some(Writing::Batch { batch, state, changes, replies });
     }
 
     fn on_durable(&mut self, out: &mut Actions) {
@@ -841,9 +872,10 @@ impl NsAuthority {
                 let epoch = batch.head.position.epoch;
                 let begins = before.as_ref().map(|head| head.position.epoch) != Some(epoch);
                 if begins {
-                    // Another history: what contradicted the old one is looked at again. `seq` need not
-                    // start anew, and one that never falls cannot be mistaken.
+                    // Another history: what contradicted the old one is looked at again, and freezes only
+                    // if it contradicts this one too.
                     self.conflicts.clear();
+                    self.freeze = None;
                     self.fresh = None;
                     self.mode = Mode::Serving;
                 }
@@ -851,7 +883,9 @@ impl NsAuthority {
                 let rev = batch.head.position.rev;
                 self.durable = Some(Snapshot { head: batch.head.clone(), state });
                 self.keep(batch);
-                self.publish(out, before.map(|head| head.shown()), changes);
+                if !planted("publish-before-sync") {
+                    self.publish(out, before.map(|head| head.shown()), changes);
+                }
                 out.extend(replies.into_iter().map(|(to, answer)| AuthorityAction::Reply(to, answer)));
                 while self.answers.front().is_some_and(|(of, ..)| *of <= rev) {
                     if let Some((_, ticket, answer)) = self.answers.pop_front() {
@@ -883,25 +917,9 @@ impl NsAuthority {
 
     /// Makes the durable state the one that is served.
     fn publish(&mut self, out: &mut Actions, before: Option<Shown>, changes: Arc<ChangeSet>) {
-        let Some(head) = self.issue(out) else { return };
-        let Some(durable) = &self.durable else { return };
-        let state = durable.state.clone();
-        out.push(AuthorityAction::Publish(Published { head, state, before, changes }));
-    }
-
-    /// The durable HEAD with a `seq` of its own, signed.
-    fn issue(&mut self, out: &mut Actions) -> Option<Head> {
-        let stored = self.durable.as_ref()?.head.clone();
-        self.seq += 1;
-        if self.seq.trailing_ones() >= SEQ_BITS {
-            // A run of 35,000 years; but a raise costs little.
-            self.raise(out, self.opened);
+        if let Some(Snapshot { head, state }) = self.durable.clone() {
+            out.push(AuthorityAction::Publish(Published { head, state, before, changes }));
         }
-        let mut head = Head { seq: self.seq, ..stored };
-        if let Some(secret) = &self.settings.secret {
-            secret.sign(&mut head);
-        }
-        Some(head)
     }
 
     fn raise(&mut self, out: &mut Actions, above: u32) {
@@ -994,12 +1012,12 @@ impl NsAuthority {
         }
     }
 
-    fn on_shown(&mut self, out: &mut Actions, ticket: Ticket, node: Id, head: Head) {
+    fn on_shown(&mut self, out: &mut Actions, node: Id, head: Head, issued: u64) {
+        let judge = |head: Head, verdict| AuthorityAction::Judge { node, head, verdict };
         let keys = !self.settings.keys.is_empty();
         let foreign = head.cluster != self.settings.cluster || head.namespace != self.settings.namespace;
         if foreign || keys && !self.settings.keys.verify(&head) {
-            out.push(AuthorityAction::Judge(ticket, node, Verdict::Disregard));
-            return;
+            return out.push(judge(head, Verdict::Disregard));
         }
         let shown = Place::from(head.position);
         let mine = self.position().map(Place::from).unwrap_or_default();
@@ -1009,8 +1027,7 @@ impl NsAuthority {
             if self.conflicts.len() < self.settings.nodes {
                 self.conflicts.insert(node);
             }
-            out.push(AuthorityAction::Judge(ticket, node, Verdict::Conflict));
-            return;
+            return out.push(judge(head, Verdict::Conflict));
         }
         self.highest = max_each(self.highest, shown);
         if self.held.contains_key(&node) || self.held.len() < self.settings.nodes {
@@ -1019,15 +1036,17 @@ impl NsAuthority {
         let Some(durable) = &self.durable else {
             // A namespace that a node has shown does not begin anew by a commit.
             self.fresh = None;
-            out.push(AuthorityAction::Judge(ticket, node, Verdict::Recorded));
-            return;
+            return out.push(judge(head, Verdict::Recorded));
         };
         let own = durable.head.position;
         if head.position.epoch.number < own.epoch.number {
-            return self.fine(out, ticket, node, &head);
+            return self.fine(out, node, head, issued);
         }
         if head.position.epoch != own.epoch || head.position.rev > own.rev {
-            return self.contradicts(out, ticket, node, head);
+            if planted("ahead-is-no-conflict") {
+                return self.fine(out, node, head, issued);
+            }
+            return self.contradicts(out, node, head);
         }
         let rev = head.position.rev;
         let known = if rev == own.rev {
@@ -1039,45 +1058,47 @@ impl NsAuthority {
             kept.into_iter().chain(base).find(|h| h.position == head.position).map(|h| h.chain)
         };
         match known {
-            Some(chain) if chain == head.chain => self.fine(out, ticket, node, &head),
-            Some(_) => self.contradicts(out, ticket, node, head),
+            Some(chain) if chain == head.chain || planted("fork-is-no-conflict") => {
+                self.fine(out, node, head, issued);
+            }
+            Some(_) => self.contradicts(out, node, head),
             // Inside the log every HEAD is known: this one was never issued.
             None if self.base.as_ref().is_none_or(|base| base.head.position.rev < rev) => {
-                self.contradicts(out, ticket, node, head);
+                self.contradicts(out, node, head);
             }
-            None => out.push(AuthorityAction::Recall(Recall { head, ticket, node })),
+            None => out.push(AuthorityAction::Recall(Recall { head, node, issued })),
         }
     }
 
     fn on_recalled(&mut self, out: &mut Actions, recall: Recall, chain: Result<Option<[u8; 32]>, String>) {
-        let Recall { head, ticket, node } = recall;
+        let Recall { head, node, issued } = recall;
         match chain {
             // An epoch may have begun while the store was asked.
             _ if self.position().map(|p| p.epoch) != Some(head.position.epoch) => {
-                self.on_shown(out, ticket, node, head);
+                self.on_shown(out, node, head, issued);
             }
-            Ok(Some(chain)) if chain == head.chain => self.fine(out, ticket, node, &head),
-            Ok(_) => self.contradicts(out, ticket, node, head),
+            Ok(Some(chain)) if chain == head.chain => self.fine(out, node, head, issued),
+            Ok(_) => self.contradicts(out, node, head),
             // Not known is not wrong. The node gets a snapshot, which is right whatever it holds.
             Err(why) => {
-                out.push(AuthorityAction::Judge(ticket, node, Verdict::Disregard));
+                out.push(AuthorityAction::Judge { node, head, verdict: Verdict::Disregard });
                 self.fail(out, &why);
             }
         }
     }
 
-    fn fine(&mut self, out: &mut Actions, ticket: Ticket, node: Id, head: &Head) {
+    fn fine(&mut self, out: &mut Actions, node: Id, head: Head, issued: u64) {
         let same_epoch = self.position().map(|p| p.epoch) == Some(head.position.epoch);
         // Only a signature can make the count rise: an unsigned claim could use it up.
-        if same_epoch && head.seq > self.seq && !self.settings.keys.is_empty() {
+        if same_epoch && head.seq > issued && !self.settings.keys.is_empty() {
             self.raise(out, (head.seq >> SEQ_BITS) as u32);
         }
         self.conflicts.remove(&node);
-        out.push(AuthorityAction::Judge(ticket, node, Verdict::Fine));
+        out.push(AuthorityAction::Judge { node, head, verdict: Verdict::Fine });
     }
 
-    fn contradicts(&mut self, out: &mut Actions, ticket: Ticket, node: Id, head: Head) {
-        out.push(AuthorityAction::Judge(ticket, node, Verdict::Conflict));
+    fn contradicts(&mut self, out: &mut Actions, node: Id, head: Head) {
+        out.push(AuthorityAction::Judge { node, head: head.clone(), verdict: Verdict::Conflict });
         self.dispute(out, node, head);
     }
 
@@ -1126,13 +1147,15 @@ impl NsAuthority {
 
     fn begin_now(&mut self, out: &mut Actions) {
         let Some(Beginning { ticket, incarnation, content, from }) = self.beginning.take() else { return };
-        let highest = max_each(self.highest, self.position().map(Place::from).unwrap_or_default());
+        let own = self.position().map(Place::from).unwrap_or_default();
+        let highest = if planted("epoch-not-compared") { own } else { max_each(self.highest, own) };
         let (Some(number), Some(rev)) = (highest.epoch.checked_add(1), highest.rev.checked_add(1)) else {
             let why = Invalid::NotNow("a node shows the highest number there is");
             return out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
         };
         let now = self.durable.as_ref().map(|durable| durable.state.clone()).unwrap_or_default();
         let state = content.unwrap_or_else(|| now.clone());
+        let rev = if planted("rev-starts-anew") { 1 } else { rev };
         let commit = LogCommit {
             rev,
             request: incarnation,
@@ -1159,7 +1182,7 @@ impl NsAuthority {
         }
     }
 
-    fn on_adopt(&mut self, out: &mut Actions, ticket: Ticket, incarnation: Id, named: Option<Position>) {
+    fn on_adopt(&mut self, out: &mut Actions, ticket: Ticket, incarnation: Id, named: Option<Base>) {
         let refuse = |why| AuthorityAction::Reply(ticket, Answer::Invalid(Invalid::NotNow(why)));
         if !matches!(self.mode, Mode::Vacant) || self.writing.is_some() {
             return out.push(refuse("the namespace has begun"));
@@ -1169,7 +1192,7 @@ impl NsAuthority {
         }
         // A canary's state never passed its gate: only by name.
         let eligible = |head: &&Head| match named {
-            Some(named) => head.position == named,
+            Some(named) => head.base() == named,
             None => head.audience.is_empty(),
         };
         let best = self.held.values().filter(eligible).max_by_key(|head| Place::from(head.position)).cloned();
@@ -1180,11 +1203,11 @@ impl NsAuthority {
                 && (a.epoch != b.epoch
                     || a.rev == b.rev && (head.digest, head.chain) != (best.digest, best.chain))
         });
-        if rival {
+        if named.is_none() && rival {
             return out.push(refuse("nodes hold two histories under one number: name the position"));
         }
         let mut left: Vec<Id> = (self.held.iter())
-            .filter(|(_, head)| head.position == best.position && head.digest == best.digest)
+            .filter(|(_, head)| head.shown() == best.shown())
             .map(|(node, _)| *node)
             .collect();
         let Some(node) = left.pop() else { return out.push(refuse("no node holds such a state")) };
@@ -1194,6 +1217,11 @@ impl NsAuthority {
 
     fn on_offered(&mut self, out: &mut Actions, node: Id, state: Option<State>) {
         let Some(mut adopting) = self.adopting.take_if(|adopting| adopting.node == node) else { return };
+        if !matches!(self.mode, Mode::Vacant) || self.writing.is_some() {
+            // It began in another way meanwhile, and what was committed since must not be undone.
+            let why = Invalid::NotNow("the namespace has begun");
+            return out.push(AuthorityAction::Reply(adopting.ticket, Answer::Invalid(why)));
+        }
         let head = &adopting.head;
         // Recomputed: what came over the wire is believed for its content alone.
         let whole =

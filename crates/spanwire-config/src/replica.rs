@@ -634,6 +634,7 @@ impl Replica {
             self.conflict = Some((mine, other));
             self.assembly = None;
             self.target = None;
+            self.behind = None;
             self.say(cx, Word::Refusals);
             cx.wake(CHANGED);
         }
@@ -654,9 +655,14 @@ impl Replica {
         if slice.offset == 0 {
             self.assembly = None;
         }
-        if !matches!(self.on_head(cx, &slice.head), Verdict::Newer) {
+        let verdict = self.on_head(cx, &slice.head);
+        if !matches!(verdict, Verdict::Newer) {
             self.assembly = None;
             cx.dropped(Some(pipe), DropReason::Own("not-news"));
+            if matches!(verdict, Verdict::Same) && slice.last {
+                // The sender does not know that it is here.
+                self.say(cx, Word::Report);
+            }
             return;
         }
         if slice.offset == 0 && !self.start(cx, &slice) {
@@ -844,6 +850,13 @@ impl Replica {
                 return false;
             }
             Frame::Unknown { optional: true, .. } => cx.dropped(Some(pipe), DropReason::Unexpected),
+            Frame::Unknown { .. } => {
+                let code = GoodbyeCode::Version;
+                let goodbye = Goodbye { code, detail: 0, retry_after_ms: 0, alternates: Vec::new() };
+                let _ = cx.put(pipe, Message::from(Frame::Goodbye(goodbye).encode()));
+                cx.finish(pipe, Reason::Protocol("message of unknown type"));
+                return false;
+            }
             _ => {
                 cx.dropped(Some(pipe), DropReason::Malformed);
                 cx.close(pipe, Reason::Malformed);
@@ -882,12 +895,18 @@ impl Replica {
         let next =
             self.pipes.iter().min_by_key(|(pipe, up)| (up.server.is_none(), endpoint(*pipe), up.opened));
         self.active = next.map(|(pipe, _)| pipe);
+        self.behind_anew(cx);
         if self.active.is_some() && !planted("reserve-silent") {
             self.say(cx, Word::Want(WantReason::New));
             self.say(cx, Word::Report);
             self.say(cx, Word::Refusals);
         }
         cx.wake(CHANGED);
+    }
+
+    /// Another upstream: it has not withheld anything yet.
+    fn behind_anew(&mut self, cx: &Cx<'_>) {
+        self.behind = self.behind.map(|_| cx.now());
     }
 
     fn schedule(&mut self, cx: &mut Cx<'_>) {
@@ -968,6 +987,7 @@ impl Protocol for Replica {
         let alone = self.active.is_none();
         if alone {
             self.active = Some(pipe);
+            self.behind_anew(cx);
         }
         if let Err(reject) = self.greet(cx, pipe) {
             if alone {

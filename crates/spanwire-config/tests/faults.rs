@@ -93,6 +93,7 @@ fn every_listed_fault_is_planted_somewhere() {
         include_str!("../src/authority.rs"),
         include_str!("../src/authority/nodes.rs"),
         include_str!("../src/authority/session.rs"),
+        include_str!("../src/ns_authority.rs"),
         include_str!("../src/replica.rs"),
         include_str!("world/nodes.rs"),
     ];

@@ -10,7 +10,7 @@ use std::time::Duration;
 use spanwire::Message;
 use spanwire::protocol::{Protocol, Time};
 use spanwire_config::wire::{Frame, NackCode, Want, WantReason, snapshot_size};
-use spanwire_config::{Data, Head, Id, Level, Position, State, chain};
+use spanwire_config::{Data, Epoch, Head, Id, Level, Position, State, chain};
 use spanwire_testkit::sim::{Link, Net, Passage, Route};
 
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, Server};
@@ -55,6 +55,13 @@ impl AddAssign for Counts {
 /// A position that can be a key: two incarnations are two places.
 type Place = (u64, Id, u64);
 
+/// A place in one history.
+type Fact = (Place, [u8; 32]);
+
+fn fact(head: &Head) -> Fact {
+    (place(&head.position), head.chain)
+}
+
 fn place(at: &Position) -> Place {
     (at.epoch.number, at.epoch.incarnation, at.rev)
 }
@@ -87,6 +94,8 @@ struct Conversation {
     anew: bool,
     /// What the node said last that it has, for the first step after that.
     holds: Option<Position>,
+    /// The epoch in which what it showed contradicts the server's history.
+    contradicts: Option<Epoch>,
     /// A snapshot above one window is under way.
     large: Option<Position>,
     /// The queues on the way never fill, so what was put was sent at once.
@@ -97,9 +106,9 @@ struct Conversation {
 #[derive(Clone, Debug, Default)]
 struct Truth {
     /// Places that it really reached in this process life, by level.
-    reached: [BTreeSet<Place>; 3],
+    reached: [BTreeSet<Fact>; 3],
     /// … and in all before it.
-    earlier: [BTreeSet<Place>; 3],
+    earlier: [BTreeSet<Fact>; 3],
     /// The last revision that it said was stored.
     acked: Option<Position>,
     shown: Option<Position>,
@@ -130,6 +139,10 @@ pub(crate) struct Oracle {
     servers: usize,
     lies: bool,
     twin: bool,
+    /// Highest epoch number that nodes showed to each server since it started.
+    seen: Vec<u64>,
+    /// What each server's store has held.
+    lineage: Vec<BTreeSet<Fact>>,
     /// Every state that was durable at a server, by place and chain.
     committed: BTreeMap<(Place, [u8; 32]), (Head, State)>,
     last: Vec<Option<Head>>,
@@ -213,6 +226,8 @@ impl Oracle {
             servers,
             lies,
             twin,
+            seen: vec![0; servers],
+            lineage: vec![BTreeSet::new(); servers],
             committed: BTreeMap::new(),
             last: vec![None; servers],
             folder: Folder::default(),
@@ -240,6 +255,12 @@ impl Oracle {
     pub(crate) fn store_lost(&mut self, folder: Folder) {
         self.folder = folder;
         self.last[0] = None;
+        self.lineage[0].clear();
+    }
+
+    /// A server's store is a copy of the authority's.
+    pub(crate) fn store_copied(&mut self, server: usize) {
+        self.lineage[server] = self.lineage[0].clone();
     }
 
     pub(crate) fn folder_put_back(&mut self, node: usize) {
@@ -264,6 +285,12 @@ impl Oracle {
     pub(crate) fn server_starts(&mut self, server: usize) {
         self.counts.starts += 1;
         self.records[server].clear();
+        self.seen[server] = 0;
+    }
+
+    /// Highest epoch number that nodes showed to this server since it started.
+    pub(crate) fn seen(&self, server: usize) -> u64 {
+        self.seen[server]
     }
 
     pub(crate) fn died(&mut self, node: usize) {
@@ -292,6 +319,7 @@ impl Oracle {
         if self.last[server].as_ref().is_some_and(|last| last.shown() == head.shown()) {
             return Ok(());
         }
+        self.lineage[server].insert(fact(head));
         let at = place(&head.position);
         let known = self.committed.range((at, [0; 32])..=(at, [0xff; 32])).next();
         if let Some(((_, other), _)) = known
@@ -374,6 +402,7 @@ impl Oracle {
             transfer: None,
             anew: true,
             holds: None,
+            contradicts: None,
             large: None,
             exact,
         })
@@ -422,6 +451,9 @@ impl Oracle {
                 talk.sent += len;
                 if talk.sent > talk.taken {
                     talk.since.get_or_insert(now);
+                }
+                if talk.exact && talk.contradicts == Some(slice.head.position.epoch) {
+                    return Err(format!("invariant 7: {at} is sent to who holds another history"));
                 }
                 if slice.offset == 0 {
                     if talk.exact && talk.refused.contains(&at) {
@@ -542,8 +574,12 @@ impl Oracle {
     }
 
     /// Invariant 7: a server that is shown what it cannot have issued says so.
-    fn contradiction(&self, net: &Net<Party>, link: Link) -> Checked {
+    fn contradiction(&mut self, net: &Net<Party>, link: Link) -> Checked {
         let Some(talk) = self.conversations.get(&link) else { return Ok(()) };
+        if let Some(have) = &talk.have {
+            let seen = &mut self.seen[talk.server];
+            *seen = (*seen).max(have.position.epoch.number);
+        }
         let Some(at) = server(net, talk.server) else { return Ok(()) };
         let open = net.link(link).is_some_and(|view| view.listener.1);
         let (Some(have), Some(head), true) = (&talk.have, at.socket.protocol().head(), open) else {
@@ -552,8 +588,9 @@ impl Oracle {
         let expected = match have.position.partial_cmp(&head.position) {
             None | Some(std::cmp::Ordering::Greater) => true,
             Some(std::cmp::Ordering::Equal) => have.chain != head.chain,
-            Some(std::cmp::Ordering::Less) if self.twin || self.lies => return Ok(()),
-            Some(std::cmp::Ordering::Less) => false,
+            Some(std::cmp::Ordering::Less) => {
+                have.position.epoch == head.position.epoch && !self.lineage[talk.server].contains(&fact(have))
+            }
         };
         let id = net.disk(talk.node).map(|disk| disk.read().id).unwrap_or_default();
         let said = at.socket.protocol().status().iter().any(|n| n.node == id && n.conflict);
@@ -562,6 +599,10 @@ impl Oracle {
                 "invariant 7: node {} shows {} to a server at {}; conflict said: {said}",
                 talk.node, have.position, head.position
             ));
+        }
+        let epoch = head.position.epoch;
+        if let (true, Some(talk)) = (expected, self.conversations.get_mut(&link)) {
+            talk.contradicts = Some(epoch);
         }
         Ok(())
     }
@@ -635,7 +676,7 @@ impl Oracle {
 
     fn check_node(&mut self, net: &Net<Party>, n: usize) -> Checked {
         if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().history.as_ref()) {
-            self.truths[n].reached[0].insert(place(&head.position));
+            self.truths[n].reached[0].insert(fact(head));
         }
         let Some(node) = agent(net, n) else { return Ok(()) };
         let protocol = node.socket.protocol();
@@ -645,9 +686,9 @@ impl Oracle {
         }
         if let (Some(at), Some((head, state))) = (shown, &node.shown) {
             let truth = &mut self.truths[n];
-            truth.reached[1].insert(place(&at));
+            truth.reached[1].insert(fact(head));
             if node.applied {
-                truth.reached[2].insert(place(&at));
+                truth.reached[2].insert(fact(head));
             }
             if truth.shown != Some(at) {
                 if truth.shown.is_some_and(|before| !above(&at, &before)) {
@@ -793,10 +834,15 @@ impl Oracle {
             for (level, said) in levels.iter().enumerate() {
                 // Of a start before the present one it may say what was true then (and old words may be repeated).
                 let truth = &self.truths[n];
+                let epoch = protocol.head().map(|head| head.position.epoch);
+                // In the present epoch it counts only in the server's own history.
+                let in_any = |facts: &BTreeSet<Fact>, at: &Position| {
+                    (facts.range((place(at), [0; 32])..=(place(at), [0xff; 32])))
+                        .any(|fact| epoch != Some(at.epoch) || self.lineage[s].contains(fact))
+                };
                 let known = |at: &Position| {
-                    truth.reached[level].contains(&place(at))
-                        || (boot != Some(status.boot) || self.lies)
-                            && truth.earlier[level].contains(&place(at))
+                    in_any(&truth.reached[level], at)
+                        || (boot != Some(status.boot) || self.lies) && in_any(&truth.earlier[level], at)
                 };
                 if said.is_some_and(|said| !known(&said)) {
                     return Err(format!("invariant 14: node {n} never reached {said:?} at level {level}"));
@@ -928,6 +974,7 @@ impl Conversation {
     fn wanted(&mut self, reason: WantReason, wants: &[Want]) {
         let Some(want) = wants.first() else { return };
         self.start_anew();
+        self.contradicts = None;
         self.wants = true;
         self.holds = want.have.first().map(|have| have.position);
         // Who asks for a snapshot says that what it has is of no use.

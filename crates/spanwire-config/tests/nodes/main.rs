@@ -1,15 +1,20 @@
 //! Sender and receiver, joined by hand: what each of them says, keeps and bounds.
 
+mod memory;
+mod sockets;
+
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use bytes::Bytes;
+use memory::Memory;
 use spanwire::Message;
 use spanwire::protocol::PipeId;
 use spanwire::protocol::script::Script;
-use spanwire_config::wire::{Ack, Frame, NackCode, Slice, Want, WantReason};
+use spanwire_config::wire::{Ack, Frame, GoodbyeCode, NackCode, Slice, Want, WantReason};
 use spanwire_config::{
-    ChangeSet, CommitError, Data, Distributor, Epoch, Id, Key, Level, Limits, Origin, Position, Replica,
-    ReplicaSettings, Settings, Update,
+    AuthorityAction, ChangeSet, Data, Distributor, Epoch, Id, Key, Level, Limits, NsSettings, Position,
+    Replica, ReplicaSettings, Settings, Update,
 };
 
 const BEACON: Duration = Duration::from_secs(1);
@@ -28,12 +33,75 @@ fn epoch(number: u64) -> Epoch {
     Epoch { number, incarnation: Id([number as u8; 16]) }
 }
 
-fn authority(settings: Settings) -> Script<Distributor> {
-    Script::new(Distributor::new(settings, Origin::begin(epoch(1))))
+/// A machine with its store, and the sender that it speaks through.
+struct Authority {
+    memory: Memory,
+    sender: Script<Distributor>,
 }
 
-fn commit(a: &mut Script<Distributor>, changes: &ChangeSet) -> Position {
-    a.call(|d, cx| d.commit(cx, changes)).expect("within limits").expect("a head")
+impl Deref for Authority {
+    type Target = Script<Distributor>;
+    fn deref(&self) -> &Script<Distributor> {
+        &self.sender
+    }
+}
+
+impl DerefMut for Authority {
+    fn deref_mut(&mut self) -> &mut Script<Distributor> {
+        &mut self.sender
+    }
+}
+
+impl Authority {
+    fn new(settings: Settings, memory: Memory) -> Authority {
+        let sender = Script::new(Distributor::new(settings, memory.machine.origin()));
+        Authority { memory, sender }
+    }
+
+    fn bring(&mut self, actions: Vec<AuthorityAction>) {
+        for action in actions {
+            self.sender.call(|d, cx| d.perform(cx, action)).expect("in order");
+        }
+    }
+
+    /// The machine looks at what nodes show.
+    fn look(&mut self) {
+        while self.sender.protocol.has_shown() {
+            for event in self.sender.call(|d, _| d.take_shown()) {
+                let left = self.memory.tell(event);
+                self.bring(left);
+            }
+        }
+    }
+
+    /// Messages of a node arrive, and what it shows is judged.
+    fn arrive<M: Into<Message>>(&mut self, pipe: PipeId, messages: impl IntoIterator<Item = M>) {
+        self.sender.arrive(pipe, messages);
+        self.look();
+    }
+
+    fn new_epoch(&mut self, number: u64) -> Position {
+        let (position, left) = self.memory.new_epoch(number);
+        self.bring(left);
+        // What contradicted the old history is looked at again.
+        self.look();
+        position
+    }
+}
+
+fn authority(settings: Settings) -> Authority {
+    authority_of(settings, NsSettings::default(), epoch(1).incarnation)
+}
+
+fn authority_of(settings: Settings, machine: NsSettings, incarnation: Id) -> Authority {
+    Authority::new(settings, Memory::new(machine, incarnation))
+}
+
+#[track_caller]
+fn commit(a: &mut Authority, changes: &ChangeSet) -> Position {
+    let (position, left) = a.memory.commit(changes);
+    a.bring(left);
+    position
 }
 
 fn replica(n: u8) -> Script<Replica> {
@@ -54,14 +122,14 @@ fn frame(message: &Message) -> Frame {
 }
 
 impl Link {
-    fn new(a: &mut Script<Distributor>, r: &mut Script<Replica>) -> Link {
+    fn new(a: &mut Authority, r: &mut Script<Replica>) -> Link {
         Link { above: a.open(64), below: r.open(64), down: Vec::new(), up: Vec::new() }
     }
 
     /// Moves what is there, through `change` on the way down, until nothing moves.
     fn flow_with(
         &mut self,
-        a: &mut Script<Distributor>,
+        a: &mut Authority,
         r: &mut Script<Replica>,
         mut change: impl FnMut(Message) -> Option<Message>,
     ) {
@@ -77,7 +145,7 @@ impl Link {
         }
     }
 
-    fn flow(&mut self, a: &mut Script<Distributor>, r: &mut Script<Replica>) {
+    fn flow(&mut self, a: &mut Authority, r: &mut Script<Replica>) {
         self.flow_with(a, r, Some);
     }
 
@@ -101,7 +169,7 @@ fn data(r: &Script<Replica>) -> Data {
 }
 
 /// Both ends, with one commit applied on the node.
-fn pair() -> (Script<Distributor>, Script<Replica>, Link) {
+fn pair() -> (Authority, Script<Replica>, Link) {
     let (mut a, mut r) = (authority(Settings::default()), replica(1));
     commit(&mut a, &puts([("a", "1"), ("b", "2"), ("z", &"z".repeat(400))]));
     let mut link = Link::new(&mut a, &mut r);
@@ -148,14 +216,16 @@ fn an_empty_value_is_a_value_and_a_delete_is_not() {
 }
 
 #[test]
-fn content_that_does_not_change_is_no_commit() {
-    let (mut a, _, _) = pair();
-    let before = a.protocol.head().cloned();
+fn a_commit_that_changes_nothing_costs_a_step_without_operations() {
+    let (mut a, mut r, mut link) = pair();
+    link.down.clear();
     let mut same = puts([("a", "1")]);
     same.delete(key("absent"));
-    assert!(a.protocol.prepare(&same).expect("small").is_none());
-    commit(&mut a, &same);
-    assert_eq!(a.protocol.head().cloned(), before);
+    let at = commit(&mut a, &same);
+    link.flow(&mut a, &mut r);
+    assert_eq!((link.slices().len(), link.payload()), (1, 0));
+    let update = accept(&mut r, Level::Applied);
+    assert_eq!((update.position(), update.changed), (at, vec![]));
 }
 
 #[test]
@@ -316,8 +386,7 @@ fn invariant_12_conflicting_incarnations_freeze_what_is_visible_until_a_higher_e
     let (_, mut r, link) = pair();
     r.lose(link.below);
     let before = r.protocol.visible().map(|(head, _)| head.clone());
-    let rogue = Epoch { number: 1, incarnation: Id([99; 16]) };
-    let mut b = Script::new(Distributor::new(Settings::default(), Origin::begin(rogue)));
+    let mut b = rogue();
     for n in 0..5 {
         commit(&mut b, &puts([("a", &format!("rogue {n}"))]));
     }
@@ -327,12 +396,7 @@ fn invariant_12_conflicting_incarnations_freeze_what_is_visible_until_a_higher_e
     assert_eq!(r.protocol.visible().map(|(head, _)| head.clone()), before);
     assert!(link.slices().is_empty(), "that node gets no data in this epoch");
     assert!(b.protocol.status()[0].conflict);
-    assert!(matches!(
-        b.protocol.prepare_epoch(epoch(1)).map(|_| ()),
-        Err(CommitError::Epoch { new: 1, now: 1 })
-    ));
-    let prepared = b.protocol.prepare_epoch(epoch(2)).expect("above");
-    b.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    b.new_epoch(2);
     link.flow(&mut b, &mut r);
     assert_eq!(accept(&mut r, Level::Applied).position().epoch, epoch(2));
     assert_eq!(data(&r), Data::Live);
@@ -363,6 +427,10 @@ fn invariant_07_a_node_of_a_lost_history_is_listed_and_gets_no_data() {
             link.flow(&mut b, &mut r);
         }
         assert!(link.slices().is_empty() && r.recv().is_none(), "revision {lost}");
+        // What it reports is of the other history: it counts for nothing, and ends no alarm.
+        let first = Position { epoch: epoch(1), rev: 1 };
+        let reached = b.protocol.reached(first, Level::Stored);
+        assert_eq!((b.protocol.status()[0].conflict, reached), (true, 0), "revision {lost}");
         assert_eq!(r.protocol.visible().map(|(head, _)| head.position), before);
     }
 }
@@ -370,8 +438,7 @@ fn invariant_07_a_node_of_a_lost_history_is_listed_and_gets_no_data() {
 #[test]
 fn invariant_12_a_lower_epoch_is_ignored() {
     let (mut a, mut r, mut link) = pair();
-    let prepared = a.protocol.prepare_epoch(epoch(5)).expect("above");
-    a.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    a.new_epoch(5);
     link.flow(&mut a, &mut r);
     // Equal content: a step without operations, and no key has changed.
     assert_eq!(accept(&mut r, Level::Applied).changed, []);
@@ -384,7 +451,7 @@ fn invariant_12_a_lower_epoch_is_ignored() {
     link.flow(&mut old, &mut r);
     assert!(link.slices().is_empty() && r.recv().is_none());
     assert!(r.counted("upstream-behind") > 0);
-    assert_eq!(old.protocol.highest_epoch(), 5);
+    assert_eq!(old.memory.machine.highest().epoch, 5);
     assert_eq!(r.protocol.visible().map(|(head, _)| head.position.epoch), Some(epoch(5)));
 }
 
@@ -457,19 +524,6 @@ fn invariant_20_a_state_beyond_the_limits_is_refused_by_its_head() {
     assert!(r.recv().is_none());
     let refused = &a.protocol.status()[0].refused;
     assert!(matches!(&refused[..], [(p, NackCode::TooLarge, _)] if *p == at), "{refused:?}");
-}
-
-#[test]
-fn invariant_20_a_commit_beyond_the_limits_is_not_made() {
-    let mut a =
-        authority(Settings { limits: Limits { value: 10, keys: 2, bytes: 25 }, ..Settings::default() });
-    let over = |a: &Script<Distributor>, c: ChangeSet| {
-        matches!(a.protocol.prepare(&c), Err(CommitError::OverLimit(_)))
-    };
-    assert!(over(&a, puts([("k", "01234567890")])));
-    assert!(over(&a, puts([("a", ""), ("b", ""), ("c", "")])));
-    commit(&mut a, &puts([("a", "0123456789"), ("b", "0123456789")]));
-    assert!(over(&a, puts([("b", ""), ("c", "")])));
 }
 
 #[test]
@@ -691,9 +745,7 @@ fn seq_goes_on_rising_over_a_restart_of_the_authority() {
         heads.map(|head| head.seq).max()
     };
     let before = seq(&link);
-    let (head, state) = (a.protocol.head().cloned(), a.protocol.state().cloned());
-    let origin = Origin::restored(head.expect("committed"), state.expect("committed"), 2);
-    let mut a = Script::new(Distributor::new(Settings::default(), origin));
+    let mut a = Authority::new(Settings::default(), a.memory.reopen(usize::MAX));
     r.lose(link.below);
     let mut link = Link::new(&mut a, &mut r);
     link.flow(&mut a, &mut r);
@@ -715,9 +767,8 @@ fn invariant_14_a_node_that_came_back_is_here_when_its_old_pipe_ends_late() {
 }
 
 /// The same epoch number as [`authority`]'s, and another history.
-fn rogue() -> Script<Distributor> {
-    let epoch = Epoch { number: 1, incarnation: Id([9; 16]) };
-    Script::new(Distributor::new(Settings::default(), Origin::begin(epoch)))
+fn rogue() -> Authority {
+    authority_of(Settings::default(), NsSettings::default(), Id([9; 16]))
 }
 
 #[test]
@@ -731,8 +782,7 @@ fn a_conflict_of_an_earlier_epoch_said_again_on_a_new_pipe_does_not_keep_the_new
     assert_eq!(data(&r), Data::Conflict);
     r.lose(link.below);
     b.lose(link.above);
-    let prepared = b.protocol.prepare_epoch(epoch(2)).expect("above");
-    let at = b.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    let at = b.new_epoch(2);
     // The transfer is larger than a window: the word of the conflict comes in the middle of it.
     let mut link = Link::new(&mut b, &mut r);
     link.flow(&mut b, &mut r);
@@ -849,8 +899,7 @@ fn invariant_18_a_repeated_head_of_an_old_epoch_is_no_sign_of_life() {
     a.advance(BEACON);
     link.flow(&mut a, &mut r);
     let old = link.down.iter().rfind(|f| matches!(f, Frame::Beacon(heads) if !heads.is_empty())).cloned();
-    let prepared = a.protocol.prepare_epoch(epoch(2)).expect("above");
-    a.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
+    a.new_epoch(2);
     // The node hears of the new epoch and does not get its content, so it still shows the old one.
     let no_slices = |m: Message| (!matches!(frame(&m), Frame::Slice(_))).then_some(m);
     link.flow_with(&mut a, &mut r, no_slices);
@@ -887,4 +936,186 @@ fn an_old_head_that_is_repeated_does_not_make_who_refused_the_newest_behind() {
     a.advance(BEACON);
     link.flow(&mut a, &mut r);
     assert_eq!(data(&r), Data::Held);
+}
+
+/// A server that was started again on a store put back as it was at revision 2, and went on; and a node of what
+/// was lost, at revision 3.
+fn put_back() -> (Authority, Script<Replica>) {
+    let (mut a, mut r, mut link) = pair();
+    commit(&mut a, &puts([("a", "2")]));
+    commit(&mut a, &puts([("a", "lost")]));
+    link.flow(&mut a, &mut r);
+    accept(&mut r, Level::Applied);
+    r.lose(link.below);
+    let mut b = Authority::new(Settings::default(), a.memory.reopen(2));
+    for n in 0..5 {
+        commit(&mut b, &puts([("a", &format!("other {n}"))]));
+    }
+    // Started once more, with a sender whose log reaches back no further than one step.
+    let settings = Settings { log_commits: 1, ..Settings::default() };
+    (Authority::new(settings, b.memory.reopen(usize::MAX)), r)
+}
+
+#[test]
+fn invariant_07_who_shows_what_the_log_does_not_reach_gets_no_data_before_it_is_judged() {
+    let (mut b, mut r) = put_back();
+    let mut link = Link::new(&mut b, &mut r);
+    // As if the machine were busy: words arrive, and nobody looks.
+    b.sender.arrive(link.above, r.drain(link.below, usize::MAX));
+    let said: Vec<Frame> = b.drain(link.above, usize::MAX).iter().map(frame).collect();
+    assert!(matches!(&said[..], [Frame::Welcome(_), Frame::Beacon(_)]), "{said:?}");
+    // A second word before the first is judged does not hide it.
+    let want = Want { namespace: "config".into(), ..Want::default() };
+    b.sender.arrive(link.above, [Frame::Want(WantReason::Other, vec![want]).encode()]);
+    b.look();
+    assert_eq!(b.memory.machine.conflicts().count(), 1);
+    r.arrive(link.below, said.iter().map(Frame::encode));
+    b.drain(link.above, usize::MAX);
+    // And whoever shows it again is in conflict for the rest of the epoch.
+    r.call(|r, cx| r.retry(cx));
+    link.flow(&mut b, &mut r);
+    assert!(link.slices().is_empty() && b.protocol.status()[0].conflict);
+    b.new_epoch(2);
+    link.flow(&mut b, &mut r);
+    assert_eq!(accept(&mut r, Level::Applied).position().epoch, epoch(2));
+    assert!(!b.protocol.status()[0].conflict);
+}
+
+#[test]
+fn what_a_node_reports_before_it_is_judged_counts_once_it_is() {
+    let (mut a, mut r, link) = pair();
+    let at = r.protocol.visible().map(|(head, _)| head.position).expect("applied");
+    for n in 0..5 {
+        commit(&mut a, &puts([("a", &format!("more {n}"))]));
+    }
+    r.lose(link.below);
+    let settings = Settings { log_commits: 1, ..Settings::default() };
+    let mut a = Authority::new(settings, a.memory.reopen(usize::MAX));
+    let mut link = Link::new(&mut a, &mut r);
+    a.sender.arrive(link.above, r.drain(link.below, usize::MAX));
+    r.arrive(link.below, a.drain(link.above, usize::MAX));
+    let report = r.drain(link.below, usize::MAX);
+    assert!(report.iter().any(|m| matches!(frame(m), Frame::Ack(_))));
+    a.sender.arrive(link.above, report);
+    assert_eq!(a.protocol.reached(at, Level::Applied), 0);
+    a.look();
+    assert_eq!(a.protocol.reached(at, Level::Applied), 1);
+    link.flow(&mut a, &mut r);
+    assert_eq!(accept(&mut r, Level::Applied).position().rev, 6);
+}
+
+#[test]
+fn invariant_21_who_missed_one_commit_of_before_a_restart_gets_one_step() {
+    let (mut a, mut r, link) = pair();
+    r.lose(link.below);
+    commit(&mut a, &puts([("b", "3")]));
+    let mut a = Authority::new(Settings::default(), a.memory.reopen(usize::MAX));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert_eq!(link.slices().iter().map(|s| s.base.is_some()).collect::<Vec<_>>(), [true]);
+    assert!(link.payload() < 20);
+    accept(&mut r, Level::Applied);
+}
+
+#[test]
+fn a_node_that_comes_back_raises_no_open_count_whatever_beacons_it_heard() {
+    let secret = spanwire_config::sign::Secret::from_seed(1, &[3; 32]);
+    let keys = NsSettings { keys: secret.public(), ..NsSettings::default() };
+    let settings = Settings { secret: Some(secret.clone()), ..Settings::default() };
+    let (mut a, mut r) = (authority_of(settings.clone(), keys, Id([1; 16])), replica(1));
+    commit(&mut a, &puts([("a", "1")]));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    accept(&mut r, Level::Applied);
+    for _ in 0..3 {
+        for _ in 0..2 {
+            a.advance(BEACON);
+            r.advance(BEACON);
+            link.flow(&mut a, &mut r);
+        }
+        a.lose(link.above);
+        r.lose(link.below);
+        link = Link::new(&mut a, &mut r);
+        link.flow(&mut a, &mut r);
+    }
+    assert_eq!(a.memory.machine.opened(), 1);
+    let signed =
+        |f: &Frame| matches!(f, Frame::Beacon(heads) if heads.iter().any(|h| secret.public().verify(h)));
+    assert!(link.down.iter().any(signed));
+    // A HEAD from a run that this store does not remember does raise it, and `seq` goes on above.
+    let old = Authority::new(settings, a.memory.reopen(usize::MAX));
+    let (head, seq) = (old.protocol.head().cloned().expect("committed"), 2 << 40);
+    assert!(head.seq > seq);
+    let want = Want { namespace: "config".into(), have: vec![head.clone()], ..Want::default() };
+    a.arrive(link.above, [Frame::Want(WantReason::Other, vec![want]).encode()]);
+    assert_eq!(a.memory.machine.opened(), 3);
+    link.flow(&mut a, &mut r);
+    a.advance(BEACON);
+    link.flow(&mut a, &mut r);
+    let highest = link.down.iter().filter_map(|f| match f {
+        Frame::Beacon(heads) => heads.first().map(|head| head.seq),
+        _ => None,
+    });
+    assert!(highest.max() > Some(head.seq));
+}
+
+#[test]
+fn a_forged_epoch_number_uses_no_numbers_up() {
+    let (mut a, _, link) = pair();
+    let mut head = a.protocol.head().cloned().expect("committed");
+    head.position.epoch.number = u64::MAX;
+    let want = Want { namespace: "config".into(), have: vec![head], ..Want::default() };
+    a.arrive(link.above, [Frame::Want(WantReason::Other, vec![want]).encode()]);
+    assert_eq!(a.memory.machine.highest().epoch, 1);
+    assert_eq!(a.new_epoch(2).epoch.number, 2);
+}
+
+#[test]
+fn who_was_cut_off_while_behind_does_not_leave_its_new_upstream_at_once() {
+    let (mut a, mut r, mut link) = pair();
+    let no_slices = |m: Message| (!matches!(frame(&m), Frame::Slice(_))).then_some(m);
+    commit(&mut a, &puts([("a", "2")]));
+    link.flow_with(&mut a, &mut r, no_slices);
+    a.advance(BEACON);
+    link.flow_with(&mut a, &mut r, no_slices);
+    assert_eq!(data(&r), Data::Behind);
+    a.lose(link.above);
+    r.lose(link.below);
+    r.advance(BEACON * 60);
+    a.advance(BEACON * 60);
+    let closed = r.closed.len();
+    let (mut first, mut second) = (Link::new(&mut a, &mut r), Link::new(&mut a, &mut r));
+    for _ in 0..3 {
+        first.flow_with(&mut a, &mut r, no_slices);
+        second.flow_with(&mut a, &mut r, no_slices);
+        r.advance(BEACON);
+        a.advance(BEACON);
+    }
+    assert_eq!((&r.closed[closed..], data(&r)), (&[][..], Data::Behind));
+}
+
+#[test]
+fn a_transfer_that_the_node_has_already_is_acknowledged_all_the_same() {
+    let (mut a, mut r, mut link) = pair();
+    // Asked anew before the step arrives: the sender sends it twice, and forgets the first.
+    r.call(|r, cx| r.retry(cx));
+    let ask = r.drain(link.below, usize::MAX);
+    let at = commit(&mut a, &puts([("a", "2")]));
+    r.arrive(link.below, a.drain(link.above, usize::MAX));
+    accept(&mut r, Level::Applied);
+    let report = r.drain(link.below, usize::MAX);
+    a.arrive(link.above, ask);
+    a.arrive(link.above, report);
+    link.flow(&mut a, &mut r);
+    assert_eq!(a.protocol.reached(at, Level::Applied), 1);
+}
+
+#[test]
+fn a_message_that_is_not_known_and_not_optional_gets_a_word_before_the_end() {
+    let (_, mut r, link) = pair();
+    r.drain(link.below, usize::MAX);
+    r.arrive(link.below, [Frame::Unknown { kind: 99, optional: false }.encode()]);
+    let said: Vec<Frame> = r.drain(link.below, usize::MAX).iter().map(frame).collect();
+    assert!(matches!(&said[..], [Frame::Goodbye(g)] if g.code == GoodbyeCode::Version), "{said:?}");
+    assert_eq!(r.closed.len(), 1);
 }
