@@ -51,11 +51,11 @@ pub mod faults;
 #[cfg(not(feature = "faults"))]
 mod faults;
 mod model;
-mod ns_authority;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
 mod replica;
+mod sender;
 #[cfg(all(unix, feature = "sync"))]
 pub mod serve;
 pub mod sign;
@@ -66,16 +66,16 @@ pub mod store;
 pub mod tree;
 pub mod wire;
 
-pub use authority::{Distributor, NodeStatus, Origin, Settings, Stale};
-pub use digest::{Digest, LtHash};
-pub use driver::Driver;
-pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
-pub use ns_authority::{
+pub use authority::{
     Alarm, Answer, AuthorityAction, AuthorityEvent, Intent, Invalid, Mode, NsAuthority, NsSettings, Opening,
     Place, Published, ReadOnly, Recall, Request, Ticket, Verdict,
 };
+pub use digest::{Digest, LtHash};
+pub use driver::Driver;
+pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
+pub use sender::{Distributor, NodeStatus, Origin, Settings, Stale};
 pub use wire::{Level, NackCode};
 
 #[cfg(doctest)]
