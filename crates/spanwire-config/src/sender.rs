@@ -329,6 +329,10 @@ impl Distributor {
 
     /// What this node showed is judged. A verdict on what it no longer shows changes nothing.
     pub fn judge(&mut self, cx: &mut Cx<'_>, node: Id, head: &Head, verdict: Verdict) {
+        if verdict == Verdict::Recorded {
+            // There is nothing to serve yet; all is looked at again once there is.
+            return;
+        }
         let of_node = |(_, session): &(PipeId, &mut Session)| session.node == Some(node);
         let pipes: Vec<PipeId> = self.sessions.iter_mut().filter(of_node).map(|(pipe, _)| pipe).collect();
         for pipe in pipes {
@@ -355,7 +359,7 @@ impl Distributor {
                     }
                 }
                 Verdict::Disregard if waits => self.stand(cx, pipe, Standing::Clear, None),
-                Verdict::Fine | Verdict::Disregard | Verdict::Recorded => {}
+                _ => {}
             }
             self.work.push_back(pipe);
         }

@@ -308,3 +308,33 @@ fn a_forged_epoch_number_uses_no_numbers_up() {
     assert_eq!(a.memory.machine.highest().epoch, 1);
     assert_eq!(a.new_epoch(2).epoch.number, 2);
 }
+
+#[test]
+fn a_node_that_shows_two_things_to_a_vacant_authority_keeps_it_busy_once() {
+    let (a, mut r, link) = pair();
+    let first = a.protocol.head().cloned().expect("committed");
+    let second = Head { position: Position { rev: 7, ..first.position }, ..first.clone() };
+    let memory = Memory::new(NsSettings::default(), Id([5; 16]));
+    let mut b = Authority::new(Settings::default(), memory);
+    r.lose(link.below);
+    let (one, two) = (Link::new(&mut b, &mut r), b.open(64));
+    let hello = r.drain(one.below, usize::MAX);
+    // From two pipes at once, as it happens where one end of a pipe is not heard of yet.
+    let other = hello.iter().map(|message| match frame(message) {
+        Frame::Hello(mut hello) => {
+            hello.wants.iter_mut().for_each(|want| want.have = vec![second.clone()]);
+            Frame::Hello(hello).encode()
+        }
+        other => other.encode(),
+    });
+    let other: Vec<Vec<u8>> = other.collect();
+    b.sender.arrive(one.above, hello);
+    b.sender.arrive(two, other);
+    b.look();
+    assert_eq!(
+        b.memory.machine.highest().rev,
+        1,
+        "the first word is kept, the second is told of on a reconnect"
+    );
+    assert!(!b.protocol.has_shown());
+}
