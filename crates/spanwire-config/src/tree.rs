@@ -85,7 +85,8 @@ pub struct Tree {
     pub passed_over: Vec<(PathBuf, &'static str)>,
     /// Directories without any file in them, below the root, deepest first.
     pub empty: Vec<PathBuf>,
-    /// When the file that changed last changed.
+    /// When the file or directory that changed last changed, in content or name: the later of both times that
+    /// the system keeps, since a file that is moved here brings its old time of writing along.
     pub newest: Option<SystemTime>,
 }
 
@@ -167,7 +168,7 @@ pub fn read(root: &Path, limits: &Limits) -> Result<Tree, TreeError> {
 /// one time.
 const RECENT: Duration = Duration::from_secs(2);
 
-/// Reads a tree that may be changing: where a file changed lately, until two readings `pause` apart are equal.
+/// Reads a tree that may be changing: where a file or a directory changed lately, until two readings `pause` apart are equal.
 ///
 /// That catches writers that are at work, not one that writes half a file and rests longer than `pause`:
 /// whoever writes a file should do it beside and rename.
@@ -175,13 +176,18 @@ const RECENT: Duration = Duration::from_secs(2);
 /// # Errors
 /// As [`read`]; [`TreeError::Unsettled`] when it did not come to rest.
 pub fn read_settled(root: &Path, limits: &Limits, pause: Duration) -> Result<Tree, TreeError> {
-    settle(root, limits, || std::thread::sleep(pause))
+    settle(root, limits, SystemTime::now, || std::thread::sleep(pause))
 }
 
-fn settle(root: &Path, limits: &Limits, mut pause: impl FnMut()) -> Result<Tree, TreeError> {
+fn settle(
+    root: &Path,
+    limits: &Limits,
+    now: impl Fn() -> SystemTime,
+    mut pause: impl FnMut(),
+) -> Result<Tree, TreeError> {
     let mut last = read(root, limits)?;
     for _ in 0..AGAIN {
-        let age = last.newest.map(|newest| newest.elapsed().unwrap_or_default());
+        let age = last.newest.map(|newest| now().duration_since(newest).unwrap_or_default());
         if age.is_none_or(|age| age >= RECENT) {
             return Ok(last);
         }
@@ -213,8 +219,11 @@ impl Reading<'_> {
         if depth > DEPTH {
             return Err(io(Errno::NAMETOOLONG));
         }
+        let names = names(dir).map_err(io)?;
+        let facts = std::fs::File::from(dir.try_clone().map_err(at(&here))?).metadata().map_err(at(&here))?;
+        self.changed((facts.mtime(), facts.mtime_nsec()), (facts.ctime(), facts.ctime_nsec()));
         let mut files = 0;
-        for name in names(dir).map_err(io)? {
+        for name in names {
             let length = below.len();
             if !below.is_empty() {
                 below.push(b'/');
@@ -268,6 +277,13 @@ impl Reading<'_> {
         Ok(0)
     }
 
+    /// Takes note of when something changed: seconds and nanoseconds since 1970, of content and of name.
+    fn changed(&mut self, written: (i64, i64), named: (i64, i64)) {
+        let (seconds, nanos) = written.max(named);
+        let since = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanos).unwrap_or(0));
+        self.tree.newest = self.tree.newest.max(SystemTime::UNIX_EPOCH.checked_add(since));
+    }
+
     /// Reads one file until it was the same before and after.
     fn file(&mut self, dir: &OwnedFd, name: &[u8], key: &Key, path: &Path) -> Result<Entry, TreeError> {
         for turn in 0..AGAIN {
@@ -290,8 +306,7 @@ impl Reading<'_> {
             let mut value = Vec::new();
             (&mut file).take(self.limits.value as u64 + 1).read_to_end(&mut value).map_err(at(path))?;
             if facts(&file).map_err(at(path))? == before && value.len() as u64 == before.1 {
-                let changed = file.metadata().and_then(|meta| meta.modified()).map_err(at(path))?;
-                self.tree.newest = self.tree.newest.max(Some(changed));
+                self.changed((before.2, before.3), (before.4, before.5));
                 let flags = if before.6 & 0o100 != 0 { EXECUTABLE } else { 0 };
                 return Ok(Entry::new(flags, value));
             }

@@ -561,12 +561,16 @@ fn a_lost_state_folder_of_the_server_freezes_nodes_until_a_new_epoch() {
     let w = World::new();
     w.write("src/a", "1");
     let mut server = Running::serve(w.serve_config());
-    let agent = Running::agent(w.agent_config("n"));
+    let mut agent = Running::agent(w.agent_config("n"));
     server.await_line("applied 1/");
+    agent.end().expect("a farewell");
     server.end().expect("a farewell");
     fs::remove_dir_all(w.path("src.state")).expect("ours");
     w.write("src/a", "2");
+    // No node is there to tell that the folder was lost.
     let mut server = Running::serve(w.serve_config());
+    server.await_line("revision 1/");
+    let agent = Running::agent(w.agent_config("n"));
     agent.await_line("ALARM: two histories");
     server.await_line("ALARM: holds another history");
     assert_eq!(text(&w.path("n/a")), "1");
@@ -691,4 +695,97 @@ fn invariant_07_a_log_put_back_from_a_copy_stops_commits_until_a_new_epoch() {
     let _server = Running::serve(config);
     w.await_equal("n");
     drop(agent);
+}
+
+#[test]
+fn invariant_13_a_lost_state_folder_begins_nothing_anew_where_a_node_tells_of_it() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    agent.end().expect("a farewell");
+    server.end().expect("a farewell");
+    fs::remove_dir_all(w.path("src.state")).expect("ours");
+    // Its tree takes a while to come to rest; the node is there before that.
+    w.write("src/a", "2");
+    let mut config = w.serve_config();
+    config.debounce = Duration::from_secs(1);
+    let mut server = Running::serve(config.clone());
+    server.await_line("listening");
+    let agent = Running::agent(w.agent_config("n"));
+    server.await_line("--new-epoch 2");
+    assert!(!server.lines().iter().any(|line| line.contains("revision ")), "{:#?}", server.lines());
+    assert_eq!(text(&w.path("n/a")), "1");
+    server.end().expect("a farewell");
+    config.new_epoch = Some(2);
+    let server = Running::serve(config);
+    w.await_equal("n");
+    server.await_line("revision 2/");
+    drop(agent);
+}
+
+#[test]
+fn promise_05_an_empty_tree_is_no_accident_where_the_log_was_lost() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut server = Running::serve(w.serve_config());
+    let agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    server.end().expect("a farewell");
+    // The disk with both is not there after a start of the machine.
+    fs::remove_dir_all(w.path("src.state")).expect("ours");
+    fs::remove_file(w.path("src/a")).expect("ours");
+    let mut config = w.serve_config();
+    config.new_epoch = Some(2);
+    config.rescan = Duration::from_millis(20);
+    let server = Running::serve(config);
+    server.await_line("--allow-empty");
+    assert_eq!(text(&w.path("n/a")), "1");
+    // It comes back, and no further word is needed.
+    w.write("src/a", "2");
+    w.await_equal("n");
+    drop((agent, server));
+}
+
+#[test]
+fn invariant_07_a_node_of_a_lost_history_stops_commits_though_the_server_went_on_and_started_again() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let secret = spanwire_config::sign::Secret::from_seed(1, &[3; 32]);
+    let config = || {
+        let mut config = w.serve_config();
+        config.keys = secret.public();
+        config.secret = Some(secret.clone());
+        // So long that nothing but the node's own word can be the cause.
+        config.rescan = Duration::from_secs(600);
+        config
+    };
+    let mut server = Running::serve(config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    agent.end().expect("a farewell");
+    server.end().expect("a farewell");
+    let log = w.path("src.state/log/log");
+    let copy = fs::read(&log).expect("written");
+    w.write("src/a", "2");
+    let mut server = Running::serve(config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    w.await_equal("n");
+    server.await_line("visible 1/");
+    agent.end().expect("a farewell");
+    server.end().expect("a farewell");
+    fs::write(&log, copy).expect("ours");
+    fs::remove_file(w.path("src.state/log/mark")).expect("ours");
+    for n in 3..6 {
+        w.write("src/a", &n.to_string());
+        let mut server = Running::serve(config());
+        server.await_line("revision 1/");
+        server.end().expect("a farewell");
+    }
+    let server = Running::serve(config());
+    server.await_line("listening");
+    let _agent = Running::agent(w.agent_config("n"));
+    server.await_line("commits stop until a new epoch begins");
+    assert_eq!(text(&w.path("n/a")), "2", "the node keeps what it has");
 }

@@ -124,7 +124,7 @@ fn a_tree_that_is_being_written_is_not_taken_before_it_rests() {
     let d = dirs();
     let mut turns = 0;
     let mut write_until = |last: u32| {
-        settle(&d.root, &Limits::default(), || {
+        settle(&d.root, &Limits::default(), SystemTime::now, || {
             turns += 1;
             if turns <= last {
                 write(&d.root, "a", &turns.to_string());
@@ -136,12 +136,37 @@ fn a_tree_that_is_being_written_is_not_taken_before_it_rests() {
     assert_eq!(write_until(3).expect("at rest").state, state([("a", "3")]));
     assert!(matches!(write_until(u32::MAX), Err(TreeError::Unsettled(_))));
     // What has rested for a while is taken at once.
-    let old = std::time::SystemTime::now() - RECENT * 2;
+    let settled = |after: Duration| {
+        let mut asked = 0;
+        settle(&d.root, &Limits::default(), || SystemTime::now() + after, || asked += 1).expect("at rest");
+        asked
+    };
+    assert_eq!(settled(RECENT * 2), 0);
+    // A file that brings an old time along was put here lately all the same.
+    let old = SystemTime::now() - RECENT * 2;
     let file = fs::File::options().write(true).open(d.root.join("a")).expect("ours");
     file.set_modified(old).expect("ours");
+    assert_eq!(settled(Duration::ZERO), 1);
+}
+
+#[test]
+fn a_directory_out_of_which_files_went_lately_is_looked_at_twice() {
+    let d = dirs();
+    write(&d.root, "d/a", "1");
+    let before = read(&d.root, &Limits::default()).expect("readable").newest;
+    let again = |turn: u32| {
+        fs::remove_file(d.root.join("d/a")).expect("there");
+        write(&d.root, "d/b", &turn.to_string());
+        let old = fs::File::options().write(true).open(d.root.join("d/b")).expect("ours");
+        old.set_modified(SystemTime::UNIX_EPOCH).expect("ours");
+        fs::remove_file(d.root.join("d/b")).expect("there");
+    };
+    again(1);
+    // Nothing is left whose own time tells of it.
+    assert!(read(&d.root, &Limits::default()).expect("readable").newest >= before);
     let mut asked = 0;
-    settle(&d.root, &Limits::default(), || asked += 1).expect("at rest");
-    assert_eq!(asked, 0);
+    settle(&d.root, &Limits::default(), SystemTime::now, || asked += 1).expect("at rest");
+    assert_eq!(asked, 1);
 }
 
 #[test]
