@@ -1,1015 +1,346 @@
-//! The sending side: holds the state, and brings every pipe from what its node has to the newest revision.
+//! One namespace at its authority: what is committed, in which order, and when it may be seen.
 //!
-//! For each pipe there is a cursor (what the node acknowledged, what was sent), never a queue of commits. When
-//! there is credit and a difference, the next transfer is chosen from what is known *now*: an empty step
-//! where the content is equal, a step from the log (merged if the node is several commits behind), else a
-//! snapshot. Transfers are encoded once and shared by all pipes. So nothing here grows with commits × nodes.
+//! A machine without I/O: [`NsAuthority::handle`] takes what happened and returns what is to be done. The
+//! simulator and the real process drive the same code.
 //!
-//! Owns: order, the log, cursors, the table of nodes. Never: a disk (the caller makes a commit durable between
-//! [`Distributor::prepare`] and [`Distributor::publish`]), a clock, or a send that nobody gave credit for.
+//! ```text
+//!            init, adopt, first commit (only where no node showed a HEAD)
+//!   VACANT ───────────────────────────────────────────────► SERVING ◄─┐
+//!                                     store error │   │ shown as old   │ new-epoch
+//!                                                 ▼   ▼                │
+//!                                                READONLY ─────────────┘
+//!                                     (store error: left by a restart alone)
+//! ```
+//!
+//! Commits gather while a sync is under way and become one batch with one HEAD at the next. Everything that
+//! is said to anybody (an answer, a HEAD, a read) depends on durable state alone; an answer that depends on a
+//! commit under way waits for it.
+//!
+//! Owns: order, compare-and-set, request ids, retention, the epoch, and who is right about history. Never: a disk,
+//! a clock, a pipe, a signature of its own, or randomness that was not passed in.
 
-mod nodes;
-mod session;
+mod api;
+mod commits;
+mod epochs;
+mod judge;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use spanwire::Message;
-use spanwire::protocol::{
-    Cx, DropReason, Limit, PipeId, PipeMap, Protocol, ProtocolInfo, Reason, Reject, TimerKey, WaitKey,
+use spanwire::protocol::Time;
+
+pub use api::{
+    Alarm, Answer, AuthorityAction, AuthorityEvent, Intent, Invalid, Mode, NsSettings, Opening, Place,
+    Published, ReadOnly, Recall, Request, Ticket, Verdict,
 };
 
-pub use nodes::NodeStatus;
-use nodes::Nodes;
-use session::{Sending, Session};
+use crate::source::{Batch, LogCommit, Record, Recovered, Snapshot};
+use crate::{Base, ChangeSet, Digest, Head, Id, Origin, Position, State};
 
-use crate::faults::planted;
-use crate::sign::Secret;
-use crate::wire::{
-    Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, Payload, SLICE, VERSION,
-    Want, WantReason, Welcome, snapshot_size,
-};
-use crate::{
-    ChangeSet, ClusterId, Epoch, Head, Id, Limits, OverLimit, Position, Published, RECEIVER, SENDER,
-    ServerId, Shown, State, chain,
-};
+/// A claim to an epoch number or revision beyond mine by more than this is ignored in a cluster without keys:
+/// believing it could use the numbers up.
+const LEAP: u64 = 1 << 32;
 
-/// Un-acknowledged deltas on their way to one node.
-const FLIGHT: usize = 8;
-/// Coalesced encodings kept for one head.
-const DELTAS: usize = 32;
-const BEACON: TimerKey = TimerKey(0, 0);
-const REPORTS: WaitKey = WaitKey(SENDER as u32, 0);
-
-/// Settings of a [`Distributor`].
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The cluster; nodes of another are turned away. Default: zeros.
-    pub cluster: ClusterId,
-    /// The namespace: at most 128 bytes. Default: `config`.
-    pub namespace: String,
-    /// This server. Default: zeros; give each its own.
-    pub server: ServerId,
-    /// Bounds of the namespace. A commit that exceeds them is refused.
-    pub limits: Limits,
-    /// Time between beacons. Default: 1 s.
-    pub beacon: Duration,
-    /// Most payload bytes on their way to one node, whatever window it offers. Default: 256 KiB.
-    pub window: u32,
-    /// Most commits in the log. Default: 10,000.
-    pub log_commits: usize,
-    /// Most bytes in the log. Default: 16 MiB.
-    pub log_bytes: usize,
-    /// Most transfers above one window at once. Default: 8.
-    pub slots: usize,
-    /// How long a node may hold bytes without taking any. Default: 10 s.
-    pub stall: Duration,
-    /// How long a peer may take to say HELLO. Default: 10 s.
-    pub hello: Duration,
-    /// Most nodes in the table; who left longest ago is forgotten first. Default: 10,000.
-    pub nodes: usize,
-    /// Signs every HEAD that goes out. Default: none, they are unsigned.
-    pub secret: Option<Secret>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            cluster: Id::default(),
-            namespace: "config".into(),
-            server: Id::default(),
-            limits: Limits::default(),
-            beacon: Duration::from_secs(1),
-            window: 256 << 10,
-            log_commits: 10_000,
-            log_bytes: 16 << 20,
-            slots: 8,
-            stall: Duration::from_secs(10),
-            hello: Duration::from_secs(10),
-            nodes: 10_000,
-            secret: None,
-        }
-    }
-}
-
-/// Where the history that a [`Distributor`] serves comes from.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    epoch: Epoch,
-    opened: u32,
-    last: Option<(Head, State)>,
-}
-
-impl Origin {
-    /// A history that begins with the first commit; until then nodes are told to wait.
-    pub fn begin(epoch: Epoch) -> Origin {
-        Origin { epoch, opened: 1, last: None }
-    }
-
-    /// A history that goes on from a stored state. `opened` says how often the store was opened, this time
-    /// included, and must have been made durable before; its low 24 bits lead every `seq` of this run.
-    pub fn restored(head: Head, state: State, opened: u32) -> Origin {
-        Origin { epoch: head.position.epoch, opened, last: Some((head, state)) }
-    }
-}
-
-/// Why a commit is not made.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CommitError {
-    /// It would exceed a limit of the namespace.
-    #[error(transparent)]
-    OverLimit(#[from] OverLimit),
-    /// It was prepared on a state that is no longer the newest.
-    #[error("prepared on {prepared:?}, but the newest is {newest:?}")]
-    Stale {
-        /// What it was prepared on.
-        prepared: Option<Position>,
-        /// What is the newest now.
-        newest: Option<Position>,
-    },
-    /// A new epoch must have a number above that of the present one.
-    #[error("epoch {new} is not above epoch {now}")]
-    Epoch {
-        /// The number asked for.
-        new: u64,
-        /// The present one.
-        now: u64,
-    },
-}
-
-/// A commit that is computed and not yet published: to be made durable first.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    base: Option<Shown>,
-    head: Head,
-    state: State,
-    changes: Arc<ChangeSet>,
-}
-
-impl Prepared {
-    /// The HEAD that it will have.
-    pub fn head(&self) -> &Head {
-        &self.head
-    }
-
-    /// The state that it leads to.
-    pub fn state(&self) -> &State {
-        &self.state
-    }
-
-    /// What it changes.
-    pub fn changes(&self) -> &ChangeSet {
-        &self.changes
-    }
-}
-
-impl From<Published> for Prepared {
-    /// What an [`NsAuthority`](crate::NsAuthority) made durable, for [`Distributor::publish`].
-    fn from(published: Published) -> Prepared {
-        let Published { head, state, before, changes } = published;
-        Prepared { base: before, head, state, changes }
-    }
-}
-
-/// One step of the log.
+/// A batch of the log, in memory.
 #[derive(Debug)]
-struct Step {
-    base: Shown,
-    changes: Arc<ChangeSet>,
+struct Kept {
+    batch: Batch,
     size: usize,
 }
 
-/// The sender protocol, SP id 0xFCF0.
+/// A batch that gathers. Only the state at its end is kept, so that many waiting commits cost what they
+/// change and not a state each.
 #[derive(Debug)]
-pub struct Distributor {
-    settings: Settings,
-    epoch: Epoch,
-    /// The newest HEAD and its state; `None` until the first commit.
-    published: Option<(Head, State)>,
-    seq: u64,
-    log: VecDeque<Step>,
-    log_bytes: usize,
-    /// At most one encoded snapshot: of the head, or of a revision that the log still reaches.
-    snapshot: Option<Arc<Payload>>,
-    /// Steps to the present head, by where they start. `None`: a snapshot is cheaper.
-    deltas: VecDeque<(Shown, Option<Arc<Payload>>)>,
-    sessions: PipeMap<Session>,
-    nodes: Nodes,
-    slots: usize,
-    /// Pipes that wait for a slot, first come first served.
-    waiting: VecDeque<PipeId>,
-    /// Pipes to look at before the present call ends.
-    work: VecDeque<PipeId>,
-    highest_epoch: u64,
-    /// What nodes showed last and nobody has taken: one for each node.
-    shown: BTreeMap<Id, Head>,
-    ticking: bool,
+struct Gathered {
+    tickets: Vec<Ticket>,
+    commits: Vec<LogCommit>,
+    state: State,
+    size: usize,
 }
 
-impl Distributor {
-    /// A sender of one namespace.
-    ///
-    /// A namespace name beyond its 128 bytes is cut.
-    pub fn new(mut settings: Settings, origin: Origin) -> Self {
-        let Origin { epoch, opened, last } = origin;
+/// What the store is writing.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it, and it is nearly always a batch")]
+enum Writing {
+    Batch { batch: Batch, state: State, changes: Arc<ChangeSet>, replies: Vec<(Ticket, Answer)> },
+    Frozen,
+}
+
+#[derive(Debug)]
+struct Adopting {
+    ticket: Ticket,
+    incarnation: Id,
+    /// Others who hold the same.
+    left: Vec<Id>,
+    node: Id,
+    head: Head,
+}
+
+/// An epoch that begins when what is under way has ended.
+#[derive(Debug)]
+struct Beginning {
+    ticket: Ticket,
+    incarnation: Id,
+    /// `None`: the content of then.
+    content: Option<State>,
+    from: Option<Position>,
+}
+
+/// One namespace at its authority: a machine without I/O, driven by [`handle`](NsAuthority::handle).
+#[derive(Debug)]
+pub struct NsAuthority {
+    settings: NsSettings,
+    mode: Mode,
+    /// A commit may begin the namespace.
+    fresh: Option<Id>,
+    opened: u32,
+    /// The newest durable state; its HEAD as it is stored.
+    durable: Option<Snapshot>,
+    base: Option<Snapshot>,
+    log: VecDeque<Kept>,
+    log_commits: usize,
+    log_bytes: usize,
+    /// Let go of in memory and still in the store.
+    dropped: (usize, usize),
+    compacting: bool,
+    /// Durable commits of the log, and those under way.
+    requests: BTreeMap<Id, (Position, Digest)>,
+    writing: Option<Writing>,
+    gathered: VecDeque<Gathered>,
+    gathered_commits: usize,
+    gathered_bytes: usize,
+    /// Answers that wait until a revision is durable, in the order of those.
+    answers: VecDeque<(u64, Ticket, Answer)>,
+    beginning: Option<Beginning>,
+    freeze: Option<Head>,
+    /// Highest epoch number and revision in HEADs that are believed.
+    highest: Place,
+    /// What nodes showed last: for adoption, and for what a new epoch loses.
+    held: BTreeMap<Id, Head>,
+    conflicts: BTreeSet<Id>,
+    adopting: Option<Adopting>,
+    raising: bool,
+}
+
+type Actions = Vec<AuthorityAction>;
+
+impl NsAuthority {
+    /// Starts from what there is. `incarnation` is random; it names the epoch that a first commit begins.
+    pub fn new(mut settings: NsSettings, opening: Opening, incarnation: Id) -> (Self, Actions) {
         while settings.namespace.len() > crate::wire::MAX_NAMESPACE {
             settings.namespace.pop();
         }
-        // High 24 bits: runs of the store; low 40 bits: HEADs of this run.
-        let seq = u64::from(opened & 0x00ff_ffff) << 40;
-        let seq = last.as_ref().map_or(seq, |(head, _)| seq.max(head.seq));
-        let seq = if planted("opened-not-in-seq") { 0 } else { seq };
-        Distributor {
-            nodes: Nodes::new(settings.nodes),
+        settings.batch_commits = settings.batch_commits.clamp(1, crate::source::MAX_BATCH);
+        let (recovered, fresh) = match opening {
+            Opening::NoStore => (Recovered { opened: 1, ..Recovered::default() }, None),
+            Opening::Unknown => (Recovered { opened: 1, ..Recovered::default() }, Some(incarnation)),
+            // The store was made and a crash kept the first commit away.
+            Opening::Restored(recovered) if recovered.last.is_none() => (*recovered, Some(incarnation)),
+            Opening::Restored(recovered) => (*recovered, None),
+        };
+        let Recovered { opened, base, records, last, frozen, cut: _ } = recovered;
+        let mode = match (&last, &frozen) {
+            (None, _) => Mode::Vacant,
+            (Some(_), Some(head)) => Mode::ReadOnly(ReadOnly::Old { shown: head.position }),
+            (Some(_), None) => Mode::Serving,
+        };
+        let mut highest = last.as_ref().map(|last| Place::from(last.head.position)).unwrap_or_default();
+        if let Some(frozen) = &frozen {
+            highest = max_each(highest, frozen.position.into());
+        }
+        let mut this = NsAuthority {
             settings,
-            epoch,
-            highest_epoch: epoch.number,
-            published: last,
-            seq,
+            mode,
+            fresh,
+            opened,
+            durable: last,
+            base,
             log: VecDeque::new(),
+            log_commits: 0,
             log_bytes: 0,
-            snapshot: None,
-            deltas: VecDeque::new(),
-            sessions: PipeMap::default(),
-            slots: 0,
-            waiting: VecDeque::new(),
-            work: VecDeque::new(),
-            shown: BTreeMap::new(),
-            ticking: false,
+            dropped: (0, 0),
+            compacting: false,
+            requests: BTreeMap::new(),
+            writing: None,
+            gathered: VecDeque::new(),
+            gathered_commits: 0,
+            gathered_bytes: 0,
+            answers: VecDeque::new(),
+            beginning: None,
+            freeze: None,
+            highest,
+            held: BTreeMap::new(),
+            conflicts: BTreeSet::new(),
+            adopting: None,
+            raising: false,
+        };
+        for record in records {
+            if let Record::Batch(batch) = record {
+                this.keep(batch);
+            }
         }
+        let mut out = Vec::new();
+        this.trim(&mut out);
+        (this, out)
     }
 
-    /// The newest HEAD; `None` before the first commit.
-    pub fn head(&self) -> Option<&Head> {
-        self.published.as_ref().map(|(head, _)| head)
+    /// Where the machine is.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
     }
 
-    /// The newest state; `None` before the first commit.
-    pub fn state(&self) -> Option<&State> {
-        self.published.as_ref().map(|(_, state)| state)
+    /// The newest durable position.
+    pub fn position(&self) -> Option<Position> {
+        self.durable.as_ref().map(|durable| durable.head.position)
     }
 
-    /// Highest epoch number that a node showed, or the own one. Above the own one: this store is old, and
-    /// the operator must begin an epoch above it.
-    pub fn highest_epoch(&self) -> u64 {
-        self.highest_epoch
+    /// The newest durable state, and its HEAD as it is stored: without `seq` and signature.
+    pub fn durable(&self) -> Option<&Snapshot> {
+        self.durable.as_ref()
     }
 
-    /// Nodes known, connected or not, in the order of their ids.
-    pub fn status(&self) -> Vec<NodeStatus> {
-        self.nodes.status()
+    /// What a [`Distributor`](crate::Distributor) of this namespace begins with.
+    pub fn origin(&self) -> Origin {
+        let Some(Snapshot { head, state }) = &self.durable else { return Origin::pending(self.opened) };
+        let base = self.base.as_ref().map(|base| base.head.shown());
+        Origin::restored(head.clone(), state.clone(), self.opened)
+            .with_log(base, self.log.iter().map(|kept| &kept.batch))
     }
 
-    /// How many nodes are known to have reached `level` at `position` or later.
-    pub fn reached(&self, position: Position, level: Level) -> usize {
-        self.nodes.reached(position, level)
+    /// How often the store was opened, this time included.
+    pub fn opened(&self) -> u32 {
+        self.opened
     }
 
-    /// Woken whenever [`status`](Self::status) may have changed: wait with it until
-    /// [`reached`](Self::reached) says enough.
-    pub fn wait_key(&self) -> WaitKey {
-        REPORTS
+    /// Highest epoch number and revision in HEADs that are believed: a new epoch goes above them.
+    pub fn highest(&self) -> Place {
+        self.highest
     }
 
-    /// Number of steps and bytes in the log.
-    pub fn log_size(&self) -> (usize, usize) {
-        (self.log.len(), self.log_bytes)
+    /// Nodes in conflict with this history, as they showed it in this epoch.
+    pub fn conflicts(&self) -> impl Iterator<Item = Id> {
+        self.conflicts.iter().copied()
     }
 
-    /// Computes what `changes` would lead to, and changes nothing. `None`: they change nothing.
+    /// What nodes hold and how many hold it: place and chain, digest, whether it is for all. Highest first.
+    pub fn holdings(&self) -> Vec<(Base, Digest, bool, usize)> {
+        let mut all: BTreeMap<_, (Base, usize)> = BTreeMap::new();
+        for head in self.held.values() {
+            let Position { epoch, rev } = head.position;
+            let place = (epoch.number, rev, epoch.incarnation, head.chain);
+            let key = (place, head.digest, head.audience.is_empty());
+            all.entry(key).or_insert((head.base(), 0)).1 += 1;
+        }
+        all.into_iter().rev().map(|((.., digest, for_all), (at, n))| (at, digest, for_all, n)).collect()
+    }
+
+    /// The content at a position, durable ones only. `None`: the newest.
     ///
     /// # Errors
-    /// [`CommitError::OverLimit`].
-    pub fn prepare(&self, changes: &ChangeSet) -> Result<Option<Prepared>, CommitError> {
-        self.settings.limits.check_values(changes)?;
-        let changes = match self.state() {
-            Some(now) => now.effective(changes),
-            None => changes.clone(),
+    /// [`Invalid::Compacted`], [`Invalid::NoSuch`].
+    pub fn read(&self, at: Option<Place>) -> Result<(Position, State), Invalid> {
+        let place = at.unwrap_or_else(|| self.position().map(Place::from).unwrap_or_default());
+        let durable = self.durable.as_ref().ok_or(Invalid::NoSuch(place))?;
+        if place == durable.head.position.into() {
+            return Ok((durable.head.position, durable.state.clone()));
+        }
+        if place > durable.head.position.into() || place.rev == 0 {
+            return Err(Invalid::NoSuch(place));
+        }
+        let mut state = match &self.base {
+            Some(base) if place == base.head.position.into() => {
+                return Ok((base.head.position, base.state.clone()));
+            }
+            Some(base) if place < base.head.position.into() => {
+                return Err(Invalid::Compacted { oldest: base.head.position.into() });
+            }
+            base => base.as_ref().map(|base| base.state.clone()).unwrap_or_default(),
         };
-        if changes.is_empty() && self.published.is_some() {
-            return Ok(None);
-        }
-        let mut state = self.state().cloned().unwrap_or_default();
-        state.apply(&changes);
-        self.settings.limits.check(state.keys(), state.bytes())?;
-        Ok(Some(self.next(self.epoch, state, changes)))
-    }
-
-    /// Computes the first commit of a new epoch, with the content of now.
-    ///
-    /// # Errors
-    /// [`CommitError::Epoch`] if its number is not above all that were seen.
-    pub fn prepare_epoch(&self, epoch: Epoch) -> Result<Prepared, CommitError> {
-        if epoch.number <= self.highest_epoch && !planted("epoch-not-compared") {
-            return Err(CommitError::Epoch { new: epoch.number, now: self.highest_epoch });
-        }
-        Ok(self.next(epoch, self.state().cloned().unwrap_or_default(), ChangeSet::new()))
-    }
-
-    fn next(&self, epoch: Epoch, state: State, changes: ChangeSet) -> Prepared {
-        let before = self.head();
-        // Revisions rise across epochs, but a chain and prev_rev belong to one.
-        let (prev_rev, prev_chain) = match before {
-            Some(head) if head.position.epoch == epoch => {
-                let forgotten = planted("prev-rev-forgotten") && self.log.is_empty();
-                (if forgotten { 0 } else { head.position.rev }, head.chain)
-            }
-            _ => (0, [0; 32]),
-        };
-        let anew = planted("rev-starts-anew") && before.is_some_and(|head| head.position.epoch != epoch);
-        let rev = before.filter(|_| !anew).map_or(0, |head| head.position.rev) + 1;
-        let digest = state.digest();
-        let mut head = Head {
-            cluster: self.settings.cluster,
-            namespace: self.settings.namespace.clone(),
-            position: Position { epoch, rev },
-            prev_rev,
-            digest,
-            keys: state.keys(),
-            bytes: state.bytes(),
-            chain: chain(&prev_chain, rev, &digest),
-            audience: Bytes::new(),
-            seq: self.seq + 1,
-            ..Head::default()
-        };
-        self.sign(&mut head);
-        Prepared { base: before.map(Head::shown), head, state, changes: Arc::new(changes) }
-    }
-
-    /// Makes a prepared commit the newest revision and sends it. It must be durable by now: nodes will hold it.
-    ///
-    /// # Errors
-    /// [`CommitError::Stale`] when another was published since it was prepared.
-    pub fn publish(&mut self, cx: &mut Cx<'_>, prepared: Prepared) -> Result<Position, CommitError> {
-        let Prepared { base, mut head, state, changes } = prepared;
-        if base != self.head().map(Head::shown) && !planted("publish-without-compare") {
-            return Err(CommitError::Stale {
-                prepared: base.map(|b| b.base.position),
-                newest: self.head().map(|h| h.position),
-            });
-        }
-        let (position, first) = (head.position, self.published.is_none());
-        let new_epoch = position.epoch != self.epoch;
-        // Beacons may have gone out since it was prepared.
-        self.seq = head.seq.max(self.seq + 1);
-        if head.seq != self.seq {
-            head.seq = self.seq;
-            self.sign(&mut head);
-        }
-        if !planted("stale-deltas") {
-            self.deltas.clear();
-        }
-        match base {
-            Some(base) if !new_epoch => self.append(Step { base, size: size(&changes), changes }),
-            // Steps lead to revisions of one epoch; equal content is recognised by its digest.
-            _ => {
-                self.log.clear();
-                self.log_bytes = 0;
-            }
-        }
-        self.epoch = position.epoch;
-        self.highest_epoch = self.highest_epoch.max(position.epoch.number);
-        self.published = Some((head, state));
-        let pipes: Vec<PipeId> = self.sessions.keys().collect();
-        for pipe in &pipes {
-            // What a node showed before there was anything to compare it with; or what no longer contradicts.
-            if first || new_epoch && self.sessions.get(*pipe).is_some_and(|session| session.conflict) {
-                self.reassess(cx, *pipe);
-            }
-        }
-        if first {
-            // They were told `pending`.
-            pipes.iter().for_each(|pipe| self.welcome(cx, *pipe));
-        }
-        self.work.extend(pipes);
-        self.run(cx);
-        Ok(position)
-    }
-
-    /// What nodes showed in HELLO and WANT since this was last asked, the last of each: for
-    /// [`AuthorityEvent::Shown`](crate::AuthorityEvent::Shown).
-    pub fn take_shown(&mut self) -> BTreeMap<Id, Head> {
-        std::mem::take(&mut self.shown)
-    }
-
-    /// This node holds what contradicts the history served: it gets beacons only, in this epoch.
-    pub fn dispute(&mut self, cx: &mut Cx<'_>, node: Id) {
-        let of_node = |(_, session): &(PipeId, &mut Session)| session.node == Some(node);
-        let pipes: Vec<PipeId> = self.sessions.iter_mut().filter(of_node).map(|(pipe, _)| pipe).collect();
-        for pipe in pipes {
-            if let Some(session) = self.sessions.get_mut(pipe).filter(|session| !session.conflict) {
-                session.restart(None, true);
-                cx.count("conflicts", 1);
-            }
-            self.release(pipe);
-        }
-        self.nodes.conflict(node, true);
-        cx.wake(REPORTS);
-        self.run(cx);
-    }
-
-    /// The store's open count was raised: `seq` goes on above it.
-    pub fn reopened(&mut self, opened: u32) {
-        self.seq = self.seq.max(u64::from(opened & 0x00ff_ffff) << 40);
-    }
-
-    fn sign(&self, head: &mut Head) {
-        if let Some(secret) = &self.settings.secret {
-            secret.sign(head);
-        }
-    }
-
-    /// Prepares and publishes at once: for a namespace that need not survive the process.
-    ///
-    /// # Errors
-    /// [`CommitError::OverLimit`].
-    pub fn commit(&mut self, cx: &mut Cx<'_>, changes: &ChangeSet) -> Result<Option<Position>, CommitError> {
-        match self.prepare(changes)? {
-            Some(prepared) => self.publish(cx, prepared).map(Some),
-            None => Ok(self.head().map(|head| head.position)),
-        }
-    }
-
-    fn append(&mut self, step: Step) {
-        self.log_bytes += step.size;
-        self.log.push_back(step);
-        while (self.log.len() > self.settings.log_commits || self.log_bytes > self.settings.log_bytes)
-            && !planted("log-unlimited")
-        {
-            match self.log.pop_front() {
-                Some(old) => self.log_bytes -= old.size,
-                None => break,
-            }
-        }
-    }
-
-    /// Index of the step that starts at `shown`.
-    fn step_from(&self, shown: &Shown) -> Option<usize> {
-        let rev = shown.base.position.rev;
-        let at = self.log.partition_point(|step| step.base.base.position.rev < rev);
-        let same = |step: &&Step| {
-            step.base == *shown || planted("log-by-revision") && step.base.base.position.rev == rev
-        };
-        self.log.get(at).filter(same).map(|_| at)
-    }
-
-    /// What a position of the present epoch has, if the log or the head knows it.
-    fn known(&self, position: Position) -> Option<Shown> {
-        let head = self.head()?.shown();
-        if head.base.position == position {
-            return Some(head);
-        }
-        let at = self.log.partition_point(|step| step.base.base.position.rev < position.rev);
-        self.log.get(at).map(|step| step.base).filter(|shown| shown.base.position == position)
-    }
-
-    /// Works off the pipes that have something to look at.
-    fn run(&mut self, cx: &mut Cx<'_>) {
-        loop {
-            // Who had waited may need no slot any more: the next in line must not wait for another to free one.
-            let free = self.slots < self.settings.slots;
-            let next = match self.work.pop_front() {
-                None if free => self.waiting.pop_front(),
-                next => next,
-            };
-            let Some(pipe) = next else { return };
-            self.pump(cx, pipe);
-        }
-    }
-
-    /// Sends on one pipe what credit and room allow.
-    fn pump(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        loop {
-            let Some(session) = self.sessions.get(pipe) else { return };
-            if session.sending.is_none() && !self.begin(pipe) {
-                return;
-            }
-            let Some(session) = self.sessions.get_mut(pipe) else { return };
-            if !session.has_credit() && !planted("credit-ignored") {
-                return;
-            }
-            let chunk = session.chunk;
-            let Some(sending) = &mut session.sending else { return };
-            let Some((message, len)) = sending.payload.slice(sending.offset, chunk) else {
-                // Cannot be: a transfer ends with the slice that reaches its size.
-                cx.close(pipe, Reason::Protocol("transfer out of step"));
-                return;
-            };
-            let Ok(_room) = cx.put(pipe, message) else { return };
-            sending.offset += len as u64;
-            let done = sending.offset >= sending.payload.size();
-            session.put(len as u64, cx.now());
-            cx.count("slices", 1);
-            if done {
-                self.end(pipe);
-            }
-        }
-    }
-
-    /// Chooses the next transfer of a pipe. `false`: there is none, or not now.
-    fn begin(&mut self, pipe: PipeId) -> bool {
-        let (Some(session), Some((head, _))) = (self.sessions.get(pipe), &self.published) else {
-            return false;
-        };
-        let at_head = session.sent.is_some_and(|sent| sent.base.position == head.position);
-        if !session.wants
-            || session.conflict
-            || session.refused.contains(&head.position) && !planted("resend-refused")
-            || at_head && !session.force
-        {
-            return false;
-        }
-        if (session.flight.len() >= FLIGHT || session.flight_bytes() >= session.window)
-            && !planted("flight-unlimited")
-        {
-            return false;
-        }
-        let Some(payload) = self.choose(pipe) else { return false };
-        let Some(session) = self.sessions.get_mut(pipe) else { return false };
-        if payload.size() > session.window && !session.slot {
-            if self.slots >= self.settings.slots && !planted("slots-unlimited") {
-                if !self.waiting.contains(&pipe) {
-                    self.waiting.push_back(pipe);
-                }
-                return false;
-            }
-            self.slots += 1;
-            session.slot = true;
-        }
-        session.sending = Some(Sending { payload, offset: 0 });
-        true
-    }
-
-    fn choose(&mut self, pipe: PipeId) -> Option<Arc<Payload>> {
-        let session = self.sessions.get(pipe)?;
-        let (head, _) = self.published.as_ref()?;
-        if let Some(sent) = session.sent.filter(|_| !session.force) {
-            if sent.digest == head.digest {
-                return Some(Arc::new(Payload::delta(head, sent.base, &ChangeSet::new())));
-            }
-            if let Some(delta) = self.delta_from(sent) {
-                return Some(delta);
-            }
-        }
-        self.snapshot_for(pipe)
-    }
-
-    /// The step from `sent` to the head, encoded once for all that are there; `None` when the log does not
-    /// reach it, or a snapshot is cheaper.
-    fn delta_from(&mut self, sent: Shown) -> Option<Arc<Payload>> {
-        if let Some((_, cached)) = self.deltas.iter().find(|(from, _)| *from == sent) {
-            return cached.clone();
-        }
-        let at = self.step_from(&sent)?;
-        let (head, state) = self.published.as_ref()?;
-        let delta = if at + 1 == self.log.len() {
-            Some(Payload::delta(head, sent.base, &self.log[at].changes))
-        } else {
-            let mut merged = ChangeSet::new();
-            self.log.range(at..).for_each(|step| merged.merge(&step.changes));
-            if planted("merge-backwards") {
-                self.log.range(at..).rev().for_each(|step| merged.merge(&step.changes));
-            }
-            if planted("merge-drops-deletes") {
-                let all = std::mem::take(&mut merged);
-                let puts = all.iter().filter(|(_, change)| matches!(change, crate::Change::Put(_)));
-                puts.for_each(|(key, change)| merged.set(key.clone(), change.clone()));
-            }
-            let whole = snapshot_size(state.keys(), state.bytes());
-            (size(&merged) as u64 <= whole / 2).then(|| Payload::delta(head, sent.base, &merged))
-        };
-        let delta = delta.map(Arc::new);
-        if self.deltas.len() >= DELTAS {
-            self.deltas.pop_front();
-        }
-        self.deltas.push_back((sent, delta.clone()));
-        delta
-    }
-
-    /// The shared snapshot: the one that is encoded, if the log reaches it and the node can use it; else a
-    /// new one, and transfers of the old start again, so that there is never more than one.
-    fn snapshot_for(&mut self, pipe: PipeId) -> Option<Arc<Payload>> {
-        let (head, state) = self.published.as_ref()?;
-        let session = self.sessions.get(pipe)?;
-        // Never below what was sent or is held: it would be ignored, and never acknowledged.
-        let from = session.sent.map(|sent| sent.base.position).or(session.floor);
-        if let Some(old) = &self.snapshot {
-            let at = old.head();
-            let reached = at.position == head.position || self.step_from(&at.shown()).is_some();
-            let useful = !session.refused.contains(&at.position)
-                && from.is_none_or(|from| from < at.position)
-                || planted("old-snapshot-for-all");
-            if reached && useful {
-                return Some(old.clone());
-            }
-            if at.position == head.position {
-                // The node shows the head itself and still asks: nothing newer can be had.
-                return None;
-            }
-        }
-        if from.is_some_and(|from| from.partial_cmp(&head.position) != Some(std::cmp::Ordering::Less)) {
-            return None;
-        }
-        let new = Arc::new(Payload::snapshot(head, state));
-        if let Some(old) = self.snapshot.replace(new.clone()) {
-            for (other, session) in self.sessions.iter_mut() {
-                if other != pipe && session.sending.as_ref().is_some_and(|s| Arc::ptr_eq(&s.payload, &old)) {
-                    session.sending = None;
-                    if std::mem::take(&mut session.slot) {
-                        self.slots = self.slots.saturating_sub(1);
-                    }
-                    self.work.push_back(other);
+        for kept in &self.log {
+            let epoch = kept.batch.head.position.epoch;
+            for commit in &kept.batch.commits {
+                state.apply(&commit.changes);
+                if (Place { epoch: epoch.number, rev: commit.rev }) == place {
+                    return Ok((Position { epoch, rev: commit.rev }, state));
                 }
             }
         }
-        Some(new)
+        Err(Invalid::NoSuch(place))
     }
 
-    /// The last slice of a transfer was put.
-    fn end(&mut self, pipe: PipeId) {
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        if let Some(sending) = session.sending.take() {
-            let shown = sending.payload.head().shown();
-            session.sent = Some(shown);
-            session.force = false;
-            session.flight.push_back((shown, sending.payload.size()));
-        }
-        self.release(pipe);
-    }
-
-    /// Gives a slot back; `run` gives it to who waits longest.
-    fn release(&mut self, pipe: PipeId) {
-        if let Some(session) = self.sessions.get_mut(pipe)
-            && std::mem::take(&mut session.slot)
-            && !planted("slot-leaks")
-        {
-            self.slots = self.slots.saturating_sub(1);
-        }
-    }
-
-    /// Compares what a node showed with the history served, and sets its cursor.
-    fn reassess(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        let Some(session) = self.sessions.get(pipe) else { return };
-        if let (Some(node), Some(have)) = (session.node, &session.have)
-            && (self.shown.len() < self.settings.nodes || self.shown.contains_key(&node))
-        {
-            self.shown.insert(node, have.clone());
-        }
-        let Some((head, _)) = &self.published else { return };
-        let have = session.have.clone().filter(|have| {
-            have.cluster == self.settings.cluster && have.namespace == self.settings.namespace
-        });
-        let (mut shown, mut conflict) = (None, false);
-        if let Some(have) = have {
-            let (theirs, mine) = (have.position, head.position);
-            conflict = match theirs.partial_cmp(&mine) {
-                // Another incarnation of my epoch, or further than me: this store is old, or theirs is foreign.
-                None | Some(std::cmp::Ordering::Greater) => !planted("ahead-is-no-conflict"),
-                Some(std::cmp::Ordering::Equal) => {
-                    have.chain != head.chain && !planted("fork-is-no-conflict")
-                }
-                Some(std::cmp::Ordering::Less) => {
-                    self.known(theirs).is_some_and(|known| known.base.chain != have.chain)
-                }
-            };
-            self.highest_epoch = self.highest_epoch.max(theirs.epoch.number);
-            shown = (!conflict).then(|| have.shown());
-        }
-        if conflict {
-            cx.count("conflicts", 1);
-        }
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
-        session.restart(shown, conflict);
-        session.sending = unfinished;
-        if let Some(node) = session.node {
-            self.nodes.conflict(node, conflict);
-        }
-        self.release(pipe);
-    }
-
-    fn welcome(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        let Some(session) = self.sessions.get(pipe) else { return };
-        if session.node.is_none() {
-            return;
-        }
-        let known = match self.published {
-            Some(_) => NamespaceStatus::Known,
-            None => NamespaceStatus::Pending,
-        };
-        let mut namespaces: Vec<_> =
-            session.unknown.iter().map(|name| (name.clone(), NamespaceStatus::Unknown)).collect();
-        if session.wants {
-            namespaces.push((self.settings.namespace.clone(), known));
-        }
-        let welcome = Frame::Welcome(Welcome {
-            server: self.settings.server,
-            path: vec![self.settings.server],
-            beacon_ms: u32::try_from(self.settings.beacon.as_millis()).unwrap_or(u32::MAX),
-            window: self.settings.window,
-            namespaces,
-        });
-        let owed = cx.put(pipe, Message::from(welcome.encode())).is_err();
-        if let Some(session) = self.sessions.get_mut(pipe) {
-            session.owes_welcome = owed;
-        }
-    }
-
-    fn goodbye(&mut self, cx: &mut Cx<'_>, pipe: PipeId, code: GoodbyeCode, detail: u64, why: &'static str) {
-        let goodbye = Goodbye { code, detail, retry_after_ms: 0, alternates: Vec::new() };
-        // If there is no room, the close says enough.
-        let _ = cx.put(pipe, Message::from(Frame::Goodbye(goodbye).encode()));
-        cx.finish(pipe, Reason::Protocol(why));
-    }
-
-    fn on_hello(&mut self, cx: &mut Cx<'_>, pipe: PipeId, hello: Hello) {
-        if !(hello.proto_min..=hello.proto_max).contains(&VERSION) {
-            return self.goodbye(cx, pipe, GoodbyeCode::Version, 0, "no common version");
-        }
-        if hello.cluster != self.settings.cluster {
-            return self.goodbye(cx, pipe, GoodbyeCode::Cluster, 0, "node of another cluster");
-        }
-        match self.nodes.enter(&hello, pipe, cx.now()) {
-            Ok(()) => {}
-            Err(nodes::Turned::Stale(boot)) => {
-                return self.goodbye(cx, pipe, GoodbyeCode::StaleBoot, boot, "boot below one known");
-            }
-            Err(nodes::Turned::Full) => {
-                return self.goodbye(cx, pipe, GoodbyeCode::Limits, 0, "too many nodes");
-            }
-        }
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        session.node = Some(hello.node);
-        session.boot = hello.boot;
-        session.window = u64::from(hello.window.min(self.settings.window));
-        session.chunk = SLICE.min(hello.max_chunk as usize);
-        self.on_wants(cx, pipe, WantReason::New, hello.wants);
-        self.welcome(cx, pipe);
-        self.beacon_now(cx, pipe);
-        cx.wake(REPORTS);
-    }
-
-    fn on_wants(&mut self, cx: &mut Cx<'_>, pipe: PipeId, reason: WantReason, wants: Vec<Want>) {
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        for want in wants {
-            if want.namespace != self.settings.namespace {
-                if session.unknown.len() < crate::wire::MAX_WANTS
-                    && !session.unknown.contains(&want.namespace)
-                {
-                    session.unknown.push(want.namespace);
-                }
-                continue;
-            }
-            session.wants = true;
-            session.refused = match reason {
-                WantReason::Retry => Vec::new(),
-                _ => want.refused.iter().map(|(position, _)| *position).collect(),
-            };
-            session.have = want.have.into_iter().next();
-            session.force = reason == WantReason::Digest;
-            let unfinished = session.sending.take().filter(|_| planted("want-keeps-transfer"));
-            session.restart(None, false);
-            session.sending = unfinished;
-            if let Some(node) = session.node {
-                self.nodes.moved(node, session.boot, pipe);
-            }
-            self.release(pipe);
-            self.reassess(cx, pipe);
-            return;
-        }
-    }
-
-    fn on_nack(&mut self, cx: &mut Cx<'_>, pipe: PipeId, nack: Nack) {
-        if nack.namespace != self.settings.namespace {
-            return;
-        }
-        let stays_at = self.known(nack.stays_at);
-        let newer = self.head().is_some_and(|h| h.position.epoch.number > nack.position.epoch.number);
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        if let Some(node) = session.node {
-            self.nodes.refused(node, session.boot, &nack);
-        }
-        match nack.code {
-            NackCode::Hook => {}
-            // What is served is of a higher epoch: it ends the conflict, so the node must get it.
-            NackCode::Conflict if newer => {
-                if let Some(node) = session.node {
-                    self.nodes.conflict(node, session.conflict);
-                }
-            }
-            NackCode::Conflict => {
-                session.restart(None, true);
-                self.release(pipe);
-            }
-            // Said again on a new pipe: HELLO or WANT named it, so the cursor is right already.
-            _ if session.refused.contains(&nack.position) => {}
-            _ => {
-                session.refuse(nack.position);
-                let stays = session.acked.filter(|a| a.base.position == nack.stays_at).or(stays_at);
-                let stays = if planted("nack-keeps-cursor") { session.sent } else { stays };
-                session.restart(stays, session.conflict);
-                session.floor = (nack.stays_at != Position::default()).then_some(nack.stays_at);
-                self.release(pipe);
-            }
-        }
-        cx.wake(REPORTS);
-    }
-
-    fn on_ack(&mut self, cx: &mut Cx<'_>, pipe: PipeId, ack: &crate::wire::Ack) {
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        let possible = self.published.as_ref().is_some_and(|(head, _)| ack.position <= head.position);
-        if ack.namespace != self.settings.namespace || !possible {
-            cx.dropped(Some(pipe), DropReason::Own("ack-of-unknown"));
-            return;
-        }
-        session.acknowledge(ack.position);
-        if let Some(node) = session.node {
-            self.nodes.acknowledged(node, session.boot, ack);
-        }
-        cx.wake(REPORTS);
-    }
-
-    /// One message of a node. `false`: it closed the pipe.
-    fn on_frame(&mut self, cx: &mut Cx<'_>, pipe: PipeId, frame: Frame) -> bool {
-        let Some(session) = self.sessions.get_mut(pipe) else { return false };
-        match (frame, session.node.is_some()) {
-            (Frame::Hello(hello), false) => self.on_hello(cx, pipe, hello),
-            (Frame::Want(reason, wants), true) => {
-                let before = (session.wants, session.unknown.len());
-                self.on_wants(cx, pipe, reason, wants);
-                let after = self.sessions.get(pipe).map(|session| (session.wants, session.unknown.len()));
-                if after != Some(before) {
-                    self.welcome(cx, pipe);
-                }
-                self.beacon_now(cx, pipe);
-            }
-            (Frame::Credit(taken), true) if taken <= session.sent_bytes => session.take(taken, cx.now()),
-            (Frame::Ack(ack), true) => self.on_ack(cx, pipe, &ack),
-            (Frame::Nack(nack), true) => self.on_nack(cx, pipe, nack),
-            (Frame::Goodbye(_), _) => cx.close(pipe, Reason::Peer),
-            (Frame::Unknown { optional: true, .. }, _) => cx.dropped(Some(pipe), DropReason::Unexpected),
-            (Frame::Unknown { .. }, _) => {
-                self.goodbye(cx, pipe, GoodbyeCode::Version, 0, "message of unknown type");
-                return false;
-            }
-            _ => {
-                cx.dropped(Some(pipe), DropReason::Malformed);
-                cx.close(pipe, Reason::Malformed);
-                return false;
-            }
-        }
-        true
-    }
-
-    /// The newest HEAD with a `seq` of its own, as a beacon.
-    fn beacon_message(&mut self) -> Message {
-        if !planted("seq-stands-still") {
-            self.seq += 1;
-        }
-        let seq = self.seq;
-        let mut heads = self.head().map(|head| Head { seq, ..head.clone() });
-        if planted("chain-anew-for-beacon")
-            && let Some(head) = &mut heads
-        {
-            head.chain = chain(&head.chain, head.position.rev, &head.digest);
-        }
-        heads.iter_mut().for_each(|head| self.sign(head));
-        Message::from(Frame::Beacon(heads.into_iter().collect()).encode())
-    }
-
-    fn beacon_now(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        if self.sessions.get(pipe).is_some_and(|session| session.wants && session.node.is_some()) {
-            let beacon = self.beacon_message();
-            // A full queue is a sign of life by itself; the next beacon comes.
-            let _ = cx.put(pipe, beacon);
-        }
-    }
-
-    fn tick(&mut self, cx: &mut Cx<'_>) {
-        let now = cx.now();
-        let (beacon, silent) = (self.beacon_message(), Message::from(Frame::Beacon(Vec::new()).encode()));
-        for (pipe, session) in self.sessions.iter() {
-            if session.node.is_none() {
-                if now.saturating_since(session.opened) >= self.settings.hello
-                    && !planted("hello-awaited-for-ever")
-                {
-                    cx.close(pipe, Reason::HandshakeTimeout);
-                }
-            } else if session.stalled(now, self.settings.stall) && !planted("stopped-readers-kept") {
-                cx.close(pipe, Reason::Slow);
-            } else if cx.unsent(pipe).0 == 0 {
-                // Never more than one is pending: what is still queued says "alive" as well.
-                let message = if session.wants { &beacon } else { &silent };
-                let _ = cx.put(pipe, message.clone());
-            }
-        }
-        let newest = self.head().map(|head| head.position);
-        if self
-            .snapshot
-            .as_ref()
-            .is_some_and(|s| Arc::strong_count(s) == 1 && Some(s.head().position) != newest)
-        {
-            self.snapshot = None;
-        }
-    }
-}
-
-/// Encoded size of a change set, in bytes.
-fn size(changes: &ChangeSet) -> usize {
-    (changes.iter())
-        .map(|(key, change)| {
-            key.as_bytes().len()
-                + match change {
-                    crate::Change::Put(entry) => 9 + entry.value().len(),
-                    crate::Change::Delete => 3,
-                }
+    /// The commits that are kept, newest first.
+    pub fn history(&self) -> impl Iterator<Item = (Position, &LogCommit)> {
+        self.log.iter().rev().flat_map(|kept| {
+            let epoch = kept.batch.head.position.epoch;
+            kept.batch.commits.iter().rev().map(move |c| (Position { epoch, rev: c.rev }, c))
         })
-        .sum()
+    }
+
+    /// Commits and bytes that are kept.
+    pub fn log_size(&self) -> (usize, usize) {
+        (self.log_commits, self.log_bytes)
+    }
+
+    /// The next epoch gets at least this number: an operator's word about nodes that are not here.
+    pub fn reserve_epoch(&mut self, number: u64) {
+        self.highest.epoch = self.highest.epoch.max(number.saturating_sub(1));
+    }
+
+    /// Takes what happened; returns what is to be done, in order. No rule here depends on `now`: it is there
+    /// because every machine of this crate has this shape.
+    pub fn handle(&mut self, event: AuthorityEvent, _now: Time) -> Actions {
+        let mut out = Vec::new();
+        match event {
+            AuthorityEvent::Commit(ticket, request) => self.on_commit(&mut out, ticket, request),
+            AuthorityEvent::Durable(Ok(())) => self.on_durable(&mut out),
+            AuthorityEvent::Durable(Err(why)) => self.fail(&mut out, &why),
+            AuthorityEvent::Compacted(done) => {
+                self.compacting = false;
+                if let Err(why) = done {
+                    out.push(AuthorityAction::Alarm(Alarm::Compaction(why)));
+                }
+            }
+            AuthorityEvent::Raised(Ok(opened)) => {
+                self.raising = false;
+                self.opened = self.opened.max(opened);
+                out.push(AuthorityAction::Reopened(self.opened));
+            }
+            AuthorityEvent::Raised(Err(why)) => {
+                self.raising = false;
+                self.fail(&mut out, &why);
+            }
+            AuthorityEvent::Shown { node, head, issued } => self.on_shown(&mut out, node, head, issued),
+            AuthorityEvent::Recalled(recall, chain) => self.on_recalled(&mut out, recall, chain),
+            AuthorityEvent::Init(ticket, incarnation, content) => {
+                if !matches!(self.mode, Mode::Vacant) {
+                    let why = Invalid::NotNow("the namespace has begun");
+                    out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
+                } else {
+                    self.begin(&mut out, ticket, incarnation, Some(content), None);
+                }
+            }
+            AuthorityEvent::NewEpoch(ticket, incarnation) => match &self.mode {
+                Mode::Serving | Mode::ReadOnly(ReadOnly::Old { .. }) => {
+                    let from = self.position();
+                    self.begin(&mut out, ticket, incarnation, None, from);
+                }
+                Mode::Vacant => out.push(AuthorityAction::Reply(ticket, Answer::ReadOnly(ReadOnly::Vacant))),
+                Mode::ReadOnly(why) => {
+                    out.push(AuthorityAction::Reply(ticket, Answer::ReadOnly(why.clone())));
+                }
+            },
+            AuthorityEvent::Adopt(ticket, incarnation, named) => {
+                self.on_adopt(&mut out, ticket, incarnation, named);
+            }
+            AuthorityEvent::Offered(node, state) => self.on_offered(&mut out, node, state),
+        }
+        out
+    }
 }
 
-impl Protocol for Distributor {
-    fn info(&self) -> ProtocolInfo {
-        ProtocolInfo::new(SENDER, "config-send", RECEIVER, "config-recv")
-    }
-
-    fn pipe_opened(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
-        // Small, so that `put` says Full in time; the window bounds what matters.
-        cx.limit_send(pipe, Limit::messages(64).and_bytes(2 * self.settings.window as usize));
-        self.sessions.insert(pipe, Session::new(cx.now()));
-        if !self.ticking {
-            self.ticking = true;
-            cx.set_timer(BEACON, cx.now() + self.settings.beacon);
-        }
-        Ok(())
-    }
-
-    fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        self.waiting.retain(|waiting| *waiting != pipe);
-        if let Some(session) = self.sessions.remove(pipe) {
-            if session.slot && !planted("slot-kept-on-close") {
-                self.slots = self.slots.saturating_sub(1);
-            }
-            if let Some(node) = session.node {
-                self.nodes.left(node, pipe, cx.now());
-                // Words on their way over an old pipe may have come after those over the new one.
-                let other =
-                    |other: &Session| other.wants && (other.node, other.boot) == (Some(node), session.boot);
-                if let Some((other, _)) = self.sessions.iter().find(|(_, session)| other(session)) {
-                    self.nodes.here(node, session.boot, other);
-                }
-                cx.wake(REPORTS);
-            }
-        }
-        self.run(cx);
-    }
-
-    fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        while let Some(message) = cx.take(pipe) {
-            let frame = match Frame::decode(&message.into_bytes()) {
-                Ok(frame) => frame,
-                Err(crate::wire::DecodeError::Version(_)) => {
-                    self.goodbye(cx, pipe, GoodbyeCode::Version, 0, "message of another version");
-                    break;
-                }
-                Err(_) => {
-                    cx.dropped(Some(pipe), DropReason::Malformed);
-                    cx.close(pipe, Reason::Malformed);
-                    break;
-                }
-            };
-            if !self.on_frame(cx, pipe, frame) {
-                break;
-            }
-        }
-        self.work.push_back(pipe);
-        self.run(cx);
-    }
-
-    fn writable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        if self.sessions.get(pipe).is_some_and(|session| session.owes_welcome) {
-            self.welcome(cx, pipe);
-        }
-        self.work.push_back(pipe);
-        self.run(cx);
-    }
-
-    fn timer(&mut self, cx: &mut Cx<'_>, _key: TimerKey) {
-        if self.sessions.is_empty() {
-            self.ticking = false;
-            return;
-        }
-        self.tick(cx);
-        cx.set_timer(BEACON, cx.now() + self.settings.beacon);
-        self.run(cx);
-    }
-
-    fn closing(&mut self, cx: &mut Cx<'_>) {
-        let pipes: Vec<PipeId> = self.sessions.keys().collect();
-        for pipe in pipes {
-            self.goodbye(cx, pipe, GoodbyeCode::Closing, 0, "closing");
-        }
-    }
+/// The higher of each.
+fn max_each(a: Place, b: Place) -> Place {
+    Place { epoch: a.epoch.max(b.epoch), rev: a.rev.max(b.rev) }
 }

@@ -11,14 +11,31 @@
 //! ([`source`]), and the two processes of `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
 //!
 //! ```
-//! use spanwire_config::{ChangeSet, Distributor, Epoch, Id, Key, Origin, Settings};
+//! use spanwire::protocol::Time;
+//! use spanwire_config::{
+//!     Answer, AuthorityAction, AuthorityEvent, ChangeSet, Id, Intent, Key, NsAuthority, NsSettings, Opening,
+//!     Place, Request, Ticket,
+//! };
 //!
 //! let mut changes = ChangeSet::new();
 //! changes.put(Key::new("db/host")?, 0, "10.0.0.1");
-//! let epoch = Epoch { number: 1, incarnation: Id::random()? };
-//! let authority = Distributor::new(Settings::default(), Origin::begin(epoch));
-//! let prepared = authority.prepare(&changes)?.expect("an empty namespace changes by a put");
-//! assert_eq!(prepared.head().position.rev, 1);
+//! let request = Request {
+//!     request: Id::random()?,
+//!     expect: Some(Place::default()), // the first
+//!     intent: Intent::Change(changes),
+//!     author: "me".into(),
+//!     note: String::new(),
+//!     stamp: 0,
+//! };
+//! let (mut authority, _) = NsAuthority::new(NsSettings::default(), Opening::Unknown, Id::random()?);
+//! let actions = authority.handle(AuthorityEvent::Commit(Ticket(1), request), Time::default());
+//! assert!(matches!(actions[..], [AuthorityAction::Append(_)]), "durable first");
+//! let actions = authority.handle(AuthorityEvent::Durable(Ok(())), Time::default());
+//! assert!(matches!(
+//!     &actions[..],
+//!     [AuthorityAction::Publish(published), AuthorityAction::Reply(Ticket(1), Answer::Committed { .. })]
+//!         if published.head.position.rev == 1
+//! ));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![deny(missing_docs)]
@@ -28,16 +45,21 @@
 pub mod agent;
 mod authority;
 mod digest;
+mod driver;
 #[cfg(feature = "faults")]
 pub mod faults;
 #[cfg(not(feature = "faults"))]
 mod faults;
+#[cfg(all(unix, feature = "sync"))]
+mod folders;
+#[cfg(all(unix, feature = "sync"))]
+mod hook;
 mod model;
-mod ns_authority;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
 mod replica;
+mod sender;
 #[cfg(all(unix, feature = "sync"))]
 pub mod serve;
 pub mod sign;
@@ -48,15 +70,16 @@ pub mod store;
 pub mod tree;
 pub mod wire;
 
-pub use authority::{CommitError, Distributor, NodeStatus, Origin, Prepared, Settings};
-pub use digest::{Digest, LtHash};
-pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
-pub use ns_authority::{
+pub use authority::{
     Alarm, Answer, AuthorityAction, AuthorityEvent, Intent, Invalid, Mode, NsAuthority, NsSettings, Opening,
     Place, Published, ReadOnly, Recall, Request, Ticket, Verdict,
 };
+pub use digest::{Digest, LtHash};
+pub use driver::Driver;
+pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
+pub use sender::{Distributor, NodeStatus, Origin, Settings, Stale};
 pub use wire::{Level, NackCode};
 
 #[cfg(doctest)]

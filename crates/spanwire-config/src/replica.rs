@@ -9,10 +9,13 @@
 //! digest that its HEAD names; a disk, a hook, a validator (the application's, between
 //! [`recv`](spanwire::protocol::Receives::recv) and [`Replica::ack`] or [`Replica::nack`]).
 
+mod heads;
+mod transfer;
+mod words;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
 use spanwire::Message;
 use spanwire::protocol::{
     Cx, DropReason, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness, Reason, Receives, Reject, Time,
@@ -21,13 +24,9 @@ use spanwire::protocol::{
 
 use crate::faults::planted;
 use crate::wire::{
-    Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, MIN_CHUNK, Nack, NackCode, NamespaceStatus, NodeKind,
-    SLICE, Slice, VERSION, Want, WantReason, Welcome, decode_changes, decode_state, snapshot_size,
+    Ack, Frame, Goodbye, GoodbyeCode, Level, MIN_CHUNK, NackCode, NamespaceStatus, SLICE, WantReason, Welcome,
 };
-use crate::{
-    Base, Change, ChangeSet, ClusterId, Head, Id, Key, Limits, OverLimit, Position, RECEIVER, SENDER,
-    ServerId, State, chain,
-};
+use crate::{Base, ClusterId, Head, Id, Key, Limits, Position, RECEIVER, SENDER, ServerId, State};
 
 const TICK: TimerKey = TimerKey(0, 0);
 const CHANGED: WaitKey = WaitKey(RECEIVER as u32, 0);
@@ -411,371 +410,9 @@ impl Replica {
         }
     }
 
-    fn ack_of(&self, position: Position, level: Level, volatile: bool) -> Ack {
-        Ack { namespace: self.settings.namespace.clone(), position, level, volatile }
-    }
-
     /// The newest that is verified.
     fn tip(&self) -> Option<&Held> {
         self.ready.as_ref().or(self.given.as_ref()).or(self.visible.as_ref())
-    }
-
-    fn want(&self) -> Want {
-        Want {
-            namespace: self.settings.namespace.clone(),
-            have: self.tip().map(|held| held.head.clone()).into_iter().collect(),
-            refused: self.refused.iter().map(|r| (r.position, r.code)).collect(),
-        }
-    }
-
-    fn nack_of(&self, refusal: &Refusal) -> Nack {
-        Nack {
-            namespace: self.settings.namespace.clone(),
-            position: refusal.position,
-            stays_at: self.visible.as_ref().map(|held| held.head.position).unwrap_or_default(),
-            code: refusal.code,
-            text: refusal.text.clone(),
-        }
-    }
-
-    fn frames(&self, word: Word, up: &Up) -> Vec<Frame> {
-        match word {
-            Word::Want(reason) => vec![Frame::Want(reason, vec![self.want()])],
-            Word::Credit => vec![Frame::Credit(up.taken)],
-            Word::Report => self.report.iter().cloned().map(Frame::Ack).collect(),
-            Word::Refusals => {
-                let conflict = self.conflict.as_ref().map(|(_, other)| Refusal {
-                    position: other.position,
-                    code: NackCode::Conflict,
-                    text: "another history claims this place".into(),
-                });
-                // Only what still stands: what is above visible, a failed hook, a conflict.
-                let visible = self.visible.as_ref().map(|held| held.head.position);
-                let standing = self.refused.iter().filter(|r| visible.is_none_or(|v| r.position > v));
-                (standing.chain(&self.hook_failed).chain(&conflict))
-                    .map(|refusal| Frame::Nack(self.nack_of(refusal)))
-                    .collect()
-            }
-        }
-    }
-
-    /// Says something on the pipe in use: now, or when there is room.
-    fn say(&mut self, cx: &mut Cx<'_>, word: Word) {
-        if let Some(pipe) = self.active {
-            self.say_on(cx, pipe, word);
-        }
-    }
-
-    fn say_on(&mut self, cx: &mut Cx<'_>, pipe: PipeId, word: Word) {
-        let Some(up) = self.pipes.get(pipe) else { return };
-        // Nothing is said before WELCOME but HELLO, which shows what is held.
-        let mut fits = up.server.is_some() || word == Word::Credit;
-        for frame in self.frames(word, up) {
-            fits = fits && cx.put(pipe, Message::from(frame.encode())).is_ok();
-        }
-        let Some(up) = self.pipes.get_mut(pipe) else { return };
-        match (fits, word) {
-            (true, Word::Credit) => up.credited = up.taken,
-            (true, _) => drop(up.owed.remove(&word)),
-            (false, _) => drop(up.owed.insert(word)),
-        }
-    }
-
-    fn pay(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        let Some(up) = self.pipes.get_mut(pipe) else { return };
-        for word in std::mem::take(&mut up.owed) {
-            self.say_on(cx, pipe, word);
-        }
-    }
-
-    /// Asks for a fresh start from what is verified.
-    fn ask(&mut self, cx: &mut Cx<'_>, reason: WantReason) {
-        self.assembly = None;
-        self.awaiting = true;
-        self.say(cx, Word::Want(reason));
-    }
-
-    /// Any HEAD: freshness, conflicts, and whether it is news (the six rules of a replica).
-    fn on_head(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
-        if head.cluster != self.settings.cluster || head.namespace != self.settings.namespace {
-            cx.dropped(self.active, DropReason::Own("foreign-head"));
-            return Verdict::Ignore;
-        }
-        let tip = self.tip().map(|held| held.head.clone());
-        if let Some(tip) = &tip {
-            let (mine, theirs) = (tip.position.epoch, head.position.epoch);
-            if theirs.number < mine.number && !planted("no-epoch") {
-                cx.count("upstream-behind", 1);
-                return Verdict::Ignore;
-            }
-            if theirs.number == mine.number && theirs != mine && planted("conflict-ignored") {
-                return Verdict::Ignore;
-            }
-            if theirs.number == mine.number && theirs != mine {
-                self.contradict(cx, tip.clone(), head.clone());
-                return Verdict::Ignore;
-            }
-        }
-        if self
-            .conflict
-            .as_ref()
-            .is_some_and(|(one, _)| head.position.epoch.number <= one.position.epoch.number)
-        {
-            // Only a higher epoch ends it, whatever became of the revision that showed it.
-            return Verdict::Ignore;
-        }
-        if !head.audience.is_empty() && !planted("audience-ignored") {
-            return Verdict::Ignore;
-        }
-        self.note_seq(cx, head);
-        let Some(tip) = tip else { return self.news(cx, head) };
-        match order(&head.position, &tip.position) {
-            Some(std::cmp::Ordering::Less) | None => Verdict::Ignore,
-            Some(std::cmp::Ordering::Equal) => {
-                if (head.digest, head.prev_rev, head.chain) != (tip.digest, tip.prev_rev, tip.chain)
-                    && !planted("chain-unchecked")
-                {
-                    self.contradict(cx, tip, head.clone());
-                    return Verdict::Ignore;
-                }
-                self.confirm(head);
-                Verdict::Same
-            }
-            Some(std::cmp::Ordering::Greater) => {
-                let next = head.position.epoch == tip.position.epoch && head.prev_rev == tip.position.rev;
-                if next
-                    && head.chain != chain(&tip.chain, head.position.rev, &head.digest)
-                    && !planted("fork-unchecked")
-                {
-                    self.contradict(cx, tip, head.clone());
-                    return Verdict::Ignore;
-                }
-                self.news(cx, head)
-            }
-        }
-    }
-
-    fn news(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
-        if self.refused.iter().any(|r| r.position == head.position) && !planted("refusal-forgotten") {
-            // Who shows it does not send what comes before it.
-            self.not_beyond(head.position);
-            return Verdict::Ignore;
-        }
-        if let Err(over) = self.settings.limits.check(head.keys, head.bytes)
-            && !planted("limits-ignored")
-        {
-            self.too_large(cx, head.position, &over);
-            return Verdict::Ignore;
-        }
-        if self.target.as_ref().is_none_or(|target| {
-            !matches!(target.position.partial_cmp(&head.position), Some(std::cmp::Ordering::Greater))
-        }) {
-            self.target = Some(head.clone());
-        }
-        self.behind.get_or_insert(cx.now());
-        Verdict::Newer
-    }
-
-    fn too_large(&mut self, cx: &mut Cx<'_>, position: Position, over: &OverLimit) {
-        self.refuse(Refusal { position, code: NackCode::TooLarge, text: over.to_string() });
-        self.assembly = None;
-        self.awaiting = true;
-        self.not_beyond(position);
-        self.say(cx, Word::Refusals);
-        cx.wake(CHANGED);
-    }
-
-    /// A refusal: what it names and what comes before it is not sent any more, so there is nothing to be behind of,
-    /// unless something newer is known.
-    fn not_beyond(&mut self, refused: Position) {
-        if self.target.as_ref().is_some_and(|target| target.position <= refused) {
-            self.target = None;
-            self.behind = None;
-        }
-    }
-
-    /// An upstream shows what is held.
-    fn confirm(&mut self, head: &Head) {
-        self.confirmed = true;
-        let held = self.ready.as_mut().or(self.given.as_mut()).or(self.visible.as_mut());
-        if let Some(held) = held
-            && head.seq > held.head.seq
-        {
-            held.head = head.clone();
-        }
-    }
-
-    fn note_seq(&mut self, cx: &Cx<'_>, head: &Head) {
-        let epoch = Position { epoch: head.position.epoch, rev: 0 };
-        let rose = match self.seq {
-            // The first of a process life only sets the mark.
-            None => planted("first-seq-is-fresh"),
-            Some((known, seq)) if known == epoch => {
-                if head.seq <= seq && !planted("forget-seq") {
-                    return;
-                }
-                true
-            }
-            // An old epoch's HEAD may be a repeated one; that of another incarnation says nothing of this one.
-            Some((known, _)) => match epoch.partial_cmp(&known) {
-                Some(std::cmp::Ordering::Less) => return,
-                order => order.is_some(),
-            },
-        };
-        self.seq = Some((epoch, head.seq));
-        if rose {
-            self.fresh = Some(cx.now());
-        }
-    }
-
-    fn contradict(&mut self, cx: &mut Cx<'_>, mine: Head, other: Head) {
-        if self.conflict.is_none() {
-            cx.count("conflicts", 1);
-            self.conflict = Some((mine, other));
-            self.assembly = None;
-            self.target = None;
-            self.say(cx, Word::Refusals);
-            cx.wake(CHANGED);
-        }
-    }
-
-    fn on_slice(&mut self, cx: &mut Cx<'_>, pipe: PipeId, slice: Slice) {
-        if let Some(up) = self.pipes.get_mut(pipe) {
-            // Credited as it is taken, whether it is kept or not.
-            up.taken += slice.bytes.len() as u64;
-            if up.taken - up.credited >= u64::from(up.window / 2) && !planted("credit-by-ack") {
-                self.say_on(cx, pipe, Word::Credit);
-            }
-        }
-        if self.active != Some(pipe) {
-            cx.dropped(Some(pipe), DropReason::Own("not-in-use"));
-            return;
-        }
-        if slice.offset == 0 {
-            self.assembly = None;
-        }
-        if !matches!(self.on_head(cx, &slice.head), Verdict::Newer) {
-            self.assembly = None;
-            cx.dropped(Some(pipe), DropReason::Own("not-news"));
-            return;
-        }
-        if slice.offset == 0 && !self.start(cx, &slice) {
-            return;
-        }
-        self.behind = Some(cx.now());
-        let Some(assembly) = &mut self.assembly else {
-            // The rest of a transfer whose start was dropped.
-            cx.dropped(Some(pipe), DropReason::Own("out-of-step"));
-            return;
-        };
-        let fits = assembly.head.position == slice.head.position
-            && assembly.base == slice.base
-            && (assembly.bytes.len() as u64 == slice.offset || planted("accept-holes"));
-        if !fits {
-            self.ask(cx, WantReason::Other);
-            return;
-        }
-        let size = slice.offset + slice.bytes.len() as u64;
-        let most = match slice.base {
-            None => snapshot_size(slice.head.keys, slice.head.bytes),
-            // Puts are within the new state; deletes within the old one, whose keys the limits bound.
-            Some(_) => snapshot_size(self.settings.limits.keys, self.settings.limits.bytes).saturating_mul(2),
-        };
-        if size > most {
-            self.failed(cx, pipe, slice.base.is_some());
-            return;
-        }
-        assembly.bytes.extend_from_slice(&slice.bytes);
-        if (slice.last || planted("half-snapshot"))
-            && let Some(whole) = self.assembly.take()
-        {
-            self.verify(cx, pipe, whole);
-        }
-    }
-
-    /// The first slice of a transfer. `false`: it does not fit what is held.
-    fn start(&mut self, cx: &mut Cx<'_>, slice: &Slice) -> bool {
-        if let Some(base) = slice.base
-            && self.tip().map(|held| held.head.base()) != Some(base)
-            && !planted("skip-base")
-        {
-            if !self.awaiting {
-                self.ask(cx, WantReason::Other);
-            }
-            return false;
-        }
-        self.awaiting = false;
-        self.assembly = Some(Assembly { head: slice.head.clone(), base: slice.base, bytes: Vec::new() });
-        true
-    }
-
-    /// A whole transfer: applied to a copy, and kept only if the copy has the digest that its HEAD names.
-    fn verify(&mut self, cx: &mut Cx<'_>, pipe: PipeId, assembly: Assembly) {
-        let Assembly { head, base, bytes } = assembly;
-        let bytes = Bytes::from(bytes);
-        let before = self.tip().map(|held| held.state.clone()).unwrap_or_default();
-        let built = match base {
-            Some(_) => decode_changes(&bytes).map(|changes| {
-                let mut state = before.clone();
-                let changes = if planted("deletes-ignored") { puts_of(&changes) } else { changes };
-                let over = self.settings.limits.check_values(&changes);
-                state.apply(&changes);
-                (state, changes.keys().cloned().collect::<Vec<_>>(), over)
-            }),
-            None => decode_state(&bytes).map(|state| {
-                let state = if planted("snapshot-over-state") { over(&before, &state) } else { state };
-                let changes = before.diff(&state);
-                let over = self.settings.limits.check_values(&changes);
-                (state, changes.keys().cloned().collect(), over)
-            }),
-        };
-        let Ok((state, changed, over)) = built else { return self.failed(cx, pipe, base.is_some()) };
-        let named = (head.keys, head.bytes, head.digest);
-        if (state.keys(), state.bytes(), state.digest()) != named && !unchecked() {
-            return self.failed(cx, pipe, base.is_some());
-        }
-        if let Err(over) = over {
-            return self.too_large(cx, head.position, &over);
-        }
-        cx.count("verified", 1);
-        self.accept(cx, Held { head, state }, changed);
-    }
-
-    fn accept(&mut self, cx: &mut Cx<'_>, held: Held, changed: Vec<Key>) {
-        let position = held.head.position;
-        if planted("ack-early") {
-            self.report = Some(self.ack_of(position, Level::Stored, false));
-            self.say(cx, Word::Report);
-        }
-        if planted("changes-forgotten") {
-            self.ready_changed.clear();
-        }
-        self.ready_changed.extend(changed);
-        self.ready = Some(held);
-        self.confirmed = true;
-        // Only a higher epoch gets here while two histories contradict each other: it ends that.
-        self.conflict = None;
-        if self
-            .target
-            .as_ref()
-            .is_some_and(|target| target.position.partial_cmp(&position) != Some(std::cmp::Ordering::Greater))
-        {
-            self.target = None;
-            self.behind = None;
-        }
-        cx.wake(CHANGED);
-    }
-
-    /// What arrived is not what its HEAD names.
-    fn failed(&mut self, cx: &mut Cx<'_>, pipe: PipeId, delta: bool) {
-        cx.count("digest-failures", 1);
-        cx.dropped(Some(pipe), DropReason::Own("digest"));
-        if delta {
-            self.ask(cx, WantReason::Digest);
-        } else {
-            self.assembly = None;
-            cx.close(pipe, Reason::Protocol("a snapshot without the digest that its HEAD names"));
-        }
     }
 
     fn on_welcome(&mut self, cx: &mut Cx<'_>, pipe: PipeId, welcome: Welcome) {
@@ -844,6 +481,13 @@ impl Replica {
                 return false;
             }
             Frame::Unknown { optional: true, .. } => cx.dropped(Some(pipe), DropReason::Unexpected),
+            Frame::Unknown { .. } => {
+                let code = GoodbyeCode::Version;
+                let goodbye = Goodbye { code, detail: 0, retry_after_ms: 0, alternates: Vec::new() };
+                let _ = cx.put(pipe, Message::from(Frame::Goodbye(goodbye).encode()));
+                cx.finish(pipe, Reason::Protocol("message of unknown type"));
+                return false;
+            }
             _ => {
                 cx.dropped(Some(pipe), DropReason::Malformed);
                 cx.close(pipe, Reason::Malformed);
@@ -851,26 +495,6 @@ impl Replica {
             }
         }
         true
-    }
-
-    fn greet(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
-        self.attempt = self.attempt.saturating_add(1);
-        let wants = if self.active == Some(pipe) { vec![self.want()] } else { Vec::new() };
-        let hello = Frame::Hello(Hello {
-            node: self.settings.node,
-            boot: self.settings.boot,
-            attempt: self.attempt,
-            kind: NodeKind::Replica,
-            name: self.settings.name.clone(),
-            labels: self.settings.labels.clone(),
-            proto_min: VERSION,
-            proto_max: VERSION,
-            cluster: self.settings.cluster,
-            window: self.settings.window,
-            max_chunk: self.settings.max_chunk,
-            wants,
-        });
-        cx.put(pipe, Message::from(hello.encode())).map(|_| ()).map_err(|_| Reason::Slow)
     }
 
     /// The pipe in use is gone: the first in reserve takes over.
@@ -882,12 +506,18 @@ impl Replica {
         let next =
             self.pipes.iter().min_by_key(|(pipe, up)| (up.server.is_none(), endpoint(*pipe), up.opened));
         self.active = next.map(|(pipe, _)| pipe);
+        self.behind_anew(cx);
         if self.active.is_some() && !planted("reserve-silent") {
             self.say(cx, Word::Want(WantReason::New));
             self.say(cx, Word::Report);
             self.say(cx, Word::Refusals);
         }
         cx.wake(CHANGED);
+    }
+
+    /// Another upstream: it has not withheld anything yet.
+    fn behind_anew(&mut self, cx: &Cx<'_>) {
+        self.behind = self.behind.map(|_| cx.now());
     }
 
     fn schedule(&mut self, cx: &mut Cx<'_>) {
@@ -928,37 +558,6 @@ impl Replica {
     }
 }
 
-/// Planted faults that let through what was not verified.
-fn unchecked() -> bool {
-    ["skip-digest", "accept-holes", "snapshot-over-state", "deletes-ignored", "half-snapshot"]
-        .into_iter()
-        .any(planted)
-}
-
-fn puts_of(changes: &ChangeSet) -> ChangeSet {
-    let mut puts = ChangeSet::new();
-    let kept = changes.iter().filter(|(_, change)| matches!(change, Change::Put(_)));
-    kept.for_each(|(key, change)| puts.set(key.clone(), change.clone()));
-    puts
-}
-
-fn over(before: &State, state: &State) -> State {
-    let mut both = before.clone();
-    state.iter().for_each(|(key, entry)| drop(both.put(key.clone(), entry.clone())));
-    both
-}
-
-/// The order of two positions.
-fn order(a: &Position, b: &Position) -> Option<std::cmp::Ordering> {
-    if planted("no-epoch") {
-        return Some(a.rev.cmp(&b.rev));
-    }
-    match a.partial_cmp(b) {
-        Some(std::cmp::Ordering::Less) if planted("old-position-taken") => Some(std::cmp::Ordering::Greater),
-        order => order,
-    }
-}
-
 impl Protocol for Replica {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new(RECEIVER, "config-recv", SENDER, "config-send")
@@ -968,6 +567,7 @@ impl Protocol for Replica {
         let alone = self.active.is_none();
         if alone {
             self.active = Some(pipe);
+            self.behind_anew(cx);
         }
         if let Err(reject) = self.greet(cx, pipe) {
             if alone {

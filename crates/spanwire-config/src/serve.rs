@@ -1,27 +1,29 @@
 //! The authority of config-sync: publishes a directory tree, and again whenever it changes.
 //!
-//! The tree is read whole, compared with the last revision, and a difference is committed: an [`NsAuthority`]
-//! decides, its log in the state folder makes it durable, and only then it is published. So a restart goes on
-//! where it was: revisions never fall, and nodes that hold the newest one get nothing.
+//! The tree is read whole, compared with the last revision, and a difference is committed: an
+//! [`NsAuthority`](crate::NsAuthority) decides, its log in the state folder makes it durable, and only then it is
+//! published. So a restart goes on where it was: revisions never fall, and nodes that hold the newest one get
+//! nothing. What nodes show is judged by the same machine as it comes, in a thread of its own.
 //!
-//! Owns: watching and reading the tree, the state folder. Never: publishes half a tree, or an empty one in
-//! place of another unless told to.
+//! Owns: watching and reading the tree, the state folder, the order in which the machine's actions reach the
+//! nodes. Never: publishes half a tree, or an empty one in place of what may be another unless told to.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use notify::Watcher;
 use spanwire::Socket;
-use spanwire::protocol::Time;
 
 use crate::process::{Log, ProcessError, Shutdown, follow};
 use crate::sign::{Keyring, Secret};
-use crate::source::{Embedded, FsDisk, Source, SourceError};
+use crate::source::{Embedded, FsDisk, SourceError};
 use crate::store::Store;
 use crate::{
-    Answer, AuthorityAction, AuthorityEvent, Distributor, Epoch, Id, Intent, Key, Limits, Mode, NodeStatus,
-    NsAuthority, NsSettings, Opening, Origin, Place, Published, Request, Settings, State, Ticket, Verdict,
+    Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, Driver, Id, Intent, Key, Limits, Mode,
+    NodeStatus, NsSettings, Opening, Place, Published, ReadOnly, Request, Settings, State, Ticket, folders,
     tree,
 };
 
@@ -35,7 +37,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses to listen at: at least one.
     pub bind: Vec<String>,
-    /// The state folder; must not be inside `dir`. Default: `dir` with `.state` added.
+    /// The state folder; neither of it and `dir` is inside the other. Default: beside `dir`, with `.state`
+    /// added to its name; empty (which is refused) if nothing lies beside it.
     pub state: PathBuf,
     /// Name of the cluster; nodes of another are turned away. Default: `config-sync`.
     pub cluster: String,
@@ -64,12 +67,10 @@ impl Config {
     /// Serves `dir` at no address yet, with the defaults.
     pub fn new(dir: impl Into<PathBuf>) -> Config {
         let dir = dir.into();
-        let mut state = dir.clone().into_os_string();
-        state.push(".state");
         Config {
+            state: folders::beside(&dir, ".state").unwrap_or_default(),
             dir,
             bind: Vec::new(),
-            state: state.into(),
             cluster: "config-sync".into(),
             namespace: "config".into(),
             limits: Limits::default(),
@@ -91,189 +92,169 @@ impl Config {
 /// the tree is logged, the last revision is served on, and the tree is read again.
 pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), ProcessError> {
     let mut server = Server::start(config, log)?;
-    let (changed, watcher) = watch(config, log);
-    // Before this, nodes get the last durable revision, or are told to wait.
-    match server.publish_tree() {
-        Err(error) if server.socket.with(|d, _| d.head().is_some()) => server.trouble(&error),
-        first => first?,
-    }
-    let reports = server.report(shutdown);
-    loop {
-        let pause = if server.behind { config.rescan.min(Duration::from_secs(1)) } else { config.rescan };
-        match next(&changed, shutdown, pause, config.debounce) {
-            Next::Over => break,
-            Next::Read => {}
+    let served = server.serve(shutdown);
+    server.end();
+    served
+}
+
+type Decides = Driver<Embedded<FsDisk>>;
+
+/// The machine that decides, on the log in the state folder.
+fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, ProcessError> {
+    let dir = config.state.join(LOG_DIR);
+    let incarnation = random()?;
+    let settings = NsSettings {
+        cluster: Id::named(&config.cluster),
+        namespace: config.namespace.clone(),
+        limits: config.limits,
+        keys: config.keys.clone(),
+        ..NsSettings::default()
+    };
+    let load = || {
+        let disk = FsDisk::open(&dir)
+            .map_err(|error| SourceError::Io { what: format!("open {}", dir.display()), error })?;
+        let source = Embedded::new(disk, Id::named(&config.cluster), &config.namespace);
+        // Nobody hears what it has to say at its start.
+        Driver::open(source, settings.clone(), Opening::Unknown, incarnation).map(|(driver, _)| driver)
+    };
+    let mut loaded = load();
+    if let (Err(SourceError::Damaged { .. }), Some(_)) = (&loaded, config.new_epoch) {
+        // Kept for people: it may hold what no node has.
+        let free = (1..1000).map(|n| config.state.join(format!("{LOG_DIR}.damaged-{n}")));
+        if let Some(aside) = free.into_iter().find(|path| !path.exists())
+            && std::fs::rename(&dir, &aside).is_ok()
+        {
+            log.say(format_args!("the damaged log is in {} now", aside.display()));
+            loaded = load();
         }
-        match server.publish_tree() {
-            Ok(()) => server.behind = false,
-            Err(error) => server.trouble(&error),
-        }
     }
-    drop(watcher);
-    // A farewell, so that nodes need not wait for a beacon that does not come.
-    let Server { socket, authority, .. } = server;
-    let _ = socket.close(Duration::from_secs(1));
-    let _ = reports.join();
-    // A hint for the next start, so its failure is none.
-    let _ = authority.source.close();
-    Ok(())
-}
-
-/// What followed from an event, beside what the store was told.
-#[derive(Default)]
-struct Outcome {
-    published: Vec<Published>,
-    answer: Option<Answer>,
-    disputed: Vec<Id>,
-    opened: Option<u32>,
-}
-
-/// The machine that decides, and the store that makes it durable.
-struct Authority<'a> {
-    machine: NsAuthority,
-    source: Embedded<FsDisk>,
-    opened: u32,
-    log: &'a Log,
-}
-
-impl<'a> Authority<'a> {
-    fn open(config: &Config, store: &mut Store, log: &'a Log) -> Result<(Self, Outcome), ProcessError> {
-        let refuse = |why: String| ProcessError::Refused(why);
-        let dir = config.state.join(LOG_DIR);
-        let load = || {
-            let disk = FsDisk::open(&dir)
-                .map_err(|error| SourceError::Io { what: format!("open {}", dir.display()), error })?;
-            let mut source = Embedded::new(disk, Id::named(&config.cluster), &config.namespace);
-            source.load().map(|recovered| (source, recovered))
+    let mut driver = loaded.map_err(|error| {
+        let hint = match error {
+            SourceError::Damaged { .. } => {
+                "; nodes may hold more, so give --new-epoch with a number above theirs"
+            }
+            _ => "",
         };
-        let mut loaded = load();
-        if let (Err(SourceError::Damaged { .. }), Some(_)) = (&loaded, config.new_epoch) {
-            // Kept for people: it may hold what no node has.
-            let free = (1..1000).map(|n| config.state.join(format!("{LOG_DIR}.damaged-{n}")));
-            if let Some(aside) = free.into_iter().find(|path| !path.exists())
-                && std::fs::rename(&dir, &aside).is_ok()
-            {
-                log.say(format_args!("the damaged log is in {} now", aside.display()));
-                loaded = load();
+        ProcessError::Refused(format!("{}: {error}{hint}", dir.display()))
+    })?;
+    if driver.cut() > 0 {
+        let cut = driver.cut();
+        log.say(format_args!("{cut} bytes of an unfinished commit were cut off; nobody was told of it"));
+    }
+    if let Some(number) = config.new_epoch {
+        driver.machine_mut().reserve_epoch(number);
+    }
+    match driver.machine().position() {
+        Some(now) if config.new_epoch.is_some_and(|number| now.epoch.number < number) => {
+            let event = AuthorityEvent::NewEpoch(Ticket(0), random()?);
+            begin(&mut driver, log, event)?;
+        }
+        Some(now) => {
+            let keys = driver.machine().durable().map_or(0, |durable| durable.state.keys());
+            log.say(format_args!("last revision: {now} ({keys} keys)"));
+        }
+        // A state folder of the form without a log.
+        None => {
+            let loaded = store.load(config.limits.bytes);
+            if let (Some((head, state)), None) = (loaded.newest, config.new_epoch) {
+                let (node, base) = (store.identity().id, head.base());
+                driver.tell(AuthorityEvent::Shown { node, head, issued: 0 });
+                driver.tell(AuthorityEvent::Adopt(Ticket(0), random()?, Some(base)));
+                begin(&mut driver, log, AuthorityEvent::Offered(node, Some(state)))?;
+            } else {
+                log.say(format_args!("a new history begins: epoch {}", config.new_epoch.unwrap_or(1)));
             }
         }
-        let (source, recovered) = loaded.map_err(|error| {
-            let hint = match error {
-                SourceError::Damaged { .. } => {
-                    "; nodes may hold more, so give --new-epoch with a number above theirs"
-                }
-                _ => "",
+    }
+    Ok(driver)
+}
+
+/// An epoch begins before anybody is served.
+fn begin(driver: &mut Decides, log: &Log, event: AuthorityEvent) -> Result<(), ProcessError> {
+    let answer = driver.tell(event).into_iter().find_map(|action| match action {
+        AuthorityAction::Reply(_, answer) => Some(answer),
+        _ => None,
+    });
+    match answer {
+        Some(Answer::Begun { position, .. }) => {
+            log.say(format_args!("a new epoch begins: {position}"));
+            Ok(())
+        }
+        other => Err(ProcessError::Refused(format!("no new epoch: {}", told(other.as_ref())))),
+    }
+}
+
+/// The machine, and the sender that it speaks through: what it wants of the sender is done under its lock, and
+/// so in its order. The socket's lock is taken within, never around it.
+struct Authority {
+    inner: Mutex<Inner>,
+    socket: Socket<Distributor>,
+    log: Log,
+}
+
+struct Inner {
+    driver: Decides,
+    /// The last alarm: many nodes may be the cause of one.
+    alarm: String,
+}
+
+impl Authority {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last(&self) -> Option<State> {
+        self.lock().driver.machine().durable().map(|durable| durable.state.clone())
+    }
+
+    /// Tells the machine what happened and does what follows; returns its answer, if it gave one.
+    fn tell(&self, event: AuthorityEvent) -> Result<Option<Answer>, ProcessError> {
+        let mut inner = self.lock();
+        let mut answer = None;
+        for action in inner.driver.tell(event) {
+            let line = match &action {
+                AuthorityAction::Publish(Published { head, changes, .. }) => Some(format!(
+                    "revision {}: {} keys, {} bytes, digest {:?}{}",
+                    head.position,
+                    head.keys,
+                    head.bytes,
+                    head.digest,
+                    names(changes.keys())
+                )),
+                _ => None,
             };
-            refuse(format!("{}: {error}{hint}", dir.display()))
-        })?;
-        let opened = recovered.as_ref().map_or(1, |recovered| recovered.opened);
-        let cut = recovered.as_ref().map_or(0, |recovered| recovered.cut);
-        if cut > 0 {
-            log.say(format_args!("{cut} bytes of an unfinished commit were cut off; nobody was told of it"));
-        }
-        let opening = recovered.map_or(Opening::Unknown, |recovered| Opening::Restored(Box::new(recovered)));
-        let settings = NsSettings {
-            cluster: Id::named(&config.cluster),
-            namespace: config.namespace.clone(),
-            limits: config.limits,
-            secret: config.secret.clone(),
-            keys: config.keys.clone(),
-            ..NsSettings::default()
-        };
-        let (machine, actions) = NsAuthority::new(settings, opening, random()?);
-        let mut this = Authority { machine, source, opened, log };
-        let mut outcome = Outcome::default();
-        this.act(actions, &mut outcome);
-        if let Some(number) = config.new_epoch {
-            this.machine.reserve_epoch(number);
-        }
-        match this.machine.position() {
-            Some(now) if config.new_epoch.is_some_and(|number| now.epoch.number < number) => {
-                let incarnation = random()?;
-                this.begin(&mut outcome, |ticket| AuthorityEvent::NewEpoch(ticket, incarnation))?;
-            }
-            Some(now) => {
-                let keys = this.machine.durable().map_or(0, |durable| durable.state.keys());
-                log.say(format_args!("last revision: {now} ({keys} keys)"));
-            }
-            // A state folder of the form without a log.
-            None => {
-                let loaded = store.load(config.limits.bytes);
-                if let (Some((head, state)), None) = (loaded.newest, config.new_epoch) {
-                    let (node, position, incarnation) = (store.identity().id, head.position, random()?);
-                    this.tell(AuthorityEvent::Shown(Ticket(0), node, head), &mut outcome);
-                    this.tell(AuthorityEvent::Adopt(Ticket(0), incarnation, Some(position)), &mut outcome);
-                    this.begin(&mut outcome, |_| AuthorityEvent::Offered(node, Some(state)))?;
-                } else {
-                    log.say(format_args!("a new history begins: epoch {}", config.new_epoch.unwrap_or(1)));
-                }
+            let left = self.socket.with(|d, cx| d.perform(cx, action));
+            line.into_iter().for_each(|line| self.log.say(line));
+            match left.map_err(|e| ProcessError::Refused(e.to_string()))? {
+                Some(AuthorityAction::Reply(_, said)) => answer = Some(said),
+                Some(AuthorityAction::Alarm(alarm)) => inner.alarm(&self.log, &alarm),
+                // Nobody is asked for a state.
+                _ => {}
             }
         }
-        Ok((this, outcome))
+        Ok(answer)
     }
 
-    fn begin(
-        &mut self,
-        outcome: &mut Outcome,
-        event: impl FnOnce(Ticket) -> AuthorityEvent,
-    ) -> Result<(), ProcessError> {
-        self.tell(event(Ticket(0)), outcome);
-        match outcome.answer.take() {
-            Some(Answer::Begun { position, .. }) => {
-                self.log.say(format_args!("a new epoch begins: {position}"));
-                Ok(())
+    /// What nodes showed may tell that this store is an old copy, or that it was lost.
+    fn judge(&self, shown: Vec<AuthorityEvent>) {
+        for event in shown {
+            if let Err(error) = self.tell(event) {
+                self.log.say(format_args!("what a node showed is not judged: {error}"));
             }
-            other => Err(ProcessError::Refused(format!("no new epoch: {}", told(other.as_ref())))),
         }
     }
+}
 
-    fn tell(&mut self, event: AuthorityEvent, outcome: &mut Outcome) {
-        // No rule of the machine depends on the time.
-        let actions = self.machine.handle(event, Time::default());
-        self.act(actions, outcome);
-    }
-
-    /// Does what the machine says, and tells it how that went, until there is nothing left.
-    fn act(&mut self, actions: Vec<AuthorityAction>, outcome: &mut Outcome) {
-        for action in actions {
-            let event = match action {
-                AuthorityAction::Append(record) => {
-                    AuthorityEvent::Durable(self.source.append_durable(&record).map_err(|e| e.to_string()))
-                }
-                AuthorityAction::Compact(base) => {
-                    AuthorityEvent::Compacted(self.source.compact(&base).map_err(|e| e.to_string()))
-                }
-                AuthorityAction::RaiseOpened(above) => {
-                    let raised = self.source.raise_opened(above).map_err(|e| e.to_string());
-                    outcome.opened = raised.clone().ok();
-                    AuthorityEvent::Raised(raised)
-                }
-                AuthorityAction::Recall(recall) => {
-                    let chain = self.source.chain_at(recall.head.position.rev).map_err(|e| e.to_string());
-                    AuthorityEvent::Recalled(recall, chain)
-                }
-                AuthorityAction::Reply(_, answer) => {
-                    outcome.answer = Some(answer);
-                    continue;
-                }
-                AuthorityAction::Publish(published) => {
-                    outcome.published.push(published);
-                    continue;
-                }
-                AuthorityAction::Judge(_, node, Verdict::Conflict) => {
-                    outcome.disputed.push(node);
-                    continue;
-                }
-                AuthorityAction::Alarm(alarm) => {
-                    self.log.say(format_args!("ALARM: {alarm}"));
-                    continue;
-                }
-                // The distributor has beacons of its own, and nobody is asked for a state.
-                AuthorityAction::Judge(..) | AuthorityAction::Beacon(_) | AuthorityAction::Offer(..) => {
-                    continue;
-                }
-            };
-            self.tell(event, outcome);
+impl Inner {
+    fn alarm(&mut self, log: &Log, alarm: &Alarm) {
+        let mut text = alarm.to_string();
+        if let Alarm::OldStore { .. } | Alarm::Claim { .. } = alarm {
+            let next = self.driver.machine().highest().epoch.saturating_add(1);
+            text.push_str(&format!("; to begin an epoch above it, start with --new-epoch {next}"));
+        }
+        if text != self.alarm {
+            log.say(format_args!("ALARM: {text}"));
+            self.alarm = text;
         }
     }
 }
@@ -297,61 +278,110 @@ struct Server<'a> {
     log: &'a Log,
     /// Holds the lock on the state folder.
     _store: Store,
-    authority: Authority<'a>,
-    socket: Socket<Distributor>,
+    authority: Arc<Authority>,
+    judging: JoinHandle<()>,
+    reports: Option<JoinHandle<()>>,
     /// The tree could not be read lately.
     behind: bool,
     passed_over: Vec<(PathBuf, &'static str)>,
 }
 
 impl<'a> Server<'a> {
+    fn serve(&mut self, shutdown: &Shutdown) -> Result<(), ProcessError> {
+        let Server { config, log, .. } = *self;
+        let (changed, _watcher) = watch(config, log);
+        // Before this, nodes get the last durable revision, or are told to wait.
+        match self.publish_tree() {
+            Err(error) if self.may_go_on(&error) => self.trouble(&error),
+            first => first?,
+        }
+        self.reports = Some(self.report(shutdown));
+        loop {
+            let pause = if self.behind { config.rescan.min(Duration::from_secs(1)) } else { config.rescan };
+            match next(&changed, shutdown, pause, config.debounce) {
+                Next::Over => return Ok(()),
+                Next::Read => {}
+            }
+            match self.publish_tree() {
+                Ok(()) => self.behind = false,
+                Err(error) => self.trouble(&error),
+            }
+        }
+    }
+
+    fn end(self) {
+        let Server { authority, judging, reports, .. } = self;
+        // A farewell, so that nodes need not wait for a beacon that does not come.
+        let _ = authority.socket.close(Duration::from_secs(1));
+        let _ = judging.join();
+        let _ = reports.map(JoinHandle::join);
+        // A hint for the next start, so its failure is none.
+        let _ = Arc::into_inner(authority).map(|authority| {
+            let inner = authority.inner.into_inner().unwrap_or_else(PoisonError::into_inner);
+            inner.driver.into_source().close()
+        });
+    }
+
     fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
         let refuse = |why: String| Err(ProcessError::Refused(why));
         if config.bind.is_empty() {
             return refuse("no address to listen at".into());
         }
-        let dir = config
-            .dir
-            .canonicalize()
-            .map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
+        config.dir.canonicalize().map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
+        folders::apart(&config.dir, &config.state)?;
         let mut store = Store::open(&config.state)?;
-        if store.dir().canonicalize().is_ok_and(|state| state.starts_with(&dir)) {
-            return refuse(format!("the state folder {} is inside the tree", config.state.display()));
-        }
+        store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         let identity = store.identity();
-        let (authority, outcome) = Authority::open(config, &mut store, log)?;
-        let origin = match outcome.published.into_iter().next_back() {
-            Some(last) => Origin::restored(last.head, last.state, authority.opened),
-            // Before its first commit the namespace has no epoch.
-            None => Origin::begin(Epoch::default()),
-        };
+        let driver = open(config, &mut store, log)?;
         let settings = Settings {
             cluster: Id::named(&config.cluster),
             namespace: config.namespace.clone(),
             server: identity.id,
-            limits: config.limits,
             beacon: config.beacon,
             secret: config.secret.clone(),
             ..Settings::default()
         };
-        let distributor = Distributor::new(settings, origin);
-        let socket = Socket::new(distributor)?;
+        let socket = Socket::new(Distributor::new(settings, driver.machine().origin()))?;
         follow(socket.events(), log.clone());
         for url in &config.bind {
             let endpoint = bind(&socket, url)?;
             log.say(format_args!("listening at {}", endpoint.url()));
         }
-        Ok(Server { config, log, _store: store, authority, socket, behind: false, passed_over: Vec::new() })
+        let inner = Mutex::new(Inner { driver, alarm: String::new() });
+        let authority = Arc::new(Authority { inner, socket, log: log.clone() });
+        let judging = judging(authority.clone());
+        Ok(Server {
+            config,
+            log,
+            _store: store,
+            authority,
+            judging,
+            reports: None,
+            behind: false,
+            passed_over: Vec::new(),
+        })
+    }
+
+    /// Whether it makes sense to serve, and to read the tree again, after this.
+    fn may_go_on(&self, error: &ProcessError) -> bool {
+        let inner = self.authority.lock();
+        let vacant = *inner.driver.machine().mode() == Mode::Vacant;
+        // Nothing is served yet: nodes wait, until the tree is not empty or somebody decides.
+        !vacant && inner.driver.machine().durable().is_some()
+            || vacant && matches!(error, ProcessError::Refused(_))
     }
 
     fn trouble(&mut self, error: &ProcessError) {
-        self.log.say(format_args!("the tree is not published: {error}; the last revision is served on"));
+        let rest = match self.authority.last() {
+            Some(_) => "the last revision is served on",
+            None => "nodes are told to wait",
+        };
+        self.log.say(format_args!("the tree is not published: {error}; {rest}"));
         self.behind = true;
     }
 
     /// Reads the tree and publishes what differs from the last revision.
     fn publish_tree(&mut self) -> Result<(), ProcessError> {
-        self.look_at_shown()?;
         let read = tree::read_settled(&self.config.dir, &self.config.limits, self.config.debounce)?;
         tree::check(&read.state, false)?;
         if read.passed_over != self.passed_over {
@@ -360,88 +390,78 @@ impl<'a> Server<'a> {
             }
             self.passed_over = read.passed_over;
         }
-        let last = self.socket.with(|d, _| d.state().cloned());
-        let was_empty = last.as_ref().is_none_or(State::is_empty);
-        if read.state.is_empty() && !was_empty && !self.config.allow_empty {
+        let last = self.authority.last();
+        // Where nothing is known, the log may have been lost, and the tree with it.
+        let may_be_emptied = last.as_ref().is_some_and(State::is_empty) || self.config.allow_empty;
+        if read.state.is_empty() && !may_be_emptied {
             return Err(ProcessError::Refused(format!(
-                "{} is empty now; if that is meant, start with --allow-empty",
+                "{} is empty; if that is meant, start with --allow-empty",
                 self.config.dir.display()
             )));
         }
-        let first = last.is_none();
-        let changes = last.unwrap_or_default().diff(&read.state);
-        if changes.is_empty() && !first {
-            return Ok(());
+        match last {
+            Some(last) => {
+                let changes = last.diff(&read.state);
+                if changes.is_empty() { Ok(()) } else { self.commit(changes) }
+            }
+            None => self.first(read.state),
         }
-        self.commit(changes)
+    }
+
+    /// The first revision of a namespace of which there is no log.
+    fn first(&mut self, state: State) -> Result<(), ProcessError> {
+        // Nodes that are here already may tell that the log was lost.
+        self.authority.judge(self.authority.socket.with(|d, _| d.take_shown()));
+        if self.config.new_epoch.is_none() {
+            return self.commit(State::new().diff(&state));
+        }
+        match self.authority.tell(AuthorityEvent::Init(Ticket(1), random()?, state))? {
+            Some(Answer::Begun { .. }) => Ok(()),
+            other => Err(ProcessError::Refused(told(other.as_ref()))),
+        }
     }
 
     /// Durable first, then out.
     fn commit(&mut self, changes: crate::ChangeSet) -> Result<(), ProcessError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let (at, highest) = {
+            let inner = self.authority.lock();
+            let machine = inner.driver.machine();
+            (machine.position().map(Place::from).unwrap_or_default(), machine.highest())
+        };
         let request = Request {
             request: random()?,
-            expect: Some(self.authority.machine.position().map(Place::from).unwrap_or_default()),
+            expect: Some(at),
             intent: Intent::Change(changes),
             author: "config-sync serve".into(),
             note: String::new(),
             stamp: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         };
-        let mut outcome = Outcome::default();
-        self.authority.tell(AuthorityEvent::Commit(Ticket(1), request), &mut outcome);
-        let answer = outcome.answer.take();
-        self.bring(outcome)?;
-        match answer {
+        match self.authority.tell(AuthorityEvent::Commit(Ticket(1), request))? {
             Some(Answer::Committed { .. }) => Ok(()),
+            Some(Answer::ReadOnly(ReadOnly::Vacant)) => Err(ProcessError::Refused(format!(
+                "nodes hold epoch {}, and this state folder has no log; start with --new-epoch {}",
+                highest.epoch,
+                highest.epoch.saturating_add(1)
+            ))),
             other => Err(ProcessError::Refused(told(other.as_ref()))),
         }
     }
 
-    /// What nodes showed may tell that this store is an old copy.
-    fn look_at_shown(&mut self) -> Result<(), ProcessError> {
-        if matches!(self.authority.machine.mode(), Mode::Vacant) {
-            return Ok(());
-        }
-        let mut outcome = Outcome::default();
-        for (node, head) in self.socket.with(|d, _| d.take_shown()) {
-            self.authority.tell(AuthorityEvent::Shown(Ticket(0), node, head), &mut outcome);
-        }
-        self.bring(outcome)
-    }
-
-    fn bring(&mut self, outcome: Outcome) -> Result<(), ProcessError> {
-        if let Some(opened) = outcome.opened {
-            self.socket.with(|d, _| d.reopened(opened));
-        }
-        for published in outcome.published {
-            let (head, changed) = (published.head.clone(), names(published.changes.keys()));
-            let done = self.socket.with(|d, cx| d.publish(cx, published.into()));
-            done.map_err(|e| ProcessError::Refused(e.to_string()))?;
-            self.log.say(format_args!(
-                "revision {}: {} keys, {} bytes, digest {:?}{changed}",
-                head.position, head.keys, head.bytes, head.digest
-            ));
-        }
-        for node in outcome.disputed {
-            self.socket.with(|d, cx| d.dispute(cx, node));
-        }
-        Ok(())
-    }
-
     /// Logs what nodes report, in a thread of its own, until the socket is closed.
     fn report(&self, shutdown: &Shutdown) -> std::thread::JoinHandle<()> {
-        let (socket, log, shutdown) = (self.socket.clone(), self.log.clone(), shutdown.clone());
+        let (socket, log) = (self.authority.socket.clone(), self.log.clone());
+        let shutdown = shutdown.clone();
         std::thread::spawn(move || {
             let key = socket.with(|d, _| d.wait_key());
             let mut last: Vec<NodeStatus> = Vec::new();
-            let mut told_epoch = 0;
             while !shutdown.is_over() {
                 let changed = socket.wait(key, Some(Duration::from_secs(1)), |d, _| {
                     let now = d.status();
-                    (now != last).then(|| (now, d.highest_epoch(), d.head().map(|h| h.position.epoch.number)))
+                    (now != last).then_some(now)
                 });
                 match changed {
-                    Ok((now, highest, own)) => {
+                    Ok(now) => {
                         // The steps between a change and its end are not worth a line for each node.
                         let told = |n: &NodeStatus| (n.connected, n.applied, n.refused.clone(), n.conflict);
                         for node in &now {
@@ -449,14 +469,6 @@ impl<'a> Server<'a> {
                             if before.map(told) != Some(told(node)) {
                                 log.say(line(node));
                             }
-                        }
-                        if own.is_some_and(|own| highest > own) && highest != told_epoch {
-                            told_epoch = highest;
-                            log.say(format_args!(
-                                "ALARM: a node has seen epoch {highest}: this state folder is old; \
-                                 start with --new-epoch {}",
-                                highest.saturating_add(1)
-                            ));
                         }
                         last = now;
                         // Reports come in swarms; one look is enough for a tenth of a second of them.
@@ -468,6 +480,20 @@ impl<'a> Server<'a> {
             }
         })
     }
+}
+
+/// Has what nodes show judged as it comes, in a thread of its own, until the socket is closed.
+fn judging(authority: Arc<Authority>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let key = authority.socket.with(|d, _| d.shown_key());
+        loop {
+            let shown = authority.socket.wait(key, None, |d, _| d.has_shown().then(|| d.take_shown()));
+            match shown {
+                Ok(shown) => authority.judge(shown),
+                Err(_) => return,
+            }
+        }
+    })
 }
 
 /// Binds; an address that the server before this one has not let go of yet is waited for.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use spanwire::protocol::Time;
-use spanwire_config::source::{Embedded, FsDisk, Source};
+use spanwire_config::source::{Embedded, FsDisk, Source, perform};
 use spanwire_config::{
     Answer, AuthorityAction, AuthorityEvent, ChangeSet, Id, Intent, Key, NsAuthority, NsSettings, Opening,
     Place, Request, Ticket,
@@ -47,18 +47,13 @@ impl Node {
     fn act(&mut self, actions: Vec<AuthorityAction>) -> Vec<Answer> {
         let mut answers = Vec::new();
         for action in actions {
-            let event = match action {
-                AuthorityAction::Append(record) => {
-                    AuthorityEvent::Durable(self.store.append_durable(&record).map_err(|e| e.to_string()))
-                }
-                AuthorityAction::Compact(base) => {
-                    AuthorityEvent::Compacted(self.store.compact(&base).map_err(|e| e.to_string()))
-                }
-                AuthorityAction::Reply(_, answer) => {
+            let event = match perform(&mut self.store, action) {
+                Ok(event) => event,
+                Err(AuthorityAction::Reply(_, answer)) => {
                     answers.push(answer);
                     continue;
                 }
-                _ => continue,
+                Err(_) => continue,
             };
             let next = self.machine.handle(event, Time::default());
             answers.extend(self.act(next));

@@ -27,7 +27,7 @@ pub use writer::Writer;
 
 use std::io;
 
-use crate::{Head, State};
+use crate::{AuthorityAction, AuthorityEvent, Head, State};
 
 /// A state and the HEAD that names it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -154,4 +154,28 @@ pub trait Source {
     /// # Errors
     /// What the disk says.
     fn chain_at(&mut self, rev: u64) -> Result<Option<[u8; 32]>, SourceError>;
+}
+
+/// Does what the machine of an authority wants of its store; returns how that went, for the machine, or what is
+/// not the store's.
+#[expect(clippy::result_large_err, reason = "not a failure: the action goes on to whose it is")]
+pub fn perform<S: Source>(
+    source: &mut S,
+    action: AuthorityAction,
+) -> Result<AuthorityEvent, AuthorityAction> {
+    let words = |error: SourceError| error.to_string();
+    Ok(match action {
+        AuthorityAction::Append(record) => {
+            AuthorityEvent::Durable(source.append_durable(&record).map_err(words))
+        }
+        AuthorityAction::Compact(base) => AuthorityEvent::Compacted(source.compact(&base).map_err(words)),
+        AuthorityAction::RaiseOpened(above) => {
+            AuthorityEvent::Raised(source.raise_opened(above).map_err(words))
+        }
+        AuthorityAction::Recall(recall) => {
+            let chain = source.chain_at(recall.head.position.rev).map_err(words);
+            AuthorityEvent::Recalled(recall, chain)
+        }
+        other => return Err(other),
+    })
 }

@@ -47,6 +47,18 @@ pub struct Batch {
     pub commits: Vec<LogCommit>,
 }
 
+impl Batch {
+    /// What all of its commits change.
+    pub fn changes(&self) -> Arc<ChangeSet> {
+        if let [one] = &self.commits[..] {
+            return one.changes.clone();
+        }
+        let mut all = ChangeSet::new();
+        self.commits.iter().for_each(|commit| all.merge(&commit.changes));
+        Arc::new(all)
+    }
+}
+
 /// One record of the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use super::{Health, Source};
+use super::{Health, Source, perform};
 use crate::{AuthorityAction, AuthorityEvent};
 
 enum Task {
@@ -47,23 +47,9 @@ impl Writer {
                         continue;
                     }
                 };
-                let event = match action {
-                    AuthorityAction::Append(record) => {
-                        AuthorityEvent::Durable(source.append_durable(&record).map_err(|e| e.to_string()))
-                    }
-                    AuthorityAction::Compact(base) => {
-                        AuthorityEvent::Compacted(source.compact(&base).map_err(|e| e.to_string()))
-                    }
-                    AuthorityAction::RaiseOpened(above) => {
-                        AuthorityEvent::Raised(source.raise_opened(above).map_err(|e| e.to_string()))
-                    }
-                    AuthorityAction::Recall(recall) => {
-                        let chain = source.chain_at(recall.head.position.rev).map_err(|e| e.to_string());
-                        AuthorityEvent::Recalled(recall, chain)
-                    }
-                    _ => continue,
-                };
-                tell(event);
+                if let Ok(event) = perform(&mut source, action) {
+                    tell(event);
+                }
             }
         };
         let thread = std::thread::Builder::new().name("spanwire-store".into()).spawn(work)?;

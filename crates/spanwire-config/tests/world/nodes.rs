@@ -1,14 +1,20 @@
 //! The processes: an authority with its store, and a node with its cache, its validator and its hook.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use spanwire::protocol::{Protocol, Receives, Time};
-use spanwire_config::{
-    ChangeSet, Distributor, Epoch, Head, Id, Key, Level, NackCode, Origin, Position, Replica,
-    ReplicaSettings, Settings, State, Update,
+use spanwire_config::source::{
+    Batch, Disk, Embedded, Health, Record, Recovered, Snapshot, Source, SourceError,
 };
-use spanwire_testkit::sim::{Event, Io, Node, Scripted, SyncError};
+use spanwire_config::{
+    Answer, AuthorityAction, AuthorityEvent, ChangeSet, Distributor, Driver, Epoch, Head, Id, Intent, Key,
+    Level, Mode, NackCode, NsSettings, Opening, Place, Position, ReadOnly, Replica, ReplicaSettings, Request,
+    Settings, State, Ticket, Update,
+};
+use spanwire_testkit::sim::{self, Event, Io, Node, Scripted, SyncError};
 
 use super::planted;
 
@@ -25,8 +31,11 @@ pub(crate) struct Folder {
     pub(crate) id: Id,
     /// How often it was opened.
     pub(crate) opened: u32,
+    /// What is in it: a node's cache, or the newest of a server's log.
     pub(crate) history: Option<(Head, State)>,
     pub(crate) level: Option<Level>,
+    /// A server's log, file by file.
+    pub(crate) files: BTreeMap<String, Arc<Vec<u8>>>,
     /// The epoch with which an empty store begins.
     pub(crate) begin: Epoch,
 }
@@ -43,7 +52,7 @@ impl Node for Party {
 
     fn handle(&mut self, event: Event, io: &mut Io<'_, Folder>) {
         match self {
-            Party::Server(server) => server.socket.handle(event, io),
+            Party::Server(server) => server.handle(event, io),
             Party::Agent(agent) => {
                 agent.socket.handle(event, io);
                 agent.think(io);
@@ -52,63 +61,296 @@ impl Node for Party {
     }
 }
 
-/// A process that commits.
+/// A process that commits: what `config-sync serve` is, but for the tree that it reads.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) socket: Scripted<Distributor>,
     pub(crate) settings: Settings,
+    driver: Driver<Log>,
+    /// The disk is in here while the store uses it.
+    shelf: Shelf,
+    tickets: u64,
 }
 
 impl Server {
     pub(crate) fn start(settings: Settings, io: &mut Io<'_, Folder>) -> Server {
-        io.disk.write().opened += 1;
-        // An operator starts it again until the disk takes it.
-        while io.disk.sync() == Err(SyncError::Failed) {}
-        let folder = io.disk.read();
-        let origin = match &folder.history {
-            Some((head, state)) => Origin::restored(head.clone(), state.clone(), folder.opened),
-            None => Origin::begin(folder.begin),
+        let (folder, shelf) = (io.disk.read().clone(), Shelf::default());
+        let machine = NsSettings {
+            log_commits: settings.log_commits,
+            log_bytes: settings.log_bytes,
+            ..NsSettings::default()
         };
-        let seed = io.rng().next();
-        let distributor = Distributor::new(settings.clone(), origin);
-        Server { socket: Scripted::new(distributor, ROOM, seed), settings }
+        let open = |shelf: &Shelf| {
+            let log = Log::new(shelf.clone());
+            Driver::open(log, machine.clone(), Opening::Unknown, folder.begin.incarnation)
+        };
+        // What it will find: for the oracle, which is to know of it no later than it is durable.
+        let copy = Shelf::default();
+        copy.lend(&mut sim::Disk::new(folder.clone()), |copy| {
+            let found = open(copy).expect("what was durable is whole");
+            let last = found.0.machine().durable().cloned();
+            io.disk.write().history = last.map(|last| (last.head, last.state));
+        });
+        let (driver, left) = loop {
+            match shelf.lend(io.disk, open) {
+                Ok(opened) => break opened,
+                // Nobody sees what a dead process does; a new disk lets it do nothing.
+                Err(_) if io.disk.is_crashed() => {
+                    let mut empty = sim::Disk::new(Folder::default());
+                    break shelf.lend(&mut empty, open).expect("an empty disk is no trouble");
+                }
+                // An operator starts it again until the disk takes it.
+                Err(_) => {}
+            }
+        };
+        let distributor = Distributor::new(settings.clone(), driver.machine().origin());
+        let socket = Scripted::new(distributor, ROOM, io.rng().next());
+        let mut server = Server { socket, settings, driver, shelf, tickets: 0 };
+        server.driver.machine_mut().reserve_epoch(folder.begin.number);
+        server.bring(io, left);
+        server
     }
 
-    /// Durable first, then out. `false`: the disk refused.
-    pub(crate) fn commit(&mut self, io: &mut Io<'_, Folder>, prepared: spanwire_config::Prepared) -> bool {
-        if planted("publish-before-sync") {
-            let _ = self.socket.call(io, |d, cx| d.publish(cx, prepared.clone()));
-        }
-        let before = io.disk.read().clone();
-        io.disk.write().history = Some((prepared.head().clone(), prepared.state().clone()));
-        match io.disk.sync() {
-            Ok(()) => {
-                let _ = self.socket.call(io, |d, cx| d.publish(cx, prepared));
-                true
+    pub(crate) fn handle(&mut self, event: Event, io: &mut Io<'_, Folder>) {
+        self.socket.handle(event, io);
+        self.look(io);
+    }
+
+    /// The machine is told what nodes show.
+    fn look(&mut self, io: &mut Io<'_, Folder>) {
+        while self.socket.protocol().has_shown() {
+            for event in self.socket.call(io, |d, _| d.take_shown()) {
+                let left = self.shelf.clone().lend(io.disk, |_| self.driver.tell(event));
+                self.bring(io, left);
             }
-            // The store writes beside and renames: what was there before stays.
-            Err(SyncError::Failed) => {
-                *io.disk.write() = before;
-                false
-            }
-            Err(SyncError::Crashed) => false,
         }
     }
 
+    fn bring(&mut self, io: &mut Io<'_, Folder>, actions: Vec<AuthorityAction>) -> Option<Answer> {
+        let mut answer = None;
+        for action in actions {
+            let left = self.socket.call(io, |d, cx| d.perform(cx, action)).expect("the machine's order");
+            if let Some(AuthorityAction::Reply(_, said)) = left {
+                answer = Some(said);
+            }
+        }
+        answer
+    }
+
+    fn tell(
+        &mut self,
+        io: &mut Io<'_, Folder>,
+        event: impl FnOnce(Ticket) -> AuthorityEvent,
+    ) -> Option<Answer> {
+        self.tickets += 1;
+        let event = event(Ticket(self.tickets));
+        let left = self.shelf.clone().lend(io.disk, |_| self.driver.tell(event));
+        let answer = self.bring(io, left);
+        // An epoch that begins has what contradicted the one before looked at again.
+        self.look(io);
+        answer
+    }
+
+    /// `false`: it was not taken, or the process died.
     pub(crate) fn put(&mut self, io: &mut Io<'_, Folder>, changes: &ChangeSet) -> bool {
-        match self.socket.protocol().prepare(changes) {
-            Ok(Some(prepared)) => self.commit(io, prepared),
-            _ => true,
-        }
+        let at = self.place();
+        self.put_at(io, changes, at)
     }
 
-    pub(crate) fn new_epoch(&mut self, io: &mut Io<'_, Folder>) -> bool {
-        let number = self.socket.protocol().highest_epoch() + 1;
+    pub(crate) fn place(&self) -> Place {
+        self.driver.machine().position().map(Place::from).unwrap_or_default()
+    }
+
+    pub(crate) fn is_vacant(&self) -> bool {
+        *self.driver.machine().mode() == Mode::Vacant
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.driver.machine().mode(), Mode::ReadOnly(ReadOnly::Store(_)))
+    }
+
+    /// Commits if the newest position is `at`.
+    pub(crate) fn put_at(&mut self, io: &mut Io<'_, Folder>, changes: &ChangeSet, at: Place) -> bool {
+        let (request, intent) = (random_id(io), Intent::Change(changes.clone()));
+        let (author, note) = (String::new(), String::new());
+        let request = Request { request, expect: Some(at), intent, author, note, stamp: 0 };
+        let answer = self.tell(io, |ticket| AuthorityEvent::Commit(ticket, request));
+        !io.disk.is_crashed() && matches!(answer, Some(Answer::Committed { .. }))
+    }
+
+    /// An operator begins a new epoch; its position, if it began.
+    /// At least under this number; a namespace that is lost begins with `content`.
+    pub(crate) fn new_epoch(
+        &mut self,
+        io: &mut Io<'_, Folder>,
+        number: u64,
+        content: &State,
+    ) -> Option<Position> {
+        self.driver.machine_mut().reserve_epoch(number);
         let incarnation = random_id(io);
-        match self.socket.protocol().prepare_epoch(Epoch { number, incarnation }) {
-            Ok(prepared) => self.commit(io, prepared),
-            Err(_) => false,
+        let vacant = self.is_vacant();
+        let answer = self.tell(io, |ticket| match vacant {
+            true => AuthorityEvent::Init(ticket, incarnation, content.clone()),
+            false => AuthorityEvent::NewEpoch(ticket, incarnation),
+        });
+        match answer {
+            Some(Answer::Begun { position, .. }) if !io.disk.is_crashed() => Some(position),
+            _ => None,
         }
+    }
+}
+
+/// The place of the world's disk, which a process holds only while it handles an event.
+#[derive(Clone, Debug)]
+struct Shelf {
+    disk: Arc<Mutex<sim::Disk<Folder>>>,
+    /// What the log holds once it is synced.
+    next: Arc<Mutex<Option<(Head, State)>>>,
+}
+
+impl Default for Shelf {
+    fn default() -> Self {
+        Shelf { disk: Arc::new(Mutex::new(sim::Disk::new(Folder::default()))), next: Arc::default() }
+    }
+}
+
+impl Shelf {
+    fn disk(&self) -> MutexGuard<'_, sim::Disk<Folder>> {
+        self.disk.lock().expect("nobody panics with it")
+    }
+
+    fn next(&self) -> MutexGuard<'_, Option<(Head, State)>> {
+        self.next.lock().expect("nobody panics with it")
+    }
+
+    fn lend<R>(&self, disk: &mut sim::Disk<Folder>, f: impl FnOnce(&Shelf) -> R) -> R {
+        std::mem::swap(&mut *self.disk(), disk);
+        let result = f(self);
+        std::mem::swap(&mut *self.disk(), disk);
+        result
+    }
+
+    fn file<R>(&self, name: &str, f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        let mut disk = self.disk();
+        f(Arc::make_mut(disk.write().files.entry(name.to_owned()).or_default()))
+    }
+}
+
+fn io_error(error: SyncError) -> io::Error {
+    io::Error::other(format!("{error:?}"))
+}
+
+impl Disk for Shelf {
+    fn len(&mut self, name: &str) -> io::Result<Option<u64>> {
+        Ok(self.disk().read().files.get(name).map(|bytes| bytes.len() as u64))
+    }
+
+    fn read_at(&mut self, name: &str, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let disk = self.disk();
+        let file = disk.read().files.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let (start, end) = (offset as usize, offset as usize + bytes.len());
+        bytes.copy_from_slice(file.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let (start, end) = (offset as usize, offset as usize + bytes.len());
+        self.file(name, |file| {
+            file.resize(file.len().max(end), 0);
+            file[start..end].copy_from_slice(bytes);
+        });
+        Ok(())
+    }
+
+    fn set_len(&mut self, name: &str, len: u64) -> io::Result<()> {
+        self.file(name, |file| file.resize(len as usize, 0));
+        Ok(())
+    }
+
+    /// The world knows one sync, of all files.
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        let mut disk = self.disk();
+        if name == "log"
+            && let Some(next) = self.next().take()
+        {
+            disk.write().history = Some(next);
+        }
+        disk.sync().map_err(io_error)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        let mut disk = self.disk();
+        let files = &mut disk.write().files;
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.disk().write().files.remove(name);
+        Ok(())
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        self.disk().sync().map_err(io_error)
+    }
+
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        Ok(self.disk().read().files.keys().cloned().collect())
+    }
+}
+
+/// The shipped log, which also tells the oracle what it holds.
+#[derive(Debug)]
+struct Log {
+    log: Embedded<Shelf>,
+    shelf: Shelf,
+}
+
+impl Log {
+    fn new(shelf: Shelf) -> Log {
+        Log { log: Embedded::new(shelf.clone(), Id::default(), "config"), shelf }
+    }
+}
+
+impl Source for Log {
+    fn load(&mut self) -> Result<Option<Recovered>, SourceError> {
+        self.log.load()
+    }
+
+    fn append_durable(&mut self, record: &Record) -> Result<(), SourceError> {
+        let before = self.shelf.disk().read().history.clone();
+        if let Record::Batch(batch) = record {
+            let mut state = before.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
+            batch.commits.iter().for_each(|commit| state.apply(&commit.changes));
+            *self.shelf.next() = Some((batch.head.clone(), state));
+        }
+        let result = self.log.append_durable(record);
+        self.shelf.next().take();
+        if result.is_err() && !self.shelf.disk().is_crashed() {
+            self.shelf.disk().write().history = before;
+        }
+        result
+    }
+
+    fn range_since(&mut self, rev: u64) -> Result<Vec<Batch>, SourceError> {
+        self.log.range_since(rev)
+    }
+
+    fn compact(&mut self, base: &Snapshot) -> Result<(), SourceError> {
+        self.log.compact(base)
+    }
+
+    fn health(&self) -> Health {
+        self.log.health()
+    }
+
+    fn raise_opened(&mut self, above: u32) -> Result<u32, SourceError> {
+        self.log.raise_opened(above)
+    }
+
+    fn chain_at(&mut self, rev: u64) -> Result<Option<[u8; 32]>, SourceError> {
+        self.log.chain_at(rev)
     }
 }
 

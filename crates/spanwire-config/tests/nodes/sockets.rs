@@ -4,15 +4,26 @@ use std::time::Duration;
 
 use spanwire::Socket;
 use spanwire_config::{
-    ChangeSet, Distributor, Epoch, Id, Key, Level, Origin, Replica, ReplicaSettings, Settings,
+    ChangeSet, Distributor, Id, Key, Level, NsSettings, Position, Replica, ReplicaSettings, Settings,
 };
+
+use crate::memory::Memory;
 
 const LIMIT: Option<Duration> = Some(Duration::from_secs(20));
 
-fn authority() -> Socket<Distributor> {
+fn authority() -> (Memory, Socket<Distributor>) {
     let settings = Settings { beacon: Duration::from_millis(100), ..Settings::default() };
-    let epoch = Epoch { number: 1, incarnation: Id([1; 16]) };
-    Socket::new(Distributor::new(settings, Origin::begin(epoch))).expect("a socket")
+    let memory = Memory::new(NsSettings::default(), Id([1; 16]));
+    let socket = Socket::new(Distributor::new(settings, memory.machine.origin())).expect("a socket");
+    (memory, socket)
+}
+
+fn commit(memory: &mut Memory, socket: &Socket<Distributor>, changes: &ChangeSet) -> Position {
+    let (position, left) = memory.commit(changes);
+    for action in left {
+        socket.with(|d, cx| d.perform(cx, action)).expect("in order");
+    }
+    position
 }
 
 /// A replica whose application applies whatever comes, in a thread that ends with the socket.
@@ -37,14 +48,14 @@ fn changes(keys: std::ops::Range<u32>, fill: u8, size: usize) -> ChangeSet {
 }
 
 fn everybody_applies_every_commit(url: &str) {
-    let authority = authority();
+    let (mut memory, authority) = authority();
     let at = authority.bind(url).expect("an address");
     let replicas: Vec<_> = (1..=3).map(|n| replica(n, at.url())).collect();
     // 5 MiB: twenty windows for each of three, and then small steps.
     let mut commits = vec![changes(0..80, 1, 64 << 10)];
     commits.extend((0..20).map(|n| changes(n..n + 2, 2, 100)));
     for commit in commits {
-        let position = authority.with(|d, cx| d.commit(cx, &commit)).expect("within limits").expect("a head");
+        let position = self::commit(&mut memory, &authority, &commit);
         let key = authority.with(|d, _| d.wait_key());
         authority
             .wait(key, LIMIT, |d, _| (d.reached(position, Level::Applied) == 3).then_some(()))
@@ -76,10 +87,9 @@ fn everybody_applies_every_commit_over_inproc() {
 #[test]
 fn a_replica_may_be_there_before_its_authority() {
     let early = replica(1, "inproc://late");
-    let authority = authority();
+    let (mut memory, authority) = authority();
     authority.bind("inproc://late").expect("an address");
-    let position =
-        authority.with(|d, cx| d.commit(cx, &changes(0..3, 1, 10))).expect("small").expect("a head");
+    let position = commit(&mut memory, &authority, &changes(0..3, 1, 10));
     let key = authority.with(|d, _| d.wait_key());
     let reached = |d: &mut Distributor| (d.reached(position, Level::Applied) == 1).then_some(());
     authority.wait(key, LIMIT, |d, _| reached(d)).expect("applied");

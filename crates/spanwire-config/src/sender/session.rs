@@ -8,8 +8,22 @@ use std::time::Duration;
 
 use spanwire::protocol::Time;
 
-use crate::wire::Payload;
+use crate::wire::{Ack, Payload};
 use crate::{Head, Id, Position, Shown};
+
+/// Reports kept for a node that is not judged yet: it says them of the one it shows and the one it was given.
+const ACKS: usize = 4;
+
+/// How what a node showed stands to the history served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    /// It contradicts nothing.
+    Clear,
+    /// The log does not know it: beacons only, until it is judged.
+    Unjudged,
+    /// It contradicts: beacons only, in this epoch.
+    Conflict,
+}
 
 /// A transfer under way.
 #[derive(Debug)]
@@ -31,9 +45,12 @@ pub(super) struct Session {
     /// Namespaces that it asked for and that do not exist here.
     pub(super) unknown: Vec<String>,
     pub(super) owes_welcome: bool,
-    /// What it showed contradicts the history served: beacons only.
-    pub(super) conflict: bool,
+    pub(super) standing: Standing,
     pub(super) have: Option<Head>,
+    /// What it went back to after it showed `have`, while that is not judged.
+    pub(super) stays_at: Option<Position>,
+    /// What it reported while it is not judged.
+    pub(super) acks: Vec<Ack>,
     /// What it has for certain.
     pub(super) acked: Option<Shown>,
     /// What it has at least, even where nothing more is known of that: a snapshot must be above it.
@@ -66,8 +83,10 @@ impl Session {
             wants: false,
             unknown: Vec::new(),
             owes_welcome: false,
-            conflict: false,
+            standing: Standing::Clear,
             have: None,
+            stays_at: None,
+            acks: Vec::new(),
             acked: None,
             floor: None,
             sent: None,
@@ -85,11 +104,10 @@ impl Session {
     }
 
     /// The cursor starts again at `shown`; a transfer under way is dropped.
-    pub(super) fn restart(&mut self, shown: Option<Shown>, conflict: bool) {
+    pub(super) fn restart(&mut self, shown: Option<Shown>) {
         self.acked = shown;
         self.floor = shown.map(|shown| shown.base.position);
         self.sent = shown;
-        self.conflict = conflict;
         self.sending = None;
         self.flight.clear();
     }
@@ -121,6 +139,21 @@ impl Session {
     /// Bytes are on their way, and none was taken for `limit`.
     pub(super) fn stalled(&self, now: Time, limit: Duration) -> bool {
         self.since.is_some_and(|since| now.saturating_since(since) >= limit)
+    }
+
+    /// A transfer to `position` was sent and not acknowledged.
+    pub(super) fn flies(&self, position: Position) -> bool {
+        self.flight.iter().any(|(shown, _)| shown.base.position == position)
+    }
+
+    /// Keeps a report until it is known what it is worth. `true`: the oldest was dropped for it.
+    pub(super) fn keep(&mut self, ack: Ack) -> bool {
+        self.acks.push(ack);
+        let full = self.acks.len() > ACKS;
+        if full {
+            self.acks.remove(0);
+        }
+        full
     }
 
     /// The node has what was sent up to `position`.

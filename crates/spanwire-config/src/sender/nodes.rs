@@ -170,8 +170,6 @@ impl Nodes {
             raise(&mut status.stored);
         }
         if ack.level >= Level::Visible {
-            // A node in conflict shows nothing of this history.
-            status.conflict = false;
             raise(&mut status.visible);
         }
         if ack.level >= Level::Applied {

@@ -1,0 +1,137 @@
+//! How epochs begin: empty, with what there is, or with what a node holds.
+//!
+//! Owns: the numbers of a new epoch, and adoption. Never: an epoch in the middle of a commit under way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{
+    Actions, Adopting, Answer, AuthorityAction, Beginning, Invalid, Mode, NsAuthority, Place, Ticket,
+    Writing, max_each,
+};
+use crate::faults::planted;
+use crate::source::LogCommit;
+use crate::{Base, Epoch, Head, Id, Position, State};
+
+impl NsAuthority {
+    pub(super) fn begin(
+        &mut self,
+        out: &mut Actions,
+        ticket: Ticket,
+        incarnation: Id,
+        content: Option<State>,
+        from: Option<Position>,
+    ) {
+        if self.beginning.is_some() || self.durable.is_none() && self.writing.is_some() {
+            return out.push(AuthorityAction::Reply(ticket, Answer::Busy));
+        }
+        self.beginning = Some(Beginning { ticket, incarnation, content, from });
+        if self.writing.is_none() {
+            self.begin_now(out);
+        }
+    }
+
+    pub(super) fn begin_now(&mut self, out: &mut Actions) {
+        let Some(Beginning { ticket, incarnation, content, from }) = self.beginning.take() else { return };
+        let own = self.position().map(Place::from).unwrap_or_default();
+        let highest = if planted("epoch-not-compared") { own } else { max_each(self.highest, own) };
+        let (Some(number), Some(rev)) = (highest.epoch.checked_add(1), highest.rev.checked_add(1)) else {
+            let why = Invalid::NotNow("a node shows the highest number there is");
+            return out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
+        };
+        let now = self.durable.as_ref().map(|durable| durable.state.clone()).unwrap_or_default();
+        let state = content.unwrap_or_else(|| now.clone());
+        let rev = if planted("rev-starts-anew") { 1 } else { rev };
+        let commit = LogCommit {
+            rev,
+            request: incarnation,
+            author: String::new(),
+            note: "an epoch begins".into(),
+            stamp: 0,
+            digest: state.digest(),
+            changes: Arc::new(now.diff(&state)),
+        };
+        let batch = self.batch(Epoch { number, incarnation }, vec![commit], &state);
+        let position = batch.head.position;
+        let mut lost: BTreeMap<_, (Position, usize)> = BTreeMap::new();
+        for held in self.held.values().map(|head| head.position) {
+            let beyond = from.is_none_or(|from| held.partial_cmp(&from).is_none_or(|order| order.is_gt()));
+            if beyond {
+                let key = (held.epoch.number, held.rev, held.epoch.incarnation);
+                lost.entry(key).or_insert((held, 0)).1 += 1;
+            }
+        }
+        let lost = lost.into_values().rev().collect();
+        self.start(out, batch, state, Vec::new());
+        if let Some(Writing::Batch { replies, .. }) = &mut self.writing {
+            replies.push((ticket, Answer::Begun { position, lost }));
+        }
+    }
+
+    pub(super) fn on_adopt(
+        &mut self,
+        out: &mut Actions,
+        ticket: Ticket,
+        incarnation: Id,
+        named: Option<Base>,
+    ) {
+        let refuse = |why| AuthorityAction::Reply(ticket, Answer::Invalid(Invalid::NotNow(why)));
+        if !matches!(self.mode, Mode::Vacant) || self.writing.is_some() {
+            return out.push(refuse("the namespace has begun"));
+        }
+        if self.adopting.is_some() {
+            return out.push(AuthorityAction::Reply(ticket, Answer::Busy));
+        }
+        // A canary's state never passed its gate: only by name.
+        let eligible = |head: &&Head| match named {
+            Some(named) => head.base() == named,
+            None => head.audience.is_empty(),
+        };
+        let best = self.held.values().filter(eligible).max_by_key(|head| Place::from(head.position)).cloned();
+        let Some(best) = best else { return out.push(refuse("no node holds such a state")) };
+        let rival = self.held.values().filter(eligible).any(|head| {
+            let (a, b) = (head.position, best.position);
+            a.epoch.number == b.epoch.number
+                && (a.epoch != b.epoch
+                    || a.rev == b.rev && (head.digest, head.chain) != (best.digest, best.chain))
+        });
+        if named.is_none() && rival {
+            return out.push(refuse("nodes hold two histories under one number: name the position"));
+        }
+        let mut left: Vec<Id> = (self.held.iter())
+            .filter(|(_, head)| head.shown() == best.shown())
+            .map(|(node, _)| *node)
+            .collect();
+        let Some(node) = left.pop() else { return out.push(refuse("no node holds such a state")) };
+        out.push(AuthorityAction::Offer(node, best.clone()));
+        self.adopting = Some(Adopting { ticket, incarnation, left, node, head: best });
+    }
+
+    pub(super) fn on_offered(&mut self, out: &mut Actions, node: Id, state: Option<State>) {
+        let Some(mut adopting) = self.adopting.take_if(|adopting| adopting.node == node) else { return };
+        if !matches!(self.mode, Mode::Vacant) || self.writing.is_some() {
+            // It began in another way meanwhile, and what was committed since must not be undone.
+            let why = Invalid::NotNow("the namespace has begun");
+            return out.push(AuthorityAction::Reply(adopting.ticket, Answer::Invalid(why)));
+        }
+        let head = &adopting.head;
+        // Recomputed: what came over the wire is believed for its content alone.
+        let whole =
+            state.filter(|s| (s.keys(), s.bytes(), s.recompute()) == (head.keys, head.bytes, head.digest));
+        match (whole, adopting.left.pop()) {
+            (Some(state), _) => {
+                let from = Some(head.position);
+                self.begin(out, adopting.ticket, adopting.incarnation, Some(state), from);
+            }
+            (None, Some(next)) => {
+                adopting.node = next;
+                out.push(AuthorityAction::Offer(next, adopting.head.clone()));
+                self.adopting = Some(adopting);
+            }
+            (None, None) => {
+                let why = Invalid::NotNow("no node sent the state that its HEAD names");
+                out.push(AuthorityAction::Reply(adopting.ticket, Answer::Invalid(why)));
+            }
+        }
+    }
+}

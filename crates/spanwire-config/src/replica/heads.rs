@@ -1,0 +1,168 @@
+//! What a HEAD means: a sign of life, news, or another history.
+//!
+//! Owns: the order of positions, freshness, conflicts. Never: moves what is visible.
+
+use spanwire::protocol::{Cx, DropReason};
+
+use super::{CHANGED, Refusal, Replica, Verdict, Word};
+use crate::faults::planted;
+use crate::wire::NackCode;
+use crate::{Head, OverLimit, Position, chain};
+
+impl Replica {
+    /// Any HEAD: freshness, conflicts, and whether it is news (the six rules of a replica).
+    pub(super) fn on_head(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
+        if head.cluster != self.settings.cluster || head.namespace != self.settings.namespace {
+            cx.dropped(self.active, DropReason::Own("foreign-head"));
+            return Verdict::Ignore;
+        }
+        let tip = self.tip().map(|held| held.head.clone());
+        if let Some(tip) = &tip {
+            let (mine, theirs) = (tip.position.epoch, head.position.epoch);
+            if theirs.number < mine.number && !planted("no-epoch") {
+                cx.count("upstream-behind", 1);
+                return Verdict::Ignore;
+            }
+            if theirs.number == mine.number && theirs != mine && planted("conflict-ignored") {
+                return Verdict::Ignore;
+            }
+            if theirs.number == mine.number && theirs != mine {
+                self.contradict(cx, tip.clone(), head.clone());
+                return Verdict::Ignore;
+            }
+        }
+        if self
+            .conflict
+            .as_ref()
+            .is_some_and(|(one, _)| head.position.epoch.number <= one.position.epoch.number)
+        {
+            // Only a higher epoch ends it, whatever became of the revision that showed it.
+            return Verdict::Ignore;
+        }
+        if !head.audience.is_empty() && !planted("audience-ignored") {
+            return Verdict::Ignore;
+        }
+        self.note_seq(cx, head);
+        let Some(tip) = tip else { return self.news(cx, head) };
+        match order(&head.position, &tip.position) {
+            Some(std::cmp::Ordering::Less) | None => Verdict::Ignore,
+            Some(std::cmp::Ordering::Equal) => {
+                if (head.digest, head.prev_rev, head.chain) != (tip.digest, tip.prev_rev, tip.chain)
+                    && !planted("chain-unchecked")
+                {
+                    self.contradict(cx, tip, head.clone());
+                    return Verdict::Ignore;
+                }
+                self.confirm(head);
+                Verdict::Same
+            }
+            Some(std::cmp::Ordering::Greater) => {
+                let next = head.position.epoch == tip.position.epoch && head.prev_rev == tip.position.rev;
+                if next
+                    && head.chain != chain(&tip.chain, head.position.rev, &head.digest)
+                    && !planted("fork-unchecked")
+                {
+                    self.contradict(cx, tip, head.clone());
+                    return Verdict::Ignore;
+                }
+                self.news(cx, head)
+            }
+        }
+    }
+
+    pub(super) fn news(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
+        if self.refused.iter().any(|r| r.position == head.position) && !planted("refusal-forgotten") {
+            // Who shows it does not send what comes before it.
+            self.not_beyond(head.position);
+            return Verdict::Ignore;
+        }
+        if let Err(over) = self.settings.limits.check(head.keys, head.bytes)
+            && !planted("limits-ignored")
+        {
+            self.too_large(cx, head.position, &over);
+            return Verdict::Ignore;
+        }
+        if self.target.as_ref().is_none_or(|target| {
+            !matches!(target.position.partial_cmp(&head.position), Some(std::cmp::Ordering::Greater))
+        }) {
+            self.target = Some(head.clone());
+        }
+        self.behind.get_or_insert(cx.now());
+        Verdict::Newer
+    }
+
+    pub(super) fn too_large(&mut self, cx: &mut Cx<'_>, position: Position, over: &OverLimit) {
+        self.refuse(Refusal { position, code: NackCode::TooLarge, text: over.to_string() });
+        self.assembly = None;
+        self.awaiting = true;
+        self.not_beyond(position);
+        self.say(cx, Word::Refusals);
+        cx.wake(CHANGED);
+    }
+
+    /// A refusal: what it names and what comes before it is not sent any more, so there is nothing to be behind of,
+    /// unless something newer is known.
+    pub(super) fn not_beyond(&mut self, refused: Position) {
+        if self.target.as_ref().is_some_and(|target| target.position <= refused) {
+            self.target = None;
+            self.behind = None;
+        }
+    }
+
+    /// An upstream shows what is held.
+    pub(super) fn confirm(&mut self, head: &Head) {
+        self.confirmed = true;
+        let held = self.ready.as_mut().or(self.given.as_mut()).or(self.visible.as_mut());
+        if let Some(held) = held
+            && head.seq > held.head.seq
+        {
+            held.head = head.clone();
+        }
+    }
+
+    pub(super) fn note_seq(&mut self, cx: &Cx<'_>, head: &Head) {
+        let epoch = Position { epoch: head.position.epoch, rev: 0 };
+        let rose = match self.seq {
+            // The first of a process life only sets the mark.
+            None => planted("first-seq-is-fresh"),
+            Some((known, seq)) if known == epoch => {
+                if head.seq <= seq && !planted("forget-seq") {
+                    return;
+                }
+                true
+            }
+            // An old epoch's HEAD may be a repeated one; that of another incarnation says nothing of this one.
+            Some((known, _)) => match epoch.partial_cmp(&known) {
+                Some(std::cmp::Ordering::Less) => return,
+                order => order.is_some(),
+            },
+        };
+        self.seq = Some((epoch, head.seq));
+        if rose {
+            self.fresh = Some(cx.now());
+        }
+    }
+
+    pub(super) fn contradict(&mut self, cx: &mut Cx<'_>, mine: Head, other: Head) {
+        if self.conflict.is_none() {
+            cx.count("conflicts", 1);
+            self.conflict = Some((mine, other));
+            self.assembly = None;
+            self.target = None;
+            self.behind = None;
+            self.say(cx, Word::Refusals);
+            cx.wake(CHANGED);
+        }
+    }
+}
+
+/// The order of two positions.
+fn order(a: &Position, b: &Position) -> Option<std::cmp::Ordering> {
+    if planted("no-epoch") {
+        return Some(a.rev.cmp(&b.rev));
+    }
+    match a.partial_cmp(b) {
+        Some(std::cmp::Ordering::Less) if planted("old-position-taken") => Some(std::cmp::Ordering::Greater),
+        order => order,
+    }
+}

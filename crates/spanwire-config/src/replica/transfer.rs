@@ -1,0 +1,178 @@
+//! A transfer from its first slice to a verified revision.
+//!
+//! Owns: assembly and verification. Never: an allocation by a size that was not checked; a revision without the
+//! digest that its HEAD names.
+
+use bytes::Bytes;
+use spanwire::protocol::{Cx, DropReason, PipeId, Reason};
+
+use super::{Assembly, CHANGED, Held, Replica, Verdict, Word};
+use crate::faults::planted;
+use crate::wire::{Level, Slice, WantReason, decode_changes, decode_state, snapshot_size};
+use crate::{Change, ChangeSet, Key, State};
+
+impl Replica {
+    pub(super) fn on_slice(&mut self, cx: &mut Cx<'_>, pipe: PipeId, slice: Slice) {
+        if let Some(up) = self.pipes.get_mut(pipe) {
+            // Credited as it is taken, whether it is kept or not.
+            up.taken += slice.bytes.len() as u64;
+            if up.taken - up.credited >= u64::from(up.window / 2) && !planted("credit-by-ack") {
+                self.say_on(cx, pipe, Word::Credit);
+            }
+        }
+        if self.active != Some(pipe) {
+            cx.dropped(Some(pipe), DropReason::Own("not-in-use"));
+            return;
+        }
+        if slice.offset == 0 {
+            self.assembly = None;
+        }
+        let verdict = self.on_head(cx, &slice.head);
+        if !matches!(verdict, Verdict::Newer) {
+            self.assembly = None;
+            cx.dropped(Some(pipe), DropReason::Own("not-news"));
+            if matches!(verdict, Verdict::Same) && slice.last {
+                // The sender does not know that it is here.
+                self.say(cx, Word::Report);
+            }
+            return;
+        }
+        if slice.offset == 0 && !self.start(cx, &slice) {
+            return;
+        }
+        self.behind = Some(cx.now());
+        let Some(assembly) = &mut self.assembly else {
+            // The rest of a transfer whose start was dropped.
+            cx.dropped(Some(pipe), DropReason::Own("out-of-step"));
+            return;
+        };
+        let fits = assembly.head.position == slice.head.position
+            && assembly.base == slice.base
+            && (assembly.bytes.len() as u64 == slice.offset || planted("accept-holes"));
+        if !fits {
+            self.ask(cx, WantReason::Other);
+            return;
+        }
+        let size = slice.offset + slice.bytes.len() as u64;
+        let most = match slice.base {
+            None => snapshot_size(slice.head.keys, slice.head.bytes),
+            // Puts are within the new state; deletes within the old one, whose keys the limits bound.
+            Some(_) => snapshot_size(self.settings.limits.keys, self.settings.limits.bytes).saturating_mul(2),
+        };
+        if size > most {
+            self.failed(cx, pipe, slice.base.is_some());
+            return;
+        }
+        assembly.bytes.extend_from_slice(&slice.bytes);
+        if (slice.last || planted("half-snapshot"))
+            && let Some(whole) = self.assembly.take()
+        {
+            self.verify(cx, pipe, whole);
+        }
+    }
+
+    /// The first slice of a transfer. `false`: it does not fit what is held.
+    pub(super) fn start(&mut self, cx: &mut Cx<'_>, slice: &Slice) -> bool {
+        if let Some(base) = slice.base
+            && self.tip().map(|held| held.head.base()) != Some(base)
+            && !planted("skip-base")
+        {
+            if !self.awaiting {
+                self.ask(cx, WantReason::Other);
+            }
+            return false;
+        }
+        self.awaiting = false;
+        self.assembly = Some(Assembly { head: slice.head.clone(), base: slice.base, bytes: Vec::new() });
+        true
+    }
+
+    /// A whole transfer: applied to a copy, and kept only if the copy has the digest that its HEAD names.
+    pub(super) fn verify(&mut self, cx: &mut Cx<'_>, pipe: PipeId, assembly: Assembly) {
+        let Assembly { head, base, bytes } = assembly;
+        let bytes = Bytes::from(bytes);
+        let before = self.tip().map(|held| held.state.clone()).unwrap_or_default();
+        let built = match base {
+            Some(_) => decode_changes(&bytes).map(|changes| {
+                let mut state = before.clone();
+                let changes = if planted("deletes-ignored") { puts_of(&changes) } else { changes };
+                let over = self.settings.limits.check_values(&changes);
+                state.apply(&changes);
+                (state, changes.keys().cloned().collect::<Vec<_>>(), over)
+            }),
+            None => decode_state(&bytes).map(|state| {
+                let state = if planted("snapshot-over-state") { over(&before, &state) } else { state };
+                let changes = before.diff(&state);
+                let over = self.settings.limits.check_values(&changes);
+                (state, changes.keys().cloned().collect(), over)
+            }),
+        };
+        let Ok((state, changed, over)) = built else { return self.failed(cx, pipe, base.is_some()) };
+        let named = (head.keys, head.bytes, head.digest);
+        if (state.keys(), state.bytes(), state.digest()) != named && !unchecked() {
+            return self.failed(cx, pipe, base.is_some());
+        }
+        if let Err(over) = over {
+            return self.too_large(cx, head.position, &over);
+        }
+        cx.count("verified", 1);
+        self.accept(cx, Held { head, state }, changed);
+    }
+
+    pub(super) fn accept(&mut self, cx: &mut Cx<'_>, held: Held, changed: Vec<Key>) {
+        let position = held.head.position;
+        if planted("ack-early") {
+            self.report = Some(self.ack_of(position, Level::Stored, false));
+            self.say(cx, Word::Report);
+        }
+        if planted("changes-forgotten") {
+            self.ready_changed.clear();
+        }
+        self.ready_changed.extend(changed);
+        self.ready = Some(held);
+        self.confirmed = true;
+        // Only a higher epoch gets here while two histories contradict each other: it ends that.
+        self.conflict = None;
+        if self
+            .target
+            .as_ref()
+            .is_some_and(|target| target.position.partial_cmp(&position) != Some(std::cmp::Ordering::Greater))
+        {
+            self.target = None;
+            self.behind = None;
+        }
+        cx.wake(CHANGED);
+    }
+
+    /// What arrived is not what its HEAD names.
+    pub(super) fn failed(&mut self, cx: &mut Cx<'_>, pipe: PipeId, delta: bool) {
+        cx.count("digest-failures", 1);
+        cx.dropped(Some(pipe), DropReason::Own("digest"));
+        if delta {
+            self.ask(cx, WantReason::Digest);
+        } else {
+            self.assembly = None;
+            cx.close(pipe, Reason::Protocol("a snapshot without the digest that its HEAD names"));
+        }
+    }
+}
+
+/// Planted faults that let through what was not verified.
+fn unchecked() -> bool {
+    ["skip-digest", "accept-holes", "snapshot-over-state", "deletes-ignored", "half-snapshot"]
+        .into_iter()
+        .any(planted)
+}
+
+fn puts_of(changes: &ChangeSet) -> ChangeSet {
+    let mut puts = ChangeSet::new();
+    let kept = changes.iter().filter(|(_, change)| matches!(change, Change::Put(_)));
+    kept.for_each(|(key, change)| puts.set(key.clone(), change.clone()));
+    puts
+}
+
+fn over(before: &State, state: &State) -> State {
+    let mut both = before.clone();
+    state.iter().for_each(|(key, entry)| drop(both.put(key.clone(), entry.clone())));
+    both
+}

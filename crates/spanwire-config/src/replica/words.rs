@@ -1,0 +1,111 @@
+//! What is said upward, and said again when there is room again.
+//!
+//! Owns: the form of each word. Never: anything before WELCOME but HELLO, which shows what is held.
+
+use spanwire::Message;
+use spanwire::protocol::{Cx, PipeId, Reason, Reject};
+
+use super::{Refusal, Replica, Up, Word};
+use crate::Position;
+use crate::wire::{Ack, Frame, Hello, Level, Nack, NackCode, NodeKind, VERSION, Want, WantReason};
+
+impl Replica {
+    pub(super) fn ack_of(&self, position: Position, level: Level, volatile: bool) -> Ack {
+        Ack { namespace: self.settings.namespace.clone(), position, level, volatile }
+    }
+
+    pub(super) fn want(&self) -> Want {
+        Want {
+            namespace: self.settings.namespace.clone(),
+            have: self.tip().map(|held| held.head.clone()).into_iter().collect(),
+            refused: self.refused.iter().map(|r| (r.position, r.code)).collect(),
+        }
+    }
+
+    pub(super) fn nack_of(&self, refusal: &Refusal) -> Nack {
+        Nack {
+            namespace: self.settings.namespace.clone(),
+            position: refusal.position,
+            stays_at: self.visible.as_ref().map(|held| held.head.position).unwrap_or_default(),
+            code: refusal.code,
+            text: refusal.text.clone(),
+        }
+    }
+
+    pub(super) fn frames(&self, word: Word, up: &Up) -> Vec<Frame> {
+        match word {
+            Word::Want(reason) => vec![Frame::Want(reason, vec![self.want()])],
+            Word::Credit => vec![Frame::Credit(up.taken)],
+            Word::Report => self.report.iter().cloned().map(Frame::Ack).collect(),
+            Word::Refusals => {
+                let conflict = self.conflict.as_ref().map(|(_, other)| Refusal {
+                    position: other.position,
+                    code: NackCode::Conflict,
+                    text: "another history claims this place".into(),
+                });
+                // Only what still stands: what is above visible, a failed hook, a conflict.
+                let visible = self.visible.as_ref().map(|held| held.head.position);
+                let standing = self.refused.iter().filter(|r| visible.is_none_or(|v| r.position > v));
+                (standing.chain(&self.hook_failed).chain(&conflict))
+                    .map(|refusal| Frame::Nack(self.nack_of(refusal)))
+                    .collect()
+            }
+        }
+    }
+
+    /// Says something on the pipe in use: now, or when there is room.
+    pub(super) fn say(&mut self, cx: &mut Cx<'_>, word: Word) {
+        if let Some(pipe) = self.active {
+            self.say_on(cx, pipe, word);
+        }
+    }
+
+    pub(super) fn say_on(&mut self, cx: &mut Cx<'_>, pipe: PipeId, word: Word) {
+        let Some(up) = self.pipes.get(pipe) else { return };
+        // Nothing is said before WELCOME but HELLO, which shows what is held.
+        let mut fits = up.server.is_some() || word == Word::Credit;
+        for frame in self.frames(word, up) {
+            fits = fits && cx.put(pipe, Message::from(frame.encode())).is_ok();
+        }
+        let Some(up) = self.pipes.get_mut(pipe) else { return };
+        match (fits, word) {
+            (true, Word::Credit) => up.credited = up.taken,
+            (true, _) => drop(up.owed.remove(&word)),
+            (false, _) => drop(up.owed.insert(word)),
+        }
+    }
+
+    pub(super) fn pay(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        let Some(up) = self.pipes.get_mut(pipe) else { return };
+        for word in std::mem::take(&mut up.owed) {
+            self.say_on(cx, pipe, word);
+        }
+    }
+
+    /// Asks for a fresh start from what is verified.
+    pub(super) fn ask(&mut self, cx: &mut Cx<'_>, reason: WantReason) {
+        self.assembly = None;
+        self.awaiting = true;
+        self.say(cx, Word::Want(reason));
+    }
+
+    pub(super) fn greet(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
+        self.attempt = self.attempt.saturating_add(1);
+        let wants = if self.active == Some(pipe) { vec![self.want()] } else { Vec::new() };
+        let hello = Frame::Hello(Hello {
+            node: self.settings.node,
+            boot: self.settings.boot,
+            attempt: self.attempt,
+            kind: NodeKind::Replica,
+            name: self.settings.name.clone(),
+            labels: self.settings.labels.clone(),
+            proto_min: VERSION,
+            proto_max: VERSION,
+            cluster: self.settings.cluster,
+            window: self.settings.window,
+            max_chunk: self.settings.max_chunk,
+            wants,
+        });
+        cx.put(pipe, Message::from(hello.encode())).map(|_| ()).map_err(|_| Reason::Slow)
+    }
+}

@@ -1,0 +1,231 @@
+//! Who is there, by which pipe, and what is known of it.
+
+use super::*;
+
+#[test]
+fn three_beacon_times_without_a_word_end_the_pipe() {
+    let (mut a, mut r, mut link) = pair();
+    for _ in 0..10 {
+        a.advance(BEACON);
+        r.advance(BEACON);
+        link.flow(&mut a, &mut r);
+    }
+    assert!(r.closed.is_empty() && a.closed.is_empty());
+    r.advance(BEACON * 5);
+    assert_eq!(r.closed.len(), 1);
+    assert_eq!(data(&r), Data::Cached);
+}
+
+#[test]
+fn invariant_18_fresh_means_that_seq_rose_lately() {
+    let (mut a, mut r, mut link) = pair();
+    let fresh = |r: &Script<Replica>| r.protocol.status(r.now()).fresh;
+    for _ in 0..5 {
+        a.advance(BEACON);
+        r.advance(BEACON);
+        link.flow(&mut a, &mut r);
+    }
+    assert!(fresh(&r));
+    // A server that repeats an old HEAD keeps the pipe alive, and makes nothing fresh.
+    let beacon = link.down.iter().rev().find(|f| matches!(f, Frame::Beacon(_))).expect("some").encode();
+    for _ in 0..11 {
+        r.advance(BEACON);
+        r.arrive(link.below, [beacon.clone()]);
+    }
+    assert!(!fresh(&r) && r.closed.is_empty());
+}
+
+#[test]
+fn a_second_server_is_kept_in_reserve_and_takes_over_at_once() {
+    let (mut a, mut b, mut r) = (authority(Settings::default()), authority(Settings::default()), replica(1));
+    commit(&mut a, &puts([("a", "1")]));
+    commit(&mut b, &puts([("a", "1")]));
+    let mut first = Link::new(&mut a, &mut r);
+    first.flow(&mut a, &mut r);
+    accept(&mut r, Level::Applied);
+    let mut second = Link::new(&mut b, &mut r);
+    second.flow(&mut b, &mut r);
+    assert!(second.slices().is_empty());
+    let at = commit(&mut b, &puts([("a", "2")]));
+    second.flow(&mut b, &mut r);
+    assert!(r.recv().is_none(), "a pipe in reserve carries nothing");
+    r.lose(first.below);
+    second.flow(&mut b, &mut r);
+    assert_eq!(accept(&mut r, Level::Applied).position(), at);
+    second.flow(&mut b, &mut r);
+    assert_eq!(b.protocol.reached(at, Level::Applied), 1);
+}
+
+#[test]
+fn a_boot_below_one_known_is_turned_away_and_the_node_told() {
+    let mut a = authority(Settings::default());
+    let with_boot = |boot| {
+        Script::new(Replica::new(ReplicaSettings { node: Id([1; 16]), boot, ..ReplicaSettings::default() }))
+    };
+    let (mut new, mut old) = (with_boot(7), with_boot(3));
+    Link::new(&mut a, &mut new).flow(&mut a, &mut new);
+    Link::new(&mut a, &mut old).flow(&mut a, &mut old);
+    assert_eq!(old.protocol.status(old.now()).stale_boot, Some(7));
+    old.call(|r, _| r.set_identity(Id([1; 16]), 8));
+    let mut link = Link::new(&mut a, &mut old);
+    link.flow(&mut a, &mut old);
+    assert!(link.down.iter().any(|f| matches!(f, Frame::Welcome(_))));
+}
+
+#[test]
+fn a_node_of_another_cluster_is_turned_away() {
+    let mut a = authority(Settings::default());
+    commit(&mut a, &puts([("secret", "x")]));
+    let settings = ReplicaSettings { cluster: Id([9; 16]), ..ReplicaSettings::default() };
+    let mut r = Script::new(Replica::new(settings));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert!(matches!(&link.down[..], [Frame::Goodbye(_)]));
+    assert_eq!((r.closed.len(), a.protocol.status().len()), (1, 0));
+}
+
+#[test]
+fn invariant_14_an_ack_above_the_head_is_not_believed() {
+    let (mut a, _, link) = pair();
+    let head = a.protocol.head().expect("committed").position;
+    for position in [Position { rev: head.rev + 1, ..head }, Position { epoch: epoch(9), rev: 1 }] {
+        let ack = Ack { namespace: "config".into(), position, level: Level::Applied, volatile: false };
+        a.arrive(link.above, [Frame::Ack(ack).encode()]);
+    }
+    assert_eq!(a.protocol.status()[0].applied, Some(head));
+}
+
+#[test]
+fn what_is_no_message_ends_the_pipe_and_nothing_else() {
+    let (mut a, mut r, link) = pair();
+    let (mut other, mut seen) = (replica(2), 0);
+    let mut second = Link::new(&mut a, &mut other);
+    for bytes in [
+        &b""[..],
+        b"\x01\x63\x00\x00",
+        b"\x01\x08\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x07\x01\x00\x00",
+        b"\x01\x01",
+    ] {
+        let pipe = a.open(64);
+        a.arrive(pipe, [bytes]);
+        a.drain(pipe, usize::MAX);
+        seen += 1;
+        assert_eq!(a.closed.len(), seen, "{bytes:?}");
+        let mut r = replica(3);
+        let pipe = r.open(64);
+        r.arrive(pipe, [bytes]);
+        r.drain(pipe, usize::MAX);
+        assert_eq!(r.closed.len(), 1, "{bytes:?}");
+    }
+    second.flow(&mut a, &mut other);
+    assert!(other.readiness().recv);
+    // An optional message of a type that is not known is passed over.
+    let optional = Frame::Unknown { kind: 99, optional: true }.encode();
+    a.arrive(link.above, [optional.clone()]);
+    r.arrive(link.below, [optional]);
+    assert_eq!((a.closed.len(), r.closed.len()), (seen, 0));
+}
+
+#[test]
+fn a_want_for_what_is_not_here_is_answered() {
+    let (mut a, _, link) = pair();
+    let want = Want { namespace: "other".into(), ..Want::default() };
+    a.drain(link.above, usize::MAX);
+    a.arrive(link.above, [Frame::Want(WantReason::New, vec![want]).encode()]);
+    let said: Vec<Frame> = a.drain(link.above, usize::MAX).iter().map(frame).collect();
+    assert!(said.iter().any(|f| matches!(f, Frame::Welcome(w) if w.namespaces.len() == 2)), "{said:?}");
+}
+
+#[test]
+fn the_table_of_nodes_is_bounded() {
+    let mut a = authority(Settings { nodes: 3, ..Settings::default() });
+    for n in 1..=9 {
+        let mut r = replica(n);
+        let mut link = Link::new(&mut a, &mut r);
+        link.flow(&mut a, &mut r);
+        a.lose(link.above);
+    }
+    let names: Vec<String> = a.protocol.status().into_iter().map(|s| s.name).collect();
+    assert_eq!(names.len(), 3);
+    assert!(names.contains(&"n9".to_owned()));
+}
+
+#[test]
+fn invariant_14_a_node_that_came_back_is_here_when_its_old_pipe_ends_late() {
+    let (mut a, mut r, old) = pair();
+    r.lose(old.below);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    // The authority hears of the old pipe's end only now.
+    a.lose(old.above);
+    assert!(a.protocol.status()[0].connected);
+    a.lose(link.above);
+    assert!(!a.protocol.status()[0].connected);
+}
+
+#[test]
+fn invariant_14_words_that_come_late_over_an_old_pipe_do_not_say_where_a_node_is() {
+    let (mut a, mut r, mut old) = pair();
+    let mut new = Link::new(&mut a, &mut r);
+    new.flow(&mut a, &mut r);
+    old.flow(&mut a, &mut r);
+    r.call(|p, cx| p.retry(cx));
+    let late = r.drain(old.below, usize::MAX);
+    assert!(!late.is_empty());
+    r.lose(old.below);
+    new.flow(&mut a, &mut r);
+    a.arrive(old.above, late);
+    a.lose(old.above);
+    assert!(a.protocol.status()[0].connected);
+}
+
+#[test]
+fn invariant_14_a_report_of_an_earlier_boot_does_not_count_for_the_present_one() {
+    let (mut a, mut r, old) = pair();
+    let at = r.protocol.visible().map(|(head, _)| head.position).expect("applied");
+    r.call(|p, cx| p.ack(cx, at, Level::Applied, false)).expect("visible");
+    let late = r.drain(old.below, usize::MAX);
+    assert!(!late.is_empty());
+    // The node lost its disk and was started again.
+    let settings = ReplicaSettings { node: Id([1; 16]), boot: 1, ..ReplicaSettings::default() };
+    let mut r = Script::new(Replica::new(settings));
+    let mut new = Link::new(&mut a, &mut r);
+    new.flow(&mut a, &mut r);
+    a.arrive(old.above, late);
+    assert_eq!((a.protocol.status()[0].boot, a.protocol.status()[0].applied), (1, None));
+}
+
+#[test]
+fn who_was_cut_off_while_behind_does_not_leave_its_new_upstream_at_once() {
+    let (mut a, mut r, mut link) = pair();
+    let no_slices = |m: Message| (!matches!(frame(&m), Frame::Slice(_))).then_some(m);
+    commit(&mut a, &puts([("a", "2")]));
+    link.flow_with(&mut a, &mut r, no_slices);
+    a.advance(BEACON);
+    link.flow_with(&mut a, &mut r, no_slices);
+    assert_eq!(data(&r), Data::Behind);
+    a.lose(link.above);
+    r.lose(link.below);
+    r.advance(BEACON * 60);
+    a.advance(BEACON * 60);
+    let closed = r.closed.len();
+    let (mut first, mut second) = (Link::new(&mut a, &mut r), Link::new(&mut a, &mut r));
+    for _ in 0..3 {
+        first.flow_with(&mut a, &mut r, no_slices);
+        second.flow_with(&mut a, &mut r, no_slices);
+        r.advance(BEACON);
+        a.advance(BEACON);
+    }
+    assert_eq!((&r.closed[closed..], data(&r)), (&[][..], Data::Behind));
+}
+
+#[test]
+fn a_message_that_is_not_known_and_not_optional_gets_a_word_before_the_end() {
+    let (_, mut r, link) = pair();
+    r.drain(link.below, usize::MAX);
+    r.arrive(link.below, [Frame::Unknown { kind: 99, optional: false }.encode()]);
+    let said: Vec<Frame> = r.drain(link.below, usize::MAX).iter().map(frame).collect();
+    assert!(matches!(&said[..], [Frame::Goodbye(g)] if g.code == GoodbyeCode::Version), "{said:?}");
+    assert_eq!(r.closed.len(), 1);
+}

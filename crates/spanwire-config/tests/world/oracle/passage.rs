@@ -1,0 +1,309 @@
+//! What passes over a connection, as both ends say and hear it.
+
+use super::*;
+
+impl Oracle {
+    /// Invariants 6 and 7: what leaves a server is durable there, and is what was committed.
+    pub(super) fn left(&mut self, net: &Net<Party>, from: usize, head: &Head) -> Checked {
+        if self.find(head).is_none() {
+            self.learn(net, from)?;
+        }
+        match self.find(head) {
+            Some((known, _))
+                if (known.digest, known.prev_rev, known.keys, known.bytes)
+                    == (head.digest, head.prev_rev, head.keys, head.bytes) =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(format!("invariant 7: a HEAD for {} is not the one committed", head.position)),
+            None => Err(format!("invariant 6: {} left before it was durable", head.position)),
+        }
+    }
+
+    pub(super) fn conversation(
+        &mut self,
+        net: &Net<Party>,
+        link: Link,
+        server: usize,
+        node: usize,
+    ) -> &mut Conversation {
+        let exact = net.link(link).is_some_and(|view| self.routes[view.route].room >= 256);
+        self.counts.links += u64::from(link.number() > self.known_links);
+        self.known_links = self.known_links.max(link.number());
+        self.conversations.entry(link).or_insert_with(|| Conversation {
+            server,
+            node,
+            opened: net.now(),
+            boot: None,
+            stale: false,
+            wants: false,
+            have: None,
+            refused: Vec::new(),
+            window: 0,
+            sent: 0,
+            taken: 0,
+            since: None,
+            flight: VecDeque::new(),
+            transfer: None,
+            anew: true,
+            holds: None,
+            contradicts: None,
+            large: None,
+            exact,
+        })
+    }
+
+    pub(super) fn server_sent(
+        &mut self,
+        net: &Net<Party>,
+        link: Link,
+        from: usize,
+        to: usize,
+        frame: &Frame,
+    ) -> Checked {
+        match frame {
+            Frame::Beacon(heads) => heads.iter().try_for_each(|head| self.left(net, from, head)),
+            Frame::Slice(slice) => {
+                self.left(net, from, &slice.head)?;
+                self.counts.slices += 1;
+                let (at, len, now) = (slice.head.position, slice.bytes.len() as u64, net.now());
+                let talk = self.conversation(net, link, from, to);
+                if talk.window > 0 && talk.sent.saturating_sub(talk.taken) >= talk.window {
+                    return Err(format!(
+                        "invariant 19: {} bytes on {link:?} without credit",
+                        talk.sent - talk.taken
+                    ));
+                }
+                talk.sent += len;
+                if talk.sent > talk.taken {
+                    talk.since.get_or_insert(now);
+                }
+                if talk.exact && talk.contradicts == Some(slice.head.position.epoch) {
+                    return Err(format!("invariant 7: {at} is sent to who holds another history"));
+                }
+                if slice.offset == 0 {
+                    if talk.exact && talk.refused.contains(&at) {
+                        return Err(format!("invariant 10: {at} is sent again to who refused it"));
+                    }
+                    if talk.exact && talk.have.as_ref().is_some_and(|have| !above(&at, &have.position)) {
+                        return Err(format!(
+                            "invariant 21: {at} is sent from {:?} to who has {:?}",
+                            slice.base,
+                            talk.have.as_ref().map(|h| h.position)
+                        ));
+                    }
+                    let base = slice.base.map(|base| base.position);
+                    if talk.exact && talk.anew && base.is_some() && base != talk.holds {
+                        return Err(format!(
+                            "invariant 21: a step from {base:?} for who has {:?}",
+                            talk.holds
+                        ));
+                    }
+                    let size = snapshot_size(slice.head.keys, slice.head.bytes);
+                    talk.large = (slice.base.is_none() && size > talk.window).then_some(at);
+                } else if talk.transfer != Some((at, slice.offset)) || talk.anew && talk.exact {
+                    return Err(format!("transfer: {at} goes on at {} on {link:?}", slice.offset));
+                }
+                talk.anew = false;
+                talk.transfer = (!slice.last).then_some((at, slice.offset + len));
+                if slice.last {
+                    talk.large = None;
+                    talk.flight.push_back(at);
+                    if talk.exact && talk.flight.len() > FLIGHT {
+                        return Err(format!(
+                            "invariant 19: {} steps in flight on {link:?}",
+                            talk.flight.len()
+                        ));
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn node_sent(&mut self, from: usize, frame: &Frame) -> Checked {
+        let truth = &mut self.truths[from];
+        match frame {
+            Frame::Ack(ack)
+                if !ack.volatile && truth.acked.is_none_or(|acked| !above(&acked, &ack.position)) =>
+            {
+                truth.acked = Some(ack.position);
+            }
+            Frame::Nack(nack) if nack.code == NackCode::Conflict => self.counts.conflicts += 1,
+            Frame::Nack(_) => self.counts.refusals += 1,
+            Frame::Want(WantReason::Digest, _) => {
+                self.counts.digest_failures += 1;
+                if !self.lies {
+                    return Err(format!(
+                        "invariant 1: node {from} got a step that does not lead to its HEAD"
+                    ));
+                }
+            }
+            Frame::Want(WantReason::New, _) => self.counts.fail_overs += 1,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What a server now knows of a node.
+    pub(super) fn server_got(
+        &mut self,
+        net: &Net<Party>,
+        link: Link,
+        to: usize,
+        from: usize,
+        frame: &Frame,
+    ) -> Checked {
+        let now = net.now();
+        let Some(at) = server(net, to) else { return Ok(()) };
+        let window = u64::from(at.settings.window);
+        let talk = self.conversation(net, link, to, from);
+        match frame {
+            Frame::Hello(hello) if talk.boot.is_none() => {
+                talk.boot = Some(hello.boot);
+                talk.window = u64::from(hello.window).min(window);
+                let known = at.socket.protocol().status();
+                talk.stale = known.iter().any(|n| n.node == hello.node && n.boot > hello.boot);
+                if !hello.wants.is_empty() && !talk.stale {
+                    talk.wanted(WantReason::New, &hello.wants);
+                    return self.contradiction(net, link);
+                }
+            }
+            Frame::Want(reason, wants) if talk.boot.is_some() => {
+                talk.wanted(*reason, wants);
+                return self.contradiction(net, link);
+            }
+            // Where queues fill, the server has put more than was seen to leave it.
+            Frame::Credit(taken) if *taken > talk.taken && (*taken <= talk.sent || !talk.exact) => {
+                talk.taken = *taken;
+                talk.since = (talk.taken < talk.sent).then_some(now);
+            }
+            Frame::Ack(ack) => {
+                if let Some(at) = talk.flight.iter().position(|flying| *flying == ack.position) {
+                    talk.flight.drain(..=at);
+                }
+            }
+            // One that a higher epoch ended, or that is only said again, changes nothing.
+            Frame::Nack(nack) if nack.code == NackCode::Conflict => {
+                let head = at.socket.protocol().head();
+                if head.is_none_or(|head| head.position.epoch.number <= nack.position.epoch.number) {
+                    talk.start_anew();
+                }
+            }
+            Frame::Nack(nack) if nack.code != NackCode::Hook && !talk.refused.contains(&nack.position) => {
+                talk.start_anew();
+                // It goes back to what it shows.
+                talk.have = None;
+                talk.holds = Some(nack.stays_at);
+                talk.refused.push(nack.position);
+                if talk.refused.len() > 2 {
+                    talk.refused.remove(0);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Invariant 7: a server that is shown what it cannot have issued says so.
+    pub(super) fn contradiction(&mut self, net: &Net<Party>, link: Link) -> Checked {
+        let Some(talk) = self.conversations.get(&link) else { return Ok(()) };
+        if let Some(have) = &talk.have {
+            let seen = &mut self.seen[talk.server];
+            *seen = (*seen).max(have.position.epoch.number);
+        }
+        let Some(at) = server(net, talk.server) else { return Ok(()) };
+        let open = net.link(link).is_some_and(|view| view.listener.1);
+        let (Some(have), Some(head), true) = (&talk.have, at.socket.protocol().head(), open) else {
+            return Ok(());
+        };
+        let expected = match have.position.partial_cmp(&head.position) {
+            None | Some(std::cmp::Ordering::Greater) => true,
+            Some(std::cmp::Ordering::Equal) => have.chain != head.chain,
+            Some(std::cmp::Ordering::Less) => {
+                have.position.epoch == head.position.epoch && !self.lineage[talk.server].contains(&fact(have))
+            }
+        };
+        let id = net.disk(talk.node).map(|disk| disk.read().id).unwrap_or_default();
+        let said = at.socket.protocol().status().iter().any(|n| n.node == id && n.conflict);
+        if said != expected {
+            return Err(format!(
+                "invariant 7: node {} shows {} to a server at {}; conflict said: {said}",
+                talk.node, have.position, head.position
+            ));
+        }
+        let epoch = head.position.epoch;
+        if let (true, Some(talk)) = (expected, self.conversations.get_mut(&link)) {
+            talk.contradicts = Some(epoch);
+        }
+        Ok(())
+    }
+
+    /// Invariants 12 and 18, as far as they are about what a node was told.
+    pub(super) fn node_got(&mut self, net: &Net<Party>, link: Link, to: usize, frame: &Frame) -> Checked {
+        let heads: Vec<&Head> = match frame {
+            Frame::Beacon(heads) => heads.iter().collect(),
+            Frame::Slice(slice) => {
+                self.truths[to].waits = None;
+                vec![&slice.head]
+            }
+            _ => return Ok(()),
+        };
+        let Some(node) = agent(net, to) else { return Ok(()) };
+        let open = net.link(link).is_some_and(|view| view.dialer.1);
+        let used = self.truths[to].asked.contains(&link);
+        let status = node.socket.protocol().status(net.now());
+        for head in heads.into_iter().filter(|head| used && head.audience.is_empty()) {
+            let truth = &mut self.truths[to];
+            let first = truth.seqs.is_empty();
+            let epoch = (head.position.epoch.number, head.position.epoch.incarnation);
+            let known = truth.seqs.get(&epoch).copied();
+            if known.is_none_or(|known| known < head.seq) {
+                truth.seqs.insert(epoch, head.seq);
+                if !first {
+                    truth.rose = Some(net.now());
+                }
+            }
+            let Some((visible, _)) = node.socket.protocol().visible() else { continue };
+            let (a, b) = (visible.position, head.position);
+            let same = a.epoch == b.epoch;
+            let tip = node.given.is_none() && !node.socket.protocol().readiness().recv;
+            // Something of a higher epoch may be verified and not visible yet.
+            let over = status.newest.is_some_and(|newest| newest.epoch.number > b.epoch.number);
+            let contradicts = a.epoch.number == b.epoch.number && !same && !over
+                || tip && a == b && (visible.chain, visible.digest) != (head.chain, head.digest)
+                || same
+                    && tip
+                    && b.rev > a.rev
+                    && head.prev_rev == a.rev
+                    && head.chain != chain(&visible.chain, b.rev, &head.digest);
+            if contradicts && open && status.data != Data::Conflict {
+                return Err(format!("invariant 12: node {to} at {a} is told of {b} and raises no alarm"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Conversation {
+    pub(super) fn start_anew(&mut self) {
+        self.flight.clear();
+        self.large = None;
+        self.anew = true;
+    }
+
+    pub(super) fn wanted(&mut self, reason: WantReason, wants: &[Want]) {
+        let Some(want) = wants.first() else { return };
+        self.start_anew();
+        self.contradicts = None;
+        self.wants = true;
+        self.holds = want.have.first().map(|have| have.position);
+        // Who asks for a snapshot says that what it has is of no use.
+        self.have = want.have.first().filter(|_| reason != WantReason::Digest).cloned();
+        self.refused = match reason {
+            WantReason::Retry => Vec::new(),
+            _ => want.refused.iter().map(|(at, _)| *at).collect(),
+        };
+    }
+}

@@ -1,0 +1,236 @@
+//! What nodes and servers are after an event.
+
+use super::*;
+
+impl Oracle {
+    pub(super) fn check_node(&mut self, net: &Net<Party>, n: usize) -> Checked {
+        if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().history.as_ref()) {
+            self.truths[n].reached[0].insert(fact(head));
+        }
+        let Some(node) = agent(net, n) else { return Ok(()) };
+        let protocol = node.socket.protocol();
+        let shown = node.shown.as_ref().map(|(head, _)| head.position);
+        if protocol.visible().map(|(head, _)| head.position) != shown {
+            return Err(format!("invariant 3: node {n}: protocol and readers disagree on what is visible"));
+        }
+        if let (Some(at), Some((head, state))) = (shown, &node.shown) {
+            let truth = &mut self.truths[n];
+            truth.reached[1].insert(fact(head));
+            if node.applied {
+                truth.reached[2].insert(fact(head));
+            }
+            if truth.shown != Some(at) {
+                if truth.shown.is_some_and(|before| !above(&at, &before)) {
+                    return Err(format!("invariant 3: node {n} went from {:?} to {at}", truth.shown));
+                }
+                truth.shown = Some(at);
+                self.counts.published += 1;
+                self.check_content(n, head, state)?;
+            }
+        }
+        self.check_given(n, node)?;
+        let status = protocol.status(net.now());
+        let truth = &mut self.truths[n];
+        if status.fresh && truth.rose.is_none_or(|rose| net.now().saturating_since(rose) > FRESH) {
+            return Err(format!("invariant 18: node {n} says fresh; seq rose last at {:?}", truth.rose));
+        }
+        let behind = status.data == Data::Behind && node.given.is_none() && !protocol.readiness().recv;
+        truth.waits = behind.then_some(truth.waits.unwrap_or(net.now()));
+        if let (Some(waits), Some(healed)) = (truth.waits, self.healed)
+            && status.upstream.is_some()
+            && net.now().saturating_since(waits.max(healed)) > FRESH * 3 + BEACON * 3
+        {
+            return Err(format!("invariant 23: node {n} is behind since {waits:?} and does not ask"));
+        }
+        let highest = status.newest.map_or(0, |at| at.epoch.number);
+        match (status.data == Data::Conflict, truth.conflict) {
+            (true, None) => truth.conflict = Some(highest),
+            (false, Some(then)) if highest <= then => {
+                return Err(format!(
+                    "invariant 12: node {n} forgot that two histories contradict each other"
+                ));
+            }
+            (false, Some(_)) => truth.conflict = None,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Invariants 1, 2, 7 and 8: byte for byte what was committed there, nothing of before or after it.
+    pub(super) fn check_content(&self, n: usize, head: &Head, state: &State) -> Checked {
+        let at = head.position;
+        let Some((known, truth)) = self.find(head) else {
+            return Err(format!("invariant 1: node {n} shows {at}, which was never committed"));
+        };
+        if known.digest != head.digest || state != truth {
+            return Err(format!("invariant 1: node {n} shows {at} with other content"));
+        }
+        Ok(())
+    }
+
+    /// Invariants 5, 9, 10 and 11 on what an application is given.
+    pub(super) fn check_given(&mut self, n: usize, node: &Agent) -> Checked {
+        let Some(update) = &node.given else {
+            self.truths[n].given = None;
+            return Ok(());
+        };
+        let at = update.position();
+        if self.truths[n].given == Some(at) {
+            return Ok(());
+        }
+        self.truths[n].given = Some(at);
+        if !update.head.audience.is_empty() {
+            return Err(format!("invariant 11: node {n} is given {at}, which is for a cohort"));
+        }
+        let limits = &node.settings.limits;
+        if limits.check(update.state.keys(), update.state.bytes()).is_err() {
+            return Err(format!("invariant 5: node {n} is given {at}, which is over its limits"));
+        }
+        // It remembers two; what is too large takes a place that the application does not see.
+        let remembered = if limits.bytes < 1 << 20 { 0 } else { 2 };
+        if node.refused.iter().rev().take(remembered).any(|refused| *refused == at) {
+            return Err(format!("invariant 10: node {n} is given {at} again, which it refused"));
+        }
+        if self.truths[n].shown.is_some_and(|shown| !above(&at, &shown)) {
+            return Err(format!("invariant 9: node {n} is given {at} after {:?}", self.truths[n].shown));
+        }
+        self.check_content(n, &update.head, &update.state)?;
+        for key in node.before.diff(&update.state).keys() {
+            if update.changed.binary_search(key).is_err() {
+                return Err(format!("invariant 9: node {n} is not told that {key} changed at {at}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_server(&mut self, net: &Net<Party>, s: usize) -> Checked {
+        let now = net.now();
+        // Connections that nothing has passed on yet, and those that are gone.
+        let open: Vec<_> = net.links().filter(|view| view.listener == (s, true)).collect();
+        for view in &open {
+            self.conversation(net, view.link, s, view.dialer.0);
+        }
+        self.conversations
+            .retain(|link, talk| talk.server != s || open.iter().any(|view| view.link == *link));
+        let Some(server) = server(net, s) else { return Ok(()) };
+        let protocol = server.socket.protocol();
+
+        let (steps, bytes) = protocol.log_size();
+        if steps > server.settings.log_commits || bytes > server.settings.log_bytes {
+            return Err(format!("invariant 19: {steps} steps and {bytes} bytes in the log"));
+        }
+        for (link, talk) in self.conversations.iter().filter(|(_, talk)| talk.server == s) {
+            if talk.boot.is_none() && now.saturating_since(talk.opened) > HELLO + LATE {
+                return Err(format!("invariant 19: {link:?} is open without HELLO since {:?}", talk.opened));
+            }
+            // Credit is due at the next beacon time; only faults may hold it up.
+            let calm = self.healed.filter(|_| talk.exact && !self.lies);
+            let here = open.iter().any(|view| view.link == *link && view.dialer.1 && !view.frozen);
+            if let (Some(calm), Some(since), true) = (calm, talk.since, here)
+                && now.saturating_since(since.max(calm)) > BEACON * 5
+            {
+                return Err(format!("invariant 22: {link:?} is given no credit since {since:?}"));
+            }
+            if talk.since.is_some_and(|since| now.saturating_since(since) > server.settings.stall + LATE) {
+                return Err(format!("invariant 22: nothing is taken on {link:?} since {:?}", talk.since));
+            }
+        }
+        // Here and not where it is sent: the end of one and the start of the next may be one event.
+        let large = |talk: &&Conversation| talk.server == s && talk.exact && talk.large.is_some();
+        let newest = self
+            .conversations
+            .values()
+            .filter(large)
+            .filter_map(|talk| talk.large)
+            .map(|at| place(&at))
+            .max();
+        let large = self
+            .conversations
+            .values()
+            .filter(large)
+            .filter(|talk| talk.large.map(|at| place(&at)) == newest);
+        let large = large.count();
+        if large > server.settings.slots {
+            return Err(format!(
+                "invariant 22: {large} large transfers at once, of at most {}",
+                server.settings.slots
+            ));
+        }
+        for status in protocol.status() {
+            let n = usize::from(status.node.0[0]) - 1;
+            let levels = [status.stored, status.visible, status.applied];
+            let boot = agent(net, n).map(|node| node.settings.boot);
+            for (level, said) in levels.iter().enumerate() {
+                // Of a start before the present one it may say what was true then (and old words may be repeated).
+                let truth = &self.truths[n];
+                let epoch = protocol.head().map(|head| head.position.epoch);
+                // In the present epoch it counts only in the server's own history.
+                let in_any = |facts: &BTreeSet<Fact>, at: &Position| {
+                    (facts.range((place(at), [0; 32])..=(place(at), [0xff; 32])))
+                        .any(|fact| epoch != Some(at.epoch) || self.lineage[s].contains(fact))
+                };
+                let known = |at: &Position| {
+                    in_any(&truth.reached[level], at)
+                        || (boot != Some(status.boot) || self.lies) && in_any(&truth.earlier[level], at)
+                };
+                if said.is_some_and(|said| !known(&said)) {
+                    return Err(format!("invariant 14: node {n} never reached {said:?} at level {level}"));
+                }
+            }
+            if let Some(old) = self.records[s].get(&status.node) {
+                if status.boot < old.boot {
+                    return Err(format!("invariant 14: node {n} fell to an earlier boot"));
+                }
+                let fell = |(old, new): (&Option<Position>, &Option<Position>)| match (old, new) {
+                    (Some(old), Some(new)) => above(old, new),
+                    (old, new) => old.is_some() && new.is_none(),
+                };
+                if status.boot == old.boot && old.levels.iter().zip(&levels).any(fell) {
+                    return Err(format!(
+                        "invariant 14: what node {n} reported fell from {:?} to {levels:?}",
+                        old.levels
+                    ));
+                }
+            }
+            self.records[s].insert(status.node, Record { boot: status.boot, levels });
+            // Where it is, as far as both ends agree on it.
+            let mut talks = self.conversations.iter().filter(|(_, talk)| talk.server == s && talk.node == n);
+            let here = talks.clone().any(|(link, talk)| {
+                let both = open.iter().any(|view| view.link == *link && view.dialer.1);
+                both && talk.wants
+                    && !talk.stale
+                    && talk.boot.is_some()
+                    && talk.boot == boot
+                    && boot == Some(status.boot)
+            });
+            if here && !status.connected {
+                return Err(format!("invariant 14: node {n} is here, and said to be away"));
+            }
+            if status.connected && talks.next().is_none() {
+                return Err(format!("invariant 14: node {n} is away, and said to be here"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Invariant 24: two beacons after the last commit, who has been connected since knows of it.
+    pub(super) fn check_tail(&self, net: &Net<Party>) -> Checked {
+        let Some(head) = server(net, 0).and_then(|server| server.socket.protocol().head()) else {
+            return Ok(());
+        };
+        for view in net.links().filter(|view| self.at_heal.contains(&view.link) && view.listener.0 == 0) {
+            let Some(talk) = self.conversations.get(&view.link) else { continue };
+            let Some(node) = agent(net, view.dialer.0) else { continue };
+            let heard = talk.wants && talk.exact && view.dialer.1 && view.listener.1 && !view.frozen;
+            let newest = node.socket.protocol().status(net.now()).newest;
+            let fits = node.settings.limits.check(head.keys, head.bytes).is_ok();
+            if heard && fits && newest.is_none_or(|newest| above(&head.position, &newest)) {
+                return Err(format!(
+                    "invariant 24: node {} knows of {newest:?}, not of {}",
+                    view.dialer.0, head.position
+                ));
+            }
+        }
+        Ok(())
+    }
+}
