@@ -117,7 +117,7 @@ fn req(args: Requester) -> Result<(), End> {
     let body = read(args.source.data.as_ref(), args.source.file.as_deref())?.unwrap_or_default();
     let mut builder = Req::builder();
     if let Some(resend) = args.resend {
-        builder = builder.resend(Some(resend).filter(|every| !every.is_zero()));
+        builder = builder.resend(Some(resend));
     }
     let socket = build(builder, &args.common, args.receiving.recv_max)?;
     let sending = &args.sending;

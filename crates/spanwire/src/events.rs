@@ -75,13 +75,16 @@ pub enum Event {
     },
     /// Messages were dropped: told at the 1st, 2nd, 4th, 8th … of a pipe and reason.
     Dropped {
-        /// The pipe, if it is known.
+        /// The pipe, if it is known and still there.
         pipe: Option<PipeId>,
         /// Why.
         reason: DropReason,
-        /// How many so far, of this pipe and reason.
+        /// How many so far, of this pipe (or of none) and this reason.
         count: u64,
     },
+    /// The protocol panicked, and with that the socket was closed: its state is not to be trusted any more. The
+    /// last event. (A panic of a transport or a wire costs its connection, as an error would.)
+    Panicked,
     /// An endpoint was closed.
     EndpointClosed {
         /// Number of the endpoint.
@@ -93,7 +96,7 @@ pub enum Event {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Messages handed to pipes.
+    /// Messages that have left or are queued to.
     pub tx_msgs: u64,
     /// Their bytes, protocol headers counted, framing not.
     pub tx_bytes: u64,
@@ -146,7 +149,7 @@ pub struct PipeStats {
     pub endpoint: u32,
     /// The peer's address.
     pub remote: String,
-    /// Messages handed to it.
+    /// Messages that have left or are queued to.
     pub tx_msgs: u64,
     /// Their bytes, protocol headers counted, framing not.
     pub tx_bytes: u64,

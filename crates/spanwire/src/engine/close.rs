@@ -31,9 +31,10 @@ impl Core {
         loop {
             if self.all_gone(&st) || late {
                 self.give_up(&mut st);
-                if st.pipes.len() > 0 {
-                    // A writer is on its way back from a call that does not block; it knows what it left.
-                    (st, _) = self.wait(st, Want::Key(CLOSED), Instant::now().checked_add(WRITER));
+                // A writer is on its way back from a call that does not block; it knows what it left.
+                let patience = Instant::now() + WRITER;
+                while st.pipes.len() > 0 && Instant::now() < patience {
+                    (st, _) = self.wait(st, Want::Key(CLOSED), Some(patience));
                 }
                 let undelivered = std::mem::take(&mut st.undelivered); // told once
                 self.finish(st);
@@ -72,11 +73,11 @@ impl Core {
             return;
         }
         st.phase = Phase::Closing;
-        let held = st.protocol.held();
+        let held = self.held(st);
         self.call(st, |protocol, cx| protocol.closing(cx));
-        st.undelivered += held.saturating_sub(st.protocol.held()); // given up: nobody would want it any more
+        st.undelivered += held.saturating_sub(self.held(st)); // given up: nobody would want it any more
         // What the protocol holds for a peer to come keeps the dialers going; nothing else does.
-        let keep = st.protocol.held() > 0;
+        let keep = self.held(st) > 0;
         let ends: Vec<u32> = st
             .endpoints
             .iter()
@@ -93,7 +94,7 @@ impl Core {
     }
 
     fn all_gone(&self, st: &State) -> bool {
-        let hopeless = || st.protocol.held() == 0 || st.endpoints.is_empty();
+        let hopeless = || self.held(st) == 0 || st.endpoints.is_empty();
         st.phase == Phase::Closed || (st.pipes.len() == 0 && hopeless())
     }
 
@@ -105,7 +106,7 @@ impl Core {
         for id in st.pipes.ids() {
             self.close_pipe(st, id, Reason::Local, false);
         }
-        st.undelivered += st.protocol.held();
+        st.undelivered += self.held(st);
         st.phase = Phase::Closed;
         for endpoint in st.endpoints.keys().copied().collect::<Vec<_>>() {
             self.end_endpoint(st, endpoint);
@@ -129,6 +130,7 @@ impl Core {
 
     /// Pipes have something to say, or their peers to read to the end (for a second at most).
     fn stays(&self, st: &State) -> bool {
-        st.phase != Phase::Closed || st.draining > 0 || !st.fresh.is_empty()
+        // In a ruin the loop may be lost, and with it whoever would take these in.
+        st.phase != Phase::Closed || (!st.ruined && (st.draining > 0 || !st.fresh.is_empty()))
     }
 }

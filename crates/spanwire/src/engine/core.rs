@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll as TaskPoll, Waker};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::Notes;
+use super::contain::dispose;
 use super::drive::{Conn, Door, Drive, Job, WAKE};
 use super::driver::{Driver, driver};
 use super::endpoint::Endpoint;
@@ -39,6 +41,9 @@ pub(crate) const CLOSED: WaitKey = WaitKey(u32::MAX, 1);
 
 /// Never fired: who waits for it hears only of the socket's end.
 pub(crate) const END: WaitKey = WaitKey(u32::MAX, 2);
+
+/// Rounds for one socket before others have their turn.
+pub(crate) const ROUNDS: usize = 16;
 
 /// The application's say on who may attach.
 #[derive(Clone)]
@@ -80,8 +85,26 @@ pub(crate) enum Alarm {
 
 /// News for who drives.
 pub(crate) enum Fresh {
-    Listener { endpoint: u32, token: usize, url: Arc<str>, door: Door },
-    Drop { token: usize, drain: bool },
+    Listener {
+        endpoint: u32,
+        token: usize,
+        url: Arc<str>,
+        door: Door,
+    },
+    Drop {
+        token: usize,
+    },
+    /// The peer may read to the end first. The writer, if its transport has not let everything out yet.
+    Drain {
+        token: usize,
+        writer: Option<Box<Writer>>,
+    },
+    /// A write found the peer gone: what is there is read, up to the end or, if not `all`, as far as there is
+    /// room.
+    ReadOut {
+        token: usize,
+        all: bool,
+    },
 }
 
 /// Dropped after unlocking: it may be a user's type.
@@ -128,6 +151,8 @@ pub(crate) struct State {
     pub(crate) ask: bool,
     pub(crate) in_inbox: bool,
     pub(crate) phase: Phase,
+    /// The protocol has panicked; another stands in its place.
+    pub(crate) ruined: bool,
     /// While closing: messages that will not be sent.
     pub(crate) undelivered: usize,
     /// Connections that are only awaited to be closed by their peers.
@@ -194,6 +219,8 @@ pub(crate) struct Core {
     pub(crate) info: ProtocolInfo,
     pub(crate) cfg: Config,
     pub(crate) me: Weak<Core>,
+    /// The protocol has panicked: the driver is to bury the socket.
+    pub(crate) panicked: AtomicBool,
     born: u32,
 }
 
@@ -257,6 +284,7 @@ impl Core {
                 ask: false,
                 in_inbox: false,
                 phase: Phase::Open,
+                ruined: false,
                 undelivered: 0,
                 draining: 0,
                 level: None,
@@ -269,6 +297,7 @@ impl Core {
             info,
             cfg,
             me: me.clone(),
+            panicked: AtomicBool::new(false),
             born: sys::forks(),
         });
         driver.enter(token, core.me.clone());
@@ -287,7 +316,7 @@ impl Core {
 
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_> {
-        // A panic under the lock would be a defect of a protocol; the state is still the best there is.
+        // After a panic under the lock the driver buries the socket (`contain`); until then its state is what it is.
         self.st.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -304,11 +333,22 @@ impl Core {
     /// Any call into the protocol. Pipes that it closes are closed after it has returned.
     #[inline]
     pub(crate) fn call<R>(&self, st: &mut State, f: impl FnOnce(&mut dyn Protocol, &mut Cx<'_>) -> R) -> R {
-        let result = f(&mut *st.protocol, &mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()));
+        let result =
+            self.guard(|| f(&mut *st.protocol, &mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy())));
         if !(st.fx.closes.is_empty() && st.fx.wakes.is_empty() && st.fx.drop_marks.is_empty()) {
             self.settle(st);
         }
         result
+    }
+
+    /// What the protocol says of its readiness.
+    #[inline]
+    pub(crate) fn ready_now(&self, st: &State) -> Readiness {
+        self.guard(|| st.protocol.readiness())
+    }
+
+    pub(crate) fn held(&self, st: &State) -> usize {
+        self.guard(|| st.protocol.held())
     }
 
     #[cold]
@@ -323,39 +363,80 @@ impl Core {
             if st.fx.closes.is_empty() {
                 return;
             }
-            let (id, reason) = st.fx.closes.remove(0);
-            if let Some(p) = st.pipes.get_mut(id) {
-                p.open = true; // the protocol asked; the closing itself starts here
+            for (id, reason) in std::mem::take(&mut st.fx.closes) {
+                self.close_one(st, id, reason, true);
             }
-            self.close_one(st, id, reason, true);
         }
     }
 
-    /// The peer is gone, as the reading side found. What it sent may still be wanted.
+    /// The peer is gone, as the reading side found: all that it sent has been read. It may still be wanted.
     pub(crate) fn end_pipe(&self, st: &mut State, id: PipeId, reason: Reason) {
-        let Some(p) = st.pipes.get(id) else { return };
-        if p.ended.is_some() || !p.open {
+        let Some(p) = st.pipes.get_mut(id) else { return };
+        if !p.open {
             return;
         }
-        let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
-        if matches!(reason, Reason::TooBig { .. }) {
+        if p.tx.writing {
+            // Its writer holds what the protocol may want back, and comes at once.
+            p.tx.ending.get_or_insert(reason);
+            return;
+        }
+        let unread = p.unread.take();
+        if matches!(reason, Reason::TooBig { .. }) && (unread.is_some() || p.ended.is_none()) {
             self.call(st, |_, cx| cx.dropped(Some(id), DropReason::TooBig));
         }
-        let Some(p) = st.pipes.get(id) else { return };
-        let gone = matches!(reason, Reason::Peer | Reason::Broken(_));
-        let keep = gone
-            && !st.is_closed()
-            && !p.inq.is_empty()
-            && self.call(st, |protocol, cx| protocol.pipe_ended(cx, id));
-        match st.pipes.get_mut(id) {
-            Some(p) if keep && !p.inq.is_empty() => p.ended = Some(reason.clone()),
-            _ => return self.close_pipe(st, id, reason, false),
+        let Some(p) = st.pipes.get_mut(id) else { return };
+        if let Some(why) = p.ended.clone() {
+            if unread.is_some() && p.inq.is_empty() {
+                self.close_pipe(st, id, why, false);
+            }
+            return;
         }
-        self.say_gone(st, id, endpoint, remote, reason);
-        self.settle(st);
+        // A write that failed has asked before.
+        let asks =
+            unread.is_none() && !p.inq.is_empty() && matches!(reason, Reason::Peer | Reason::Broken(_));
+        let keep = asks && !st.is_closed() && self.may_stay(st, id, &reason);
+        match st.pipes.get(id) {
+            Some(p) if keep && !p.inq.is_empty() => {}
+            _ => self.close_pipe(st, id, unread.unwrap_or(reason), false),
+        }
     }
 
-    fn say_gone(&self, st: &mut State, id: PipeId, endpoint: u32, remote: String, reason: Reason) {
+    /// A write found the peer gone. What the peer sent before it went may lie unread in the system's buffer.
+    pub(crate) fn write_failed(&self, st: &mut State, id: PipeId, reason: Reason) {
+        let closed = st.is_closed();
+        let Some(p) = st.pipes.get_mut(id) else { return };
+        if !p.open || p.is_one_way() {
+            return; // the reading side was first
+        }
+        if closed || p.finishing.is_some() {
+            return self.close_pipe(st, id, reason, false);
+        }
+        p.unread = Some(reason.clone());
+        let token = p.tx.token;
+        let all = self.may_stay(st, id, &reason);
+        st.fresh.push(Fresh::ReadOut { token, all });
+    }
+
+    /// Whether the protocol wants what a peer that is gone has sent, the rest of it perhaps still to be read.
+    fn may_stay(&self, st: &mut State, id: PipeId, reason: &Reason) -> bool {
+        let begun = |st: &State| st.pipes.get(id).is_some_and(Pipe::has_begun);
+        let had_begun = begun(st);
+        let stays = self.call(st, |protocol, cx| protocol.pipe_ended(cx, id));
+        if had_begun && !begun(st) {
+            // It took back what was not begun; what was, nobody has any more.
+            self.call(st, |_, cx| cx.dropped(Some(id), DropReason::PipeClosed));
+        }
+        let Some(p) = st.pipes.get_mut(id) else { return false };
+        if stays && p.open {
+            p.ended = Some(reason.clone());
+            let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
+            self.say_gone(st, id, endpoint, remote, reason.clone());
+            self.settle(st);
+        }
+        stays
+    }
+
+    pub(crate) fn say_gone(&self, st: &mut State, id: PipeId, endpoint: u32, remote: String, reason: Reason) {
         st.totals.detached += 1;
         st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason });
         st.fx.wakes.push(PEERS);
@@ -381,42 +462,34 @@ impl Core {
             p.tx.dying.get_or_insert((reason, drain));
             return;
         }
-        let begun = |p: &Pipe| p.tx.writer.as_ref().is_some_and(|w| w.has_begun());
-        let had_begun = begun(p);
+        let had_begun = p.has_begun();
         let queued = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0);
-        let held = st.protocol.held();
-        st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id);
+        let held = self.held(st);
+        self.guard(|| st.protocol.pipe_closed(&mut Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy()), id));
         let Some(mut p) = st.pipes.remove(id) else { return };
         st.blocked -= usize::from(p.tx.blocked);
         let token = p.tx.token;
         // A protocol that reclaims gets all but the message that was begun: nobody has that any more.
-        let passed_over = usize::from(had_begun && !begun(&p));
+        let passed_over = usize::from(had_begun && !p.has_begun());
         let unsent = p.out.len() + p.tx.writer.as_ref().map_or(0, |w| w.taken().0) + passed_over;
         let lost = unsent + p.inq.len();
-        if lost > 0 {
-            let mut cx = Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy());
-            for _ in 0..lost {
-                cx.dropped(None, DropReason::PipeClosed);
-            }
-        }
+        count_gone(st, &p, lost);
         // Whether the protocol wrote it off or not, it did not leave; what it keeps is counted in the end, unless
         // that is over: then this pipe's writer was still on its way.
         match st.phase {
             Phase::Open => {}
-            Phase::Closing => {
-                st.undelivered += queued.saturating_sub(st.protocol.held().saturating_sub(held))
-            }
+            Phase::Closing => st.undelivered += queued.saturating_sub(self.held(st).saturating_sub(held)),
             Phase::Closed => st.undelivered += queued,
         }
-        st.totals.tx_msgs += p.sent.0;
-        st.totals.tx_bytes += p.sent.1;
-        st.totals.rx_msgs += p.received.0;
-        st.totals.rx_bytes += p.received.1;
-        if drain && let Some(writer) = &mut p.tx.writer {
-            writer.shutdown(); // the reading half keeps the connection: without this the peer would not hear of the end
+        let mut writer = p.tx.writer.take();
+        if drain {
+            // The reading half keeps the connection: without this the peer would not hear of the end.
+            let left = writer.take_if(|writer| !writer.shutdown());
+            st.fresh.push(Fresh::Drain { token, writer: left });
+        } else {
+            st.fresh.push(Fresh::Drop { token });
         }
-        st.trash.push(Trash::Writer(p.tx.writer.take()));
-        st.fresh.push(Fresh::Drop { token, drain });
+        st.trash.push(Trash::Writer(writer));
         if st.phase != Phase::Open && st.pipes.len() == 0 {
             st.fx.wakes.push(CLOSED);
         }
@@ -473,7 +546,7 @@ impl Core {
         let closed = st.is_closed();
         let protocol = &st.protocol;
         let now = || {
-            let Readiness { send, recv } = protocol.readiness();
+            let Readiness { send, recv } = self.guard(|| protocol.readiness());
             Now { can_recv: recv || closed, can_send: send || closed }
         };
         let mut todo = st.lead.leave(work, blocked, now, &self.link);
@@ -513,7 +586,9 @@ impl Core {
         if let Some(todo) = leave.todo {
             self.tell(todo);
         }
-        drop(leave.trash);
+        if !leave.trash.is_empty() {
+            dispose(leave.trash);
+        }
     }
 
     #[cold]
@@ -528,7 +603,7 @@ impl Core {
 
     #[cold]
     fn show_level(&self, st: &mut State) {
-        let up = st.is_closed() || st.protocol.readiness().recv;
+        let up = st.is_closed() || self.ready_now(st).recv;
         if let Some(level) = &mut st.level {
             level.show(up);
         }
@@ -541,10 +616,10 @@ impl Core {
             // Closing itself goes on waiting.
             Want::Key(key) => st.lead.leader_fired() || (st.is_closed() && key != CLOSED),
             _ if st.is_closed() => true,
-            Want::Recv => st.protocol.readiness().recv,
-            Want::Send => st.protocol.readiness().send,
+            Want::Recv => self.ready_now(st).recv,
+            Want::Send => self.ready_now(st).send,
             Want::Any => {
-                let ready = st.protocol.readiness();
+                let ready = self.ready_now(st);
                 ready.recv || ready.send
             }
         }
@@ -572,7 +647,18 @@ impl Core {
         }
     }
 
+    /// With a panic the loop in its hands would be lost to all others.
     fn wait_leading<'a>(
+        &'a self,
+        st: Guard<'a>,
+        d: Box<Drive>,
+        want: Want<WaitKey>,
+        deadline: Option<Instant>,
+    ) -> (Guard<'a>, bool) {
+        self.guard(|| self.lead_until(st, d, want, deadline))
+    }
+
+    fn lead_until<'a>(
         &'a self,
         mut st: Guard<'a>,
         mut d: Box<Drive>,
@@ -623,8 +709,12 @@ impl Core {
 
     /// The `Poller`'s round: serves what its poll announced; `true` when `want` is satisfied.
     pub(crate) fn serve(&self, d: &mut Drive, want: Want<WaitKey>) -> bool {
+        self.guard(|| self.serve_until(d, want))
+    }
+
+    fn serve_until(&self, d: &mut Drive, want: Want<WaitKey>) -> bool {
         self.notes.awake();
-        loop {
+        for _ in 0..ROUNDS {
             let more = d.turn(self, Some(Duration::ZERO));
             let mut st = self.lock();
             st.lead.awake();
@@ -633,6 +723,9 @@ impl Core {
             st = self.refresh(st, d);
             if self.satisfied(&mut st, want) {
                 self.finish(st);
+                if more {
+                    self.notes.nudge(); // what it did not see has no edge any more
+                }
                 return true;
             }
             let again = more || d.sticky() || st.has_news();
@@ -642,6 +735,8 @@ impl Core {
                 return false;
             }
         }
+        self.notes.nudge(); // others have their turn, then this one again
+        false
     }
 
     /// The leader gives the loop back. `leave` must follow.
@@ -747,10 +842,13 @@ impl Core {
             && !st.lead.watched()
             && let Some(mut d) = st.lead.take(Want::Any, &self.link)
         {
-            st = self.refresh(st, &mut d);
-            st = self.lead_once(st, &mut d, Want::Any, Some(Instant::now()));
-            st = self.refresh(st, &mut d);
-            self.give(&mut st, d);
+            st = self.guard(|| {
+                st = self.refresh(st, &mut d);
+                st = self.lead_once(st, &mut d, Want::Any, Some(Instant::now()));
+                st = self.refresh(st, &mut d);
+                self.give(&mut st, d);
+                st
+            });
         }
         self.finish(st);
     }
@@ -821,7 +919,7 @@ impl Core {
     }
 
     pub(crate) fn readiness(&self) -> Readiness {
-        self.look_at(|st| st.protocol.readiness())
+        self.look_at(|st| self.ready_now(st))
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -867,6 +965,18 @@ impl fmt::Debug for Core {
         }
         out.finish_non_exhaustive()
     }
+}
+
+/// A pipe is gone, and with it `lost` messages that nobody has.
+pub(crate) fn count_gone(st: &mut State, p: &Pipe, lost: usize) {
+    let mut cx = Cx::new(&mut st.pipes, &mut st.fx, Clock::lazy());
+    for _ in 0..lost {
+        cx.dropped(None, DropReason::PipeClosed);
+    }
+    st.totals.tx_msgs += p.sent.0;
+    st.totals.tx_bytes += p.sent.1;
+    st.totals.rx_msgs += p.received.0;
+    st.totals.rx_bytes += p.received.1;
 }
 
 /// Differs between sockets and processes; not for secrets.

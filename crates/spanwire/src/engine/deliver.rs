@@ -5,7 +5,8 @@
 //! Owns: nothing. Never: reads or polls.
 
 use super::core::{Alarm, Core, Fresh, Guard, PEERS, Phase, State, Trash};
-use super::drive::{Attach, Drive, Report, forget};
+use super::drive::{Drive, Report, forget};
+use super::handshake::Attach;
 use super::tx::Writer;
 use crate::events::Event;
 use crate::protocol::{Control, DropReason, Pipe, PipeInfo, Reason, Time};
@@ -26,14 +27,20 @@ impl Core {
         for fresh in std::mem::take(&mut st.fresh) {
             match fresh {
                 Fresh::Listener { endpoint, token, url, door } => d.add_listener(token, endpoint, url, door),
-                Fresh::Drop { token, drain } => {
+                Fresh::Drop { token } => {
                     // It may not even have been dialled.
-                    if d.drop_conn(token, drain) || d.forget_dial(&mut st.jobs, token) {
+                    if d.drop_conn(token) || d.forget_dial(&mut st.jobs, token) {
                         st.tokens.try_remove(token);
-                    } else if drain {
-                        st.draining += 1;
                     }
                 }
+                Fresh::Drain { token, writer } => {
+                    if d.drain_conn(token, writer) {
+                        st.draining += 1;
+                    } else if d.drop_conn(token) {
+                        st.tokens.try_remove(token);
+                    }
+                }
+                Fresh::ReadOut { token, all } => d.read_out(token, all),
             }
         }
         for id in std::mem::take(&mut st.fx.unstalled) {
@@ -104,7 +111,10 @@ impl Core {
         let id = half.pipe;
         let inbox = &mut half.inbox;
         let Some(p) = st.pipes.get_mut(id) else {
-            forget(&mut inbox.messages);
+            // The pipe was closed while they were read.
+            for _ in 0..forget(&mut inbox.messages) {
+                self.call(st, |_, cx| cx.dropped(None, DropReason::PipeClosed));
+            }
             return;
         };
         let n = inbox.messages.len();
@@ -153,7 +163,7 @@ impl Core {
             Report::Accepted { endpoint, token } => {
                 st.totals.accepted += 1;
                 // Bound and closed meanwhile: a stranger to nobody's door.
-                if !st.endpoints.contains_key(&endpoint) && d.drop_conn(token, false) {
+                if !st.endpoints.contains_key(&endpoint) && d.drop_conn(token) {
                     st.tokens.try_remove(token);
                 }
             }
@@ -162,11 +172,11 @@ impl Core {
                 st.emit(Event::AcceptFailed { endpoint, error });
             }
             Report::DialFailed { endpoint, token, url, error } => {
-                st.tokens.try_remove(token);
+                free_token(st, token);
                 self.attempt_failed(st, endpoint, token, url, error);
             }
             Report::Failed { endpoint, token, remote, established, reason } => {
-                st.tokens.try_remove(token);
+                free_token(st, token);
                 self.opening_failed(st, endpoint, token, remote, established, reason);
             }
             Report::Ready { token } => self.open_pipe(st, d, token),
@@ -219,7 +229,7 @@ impl Core {
         let refused = if st.phase == Phase::Open {
             let accepted = self.call(st, |protocol, cx| protocol.pipe_opened(cx, id));
             accepted.err()
-        } else if st.phase == Phase::Closing && st.protocol.held() > 0 {
+        } else if st.phase == Phase::Closing && self.held(st) > 0 {
             self.call(st, |protocol, cx| protocol.pipe_opened(cx, id)).err()
         } else {
             Some(Reason::Local)
@@ -230,6 +240,12 @@ impl Core {
             }
             self.let_go(st, d, token);
             self.opening_failed(st, endpoint, token, remote, true, reason);
+            return;
+        }
+        if st.pipes.get(id).is_none_or(|p| !p.open) {
+            // It was accepted, and closed in the same breath: its end is told, and the connection on its way out.
+            self.attempt_succeeded(st, endpoint, token, id);
+            self.endpoint_lost(st, endpoint, id);
             return;
         }
         let budget = st.pipes.get_mut(id).and_then(room);
@@ -245,10 +261,16 @@ impl Core {
     }
 
     fn let_go(&self, st: &mut State, d: &mut Drive, token: usize) {
-        if d.drop_conn(token, false) {
+        if d.drop_conn(token) {
             st.tokens.try_remove(token);
         }
     }
+}
+
+/// A connection on its way is gone. News that it is to be let go must not reach who gets its token next.
+fn free_token(st: &mut State, token: usize) {
+    st.fresh.retain(|fresh| !matches!(fresh, Fresh::Drop { token: other } if *other == token));
+    st.tokens.try_remove(token);
 }
 
 /// Room in a pipe's inbound queue; `None`: it is full, and the pipe is stalled until it has drained to half.
@@ -260,4 +282,44 @@ fn room(p: &mut Pipe) -> Option<(usize, usize)> {
     }
     p.stalled = false;
     Some((limit.max_messages() - p.inq.len(), limit.max_bytes() - p.inq.bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Push;
+    use crate::engine::Want;
+    use crate::engine::drive::Job;
+    use crate::transport::{Bag, Tcp, Transport};
+
+    #[test]
+    fn news_that_a_dial_is_over_does_not_reach_who_gets_its_token_next() {
+        let push = Push::new().expect("a socket");
+        let core = push.core();
+        let mut st = core.lock();
+        let mut d = st.lead.take(Want::Recv, core.link()).expect("nobody else leads");
+        // An endpoint is closed while its dial fails.
+        let token = st.tokens.insert(());
+        st.fresh.push(Fresh::Drop { token });
+        let (remote, reason) = (String::new(), Reason::Peer);
+        d.reports.push(Report::Failed { endpoint: 77, token, remote, established: false, reason });
+        st = core.deliver(st, &mut d);
+        // Before that news is taken in, another dials.
+        assert_eq!(st.tokens.insert(()), token, "the token is used again");
+        let dialer: Arc<_> = Tcp.dialer("tcp://127.0.0.1:9", &Bag::default()).expect("an address").into();
+        st.jobs.push(Job::Dial {
+            endpoint: 78,
+            url: "tcp://127.0.0.1:9".into(),
+            token,
+            dialer,
+            target: None,
+        });
+        st = core.refresh(st, &mut d);
+        assert_eq!(d.jobs.len(), 1);
+        d.jobs.clear();
+        core.give(&mut st, d);
+        core.finish(st);
+    }
 }

@@ -8,32 +8,25 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::io::{self, ErrorKind, IoSliceMut, Read};
-use std::panic::AssertUnwindSafe;
+use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
+use super::contain::{contain, dispose};
 use super::core::Core;
+use super::handshake::{Attach, Opening, Stage, advance};
 use super::pool::Pool;
+use super::rx::{Filled, Rx, broken};
 use super::tx::Writer;
 use crate::Message;
 use crate::protocol::{PipeId, Reason, Time};
-use crate::queue::Frames;
-use crate::transport::{
-    Connection, Dialer, Facts, Listener, MessagePipe, MessageReader, Registrar, Stream, StreamWriter, Target,
-};
-use crate::wire::{Decoder, Encoding, Hello, Inbox, Input, PeerHello, Side, Wire, WireError};
+use crate::transport::{Connection, Dialer, Listener, Registrar, Target};
+use crate::wire::{Inbox, Side};
 
 /// Token of the socket's own waker.
 pub(crate) const WAKE: Token = Token(usize::MAX);
-/// What is read at once, in bytes; the buffer is shared by all pipes of a socket.
-const READ: usize = 256 * 1024;
-/// A frame of which more than this is missing gets a buffer of its own, read straight into.
-const OWN: usize = 32 * 1024;
-/// Read behind a large frame: the head of the next, and not so much of its body that copying it would hurt.
-const SPILL: usize = 1024;
 const EVENTS: usize = 256;
 /// Connections accepted from one listener in a round.
 const ACCEPTS: usize = 32;
@@ -103,7 +96,7 @@ impl Door {
 
     /// `None`: it is closed.
     fn accept(&self) -> Option<io::Result<Connection>> {
-        self.lock().as_mut().map(|listener| listener.accept())
+        self.lock().as_mut().map(|listener| contain(|| listener.accept()))
     }
 
     pub(crate) fn close(&self) -> Option<Box<dyn Listener>> {
@@ -121,50 +114,15 @@ pub(crate) enum Conn {
     },
     Opening(Box<Opening>),
     Open(Box<Half>),
-    /// Finished: only the end of the stream is awaited, so that closing does not reset what was sent.
-    Draining(Rx, Time),
+    Draining(Draining),
 }
 
-/// A connection on its way.
-pub(crate) struct Opening {
-    pub(crate) endpoint: u32,
-    pub(crate) side: Side,
-    url: Arc<str>,
-    deadline: Time,
-    /// The connection exists (as against a connect that is under way).
-    established: bool,
-    /// The peer's address, once it is known.
-    remote: String,
-    stage: Stage,
-}
-
-enum Stage {
-    Stream(Box<dyn Stream>, Box<dyn Wire>),
-    Greeting(Box<Greeting>),
-    Pipe(Box<dyn MessagePipe>),
-    Ready(Box<Attach>),
-    Gone,
-}
-
-struct Greeting {
-    rx: StreamRx,
-    writer: Box<dyn StreamWriter>,
-    encoding: Encoding,
-    out: Vec<u8>,
-    facts: Facts,
-    wire: &'static str,
-    inbox: Inbox,
-}
-
-/// All that a pipe is made of.
-pub(crate) struct Attach {
-    pub(crate) rx: Rx,
-    pub(crate) writer: Writer,
-    pub(crate) has_control: bool,
-    pub(crate) peer: PeerHello,
-    pub(crate) facts: Arc<Facts>,
-    pub(crate) wire: &'static str,
-    pub(crate) inbox: Inbox,
+/// Finished: the end of the stream is awaited, so that closing does not reset what was sent.
+pub(crate) struct Draining {
+    rx: Rx,
+    /// A writer whose transport has not let everything out yet.
+    writer: Option<Box<Writer>>,
+    until: Time,
 }
 
 /// The reading half of a pipe.
@@ -178,193 +136,17 @@ pub(crate) struct Half {
     pub(crate) paused: bool,
     /// Room in the inbound queue when the state was last seen: messages, bytes.
     pub(crate) room: (usize, usize),
+    /// The peer is gone, as a write found: what is there is read, and no more is awaited.
+    last: Option<Last>,
 }
 
-pub(crate) enum Rx {
-    Stream(StreamRx),
-    Messages(Box<dyn MessageReader>),
-}
-
-/// The bytes of a stream that are not decoded yet.
-pub(crate) struct StreamRx {
-    reader: Box<dyn Read + Send>,
-    decoder: Box<dyn Decoder>,
-    /// What was left of the last read: less than a frame, or all that came while the queue was full.
-    partial: Vec<u8>,
-    /// A large frame on its way.
-    large: Option<Large>,
-    pool: Arc<Pool>,
-    /// `partial` holds whole frames: decode before reading more.
-    undecoded: bool,
-    /// A read that came back short has emptied the stream.
-    short_is_empty: bool,
-    /// The peer has ended its direction: read until that is seen.
-    ending: bool,
-    recv_max: usize,
-}
-
-/// A large frame on its way.
-struct Large {
-    /// Where it goes; from the pool it may be longer.
-    buf: Vec<u8>,
-    /// How much of it is there.
-    have: usize,
-    /// How long it will be.
-    total: usize,
-}
-
-enum Filled {
-    /// Nothing more until an edge.
-    Empty,
-    /// There may be more.
-    More,
-    End(Reason),
-}
-
-impl StreamRx {
-    fn fill(&mut self, scratch: &mut Vec<u8>, inbox: &mut Inbox) -> Filled {
-        if scratch.is_empty() {
-            scratch.resize(READ, 0);
-        }
-        if self.large.is_some() {
-            return self.fill_large(scratch, inbox);
-        }
-        let keep = self.partial.len();
-        if scratch.len() <= keep {
-            // Whole messages of a large frame, which wait for room: a read of no bytes would look like an end.
-            scratch.resize(keep + READ, 0);
-        }
-        let mut end = keep;
-        let mut filled = Filled::More;
-        scratch[..keep].copy_from_slice(&self.partial);
-        if !self.undecoded {
-            let space = scratch.len() - keep;
-            match self.reader.read(&mut scratch[keep..]) {
-                Ok(0) => return Filled::End(Reason::Peer),
-                Ok(n) => {
-                    end += n;
-                    if n < space && self.short_is_empty && !self.ending {
-                        filled = Filled::Empty;
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Filled::Empty,
-                Err(e) if e.kind() == ErrorKind::Interrupted => return Filled::More,
-                Err(e) => return Filled::End(broken(&e)),
-            }
-        }
-        match self.decode(&scratch[..end], scratch.len(), inbox) {
-            Some(reason) => Filled::End(reason),
-            None => filled,
-        }
-    }
-
-    /// Decodes `bytes`, which lie in a buffer of `full` bytes that others use next, and keeps the rest.
-    fn decode(&mut self, bytes: &[u8], full: usize, inbox: &mut Inbox) -> Option<Reason> {
-        let mut input = Input::new(bytes);
-        let result = self.decoder.input(&mut input, inbox);
-        let (used, need) = input.done();
-        match result {
-            Ok(()) => self.keep(&bytes[used..], need, inbox.wants_more(), full),
-            Err(e) => Some(wire_reason(e)),
-        }
-    }
-
-    /// Keeps what was not consumed, in the place that fits.
-    fn keep(&mut self, rest: &[u8], mut need: usize, decoded_all: bool, full: usize) -> Option<Reason> {
-        self.partial.clear();
-        self.undecoded = !decoded_all && !rest.is_empty();
-        if decoded_all && need <= rest.len() && rest.len() > full / 2 {
-            need = rest.len() + OWN; // a decoder that gives no hint, and a frame larger than the buffer
-        }
-        // A little more than the shared buffer holds is large too: with the buffer full there would be no room to
-        // read, which looks like the peer's end.
-        if decoded_all && need > rest.len() && (need - rest.len() > OWN || need > full) {
-            if need > self.recv_max.saturating_add(2 * READ) {
-                return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
-            }
-            let mut buf = self.pool.take(need).unwrap_or_default();
-            if buf.len() < rest.len() {
-                buf.resize(rest.len(), 0);
-            }
-            buf[..rest.len()].copy_from_slice(rest);
-            self.large = Some(Large { buf, have: rest.len(), total: need });
-            self.partial = Vec::new();
-            return None;
-        }
-        if rest.is_empty() && self.partial.capacity() > OWN {
-            self.partial = Vec::new();
-        }
-        self.partial.extend_from_slice(rest);
-        None
-    }
-
-    /// Reads on in a large frame, straight into its place; what comes behind it goes to `scratch`, so that a
-    /// stream of large frames takes one read for each.
-    fn fill_large(&mut self, scratch: &mut [u8], inbox: &mut Inbox) -> Filled {
-        let Some(Large { buf, have, total }) = &mut self.large else { return Filled::More };
-        if !inbox.wants_more() {
-            return Filled::More;
-        }
-        if *have == buf.len() && buf.len() < *total {
-            // Memory follows what has arrived: at most as much again.
-            let grown = (*have * 2).max(2 * OWN).min(*total);
-            buf.reserve_exact(grown - buf.len());
-            buf.resize(grown, 0);
-        }
-        let end = buf.len().min(*total);
-        let space = end - *have;
-        let spill = if end == *total { &mut scratch[..SPILL] } else { &mut [] };
-        let room = space + spill.len();
-        let mut slices = [IoSliceMut::new(&mut buf[*have..end]), IoSliceMut::new(spill)];
-        let n = match self.reader.read_vectored(&mut slices) {
-            Ok(0) => return Filled::End(Reason::Peer),
-            Ok(n) => n,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Filled::Empty,
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Filled::More,
-            Err(e) => return Filled::End(broken(&e)),
-        };
-        let filled =
-            if n < room && self.short_is_empty && !self.ending { Filled::Empty } else { Filled::More };
-        *have += n.min(space);
-        if *have < *total {
-            return filled;
-        }
-        let Some(Large { buf, total, .. }) = self.large.take() else { return filled };
-        let all = self.pool.lend(buf, total);
-        let mut input = Input::own(all.clone());
-        let result = self.decoder.input(&mut input, inbox);
-        let (used, need) = input.done();
-        drop(input);
-        if let Err(e) = result {
-            return Filled::End(wire_reason(e));
-        }
-        let behind = &scratch[..n - space];
-        let ended = if used == all.len() {
-            self.decode(behind, READ, inbox)
-        } else {
-            // A decoder that did not take all that it asked for: what is left goes before what came behind.
-            self.keep(&[&all[used..], behind].concat(), need, inbox.wants_more(), READ)
-        };
-        ended.map_or(filled, Filled::End)
-    }
-}
-
-fn broken(e: &std::io::Error) -> Reason {
-    match e.kind() {
-        ErrorKind::UnexpectedEof => Reason::Peer,
-        _ => match e.get_ref().and_then(|inner| inner.downcast_ref::<WireError>()) {
-            Some(wire) => wire_reason(wire.clone()),
-            None => Reason::Broken(e.to_string()),
-        },
-    }
-}
-
-fn wire_reason(e: WireError) -> Reason {
-    match e {
-        WireError::BadHandshake => Reason::BadHandshake,
-        WireError::TooBig { size, limit } => Reason::TooBig { size, limit },
-        WireError::BadFrame(why) => Reason::BadFrame(why),
-    }
+/// How far the reading of a peer that is gone goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// To the end, when the queue has room for it.
+    All,
+    /// As far as there is room now.
+    Room,
 }
 
 /// The event loop itself: who owns the box, leads.
@@ -417,18 +199,19 @@ impl Drive {
 
     /// Whether something can be done without an event.
     pub(crate) fn sticky(&self) -> bool {
-        !self.ready.is_empty() || !self.jobs.is_empty()
+        !self.ready.is_empty() || !self.jobs.is_empty() || !self.reports.is_empty()
     }
 
     /// One round: jobs, a poll, and the service of what is ready. No lock is held. `true`: there may be more
     /// events than were seen.
     pub(crate) fn turn(&mut self, core: &Core, timeout: Option<Duration>) -> bool {
-        self.trash.clear();
+        if !self.trash.is_empty() {
+            dispose(std::mem::take(&mut self.trash));
+        }
         while let Some(job) = self.jobs.pop() {
             self.run(core, job);
         }
-        let mut timeout =
-            if self.sticky() || !self.reports.is_empty() { Some(Duration::ZERO) } else { timeout };
+        let mut timeout = if self.sticky() { Some(Duration::ZERO) } else { timeout };
         if timeout != Some(Duration::ZERO) && !core.notes.sleep() {
             timeout = Some(Duration::ZERO);
         }
@@ -477,14 +260,20 @@ impl Drive {
                 }
                 if readable || closed {
                     half.readable = true;
-                    if let Rx::Stream(rx) = &mut half.rx {
-                        rx.ending |= closed;
+                    if closed {
+                        half.rx.end_is_near();
                     }
                     if !half.queued && !half.paused {
                         half.queued = true;
                         self.ready.push_back(key);
                     }
                 }
+            }
+            Conn::Opening(opening) => {
+                if closed {
+                    opening.end_is_near();
+                }
+                self.ready.push_back(key);
             }
             _ => self.ready.push_back(key),
         }
@@ -495,9 +284,11 @@ impl Drive {
             Some(Some(Conn::Open(_))) => self.read(key),
             Some(Some(Conn::Opening(_))) => self.step(core, key),
             Some(Some(Conn::Listener { .. })) => self.accept(core, key),
-            Some(Some(Conn::Draining(rx, _))) => {
-                let done = drained(rx, &mut self.scratch);
-                if done {
+            Some(Some(Conn::Draining(d))) => {
+                if d.writer.as_mut().is_some_and(|writer| writer.shutdown()) {
+                    d.writer = None;
+                }
+                if d.rx.drained(&mut self.scratch) {
                     self.free(key);
                 }
             }
@@ -536,11 +327,27 @@ impl Drive {
         let Some(half) = self.half(key) else { return };
         half.room = room.unwrap_or((0, 0));
         half.paused = room.is_none();
-        let undecoded = match &half.rx {
-            Rx::Stream(rx) => rx.undecoded,
-            Rx::Messages(_) => false,
-        };
-        if !half.paused && !half.queued && (half.readable || undecoded) {
+        if half.paused && half.last == Some(Last::Room) {
+            self.reports.push(Report::Dead { token: key, reason: Reason::Peer });
+            return;
+        }
+        if !half.paused && !half.queued && (half.readable || half.rx.is_undecoded()) {
+            half.queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// A write found the peer gone: reads what is there, and reports the end.
+    pub(crate) fn read_out(&mut self, key: usize, all: bool) {
+        let Some(half) = self.half(key) else { return };
+        half.last = Some(if all { Last::All } else { Last::Room });
+        half.readable = true;
+        half.rx.end_is_near();
+        if half.paused {
+            if !all {
+                self.reports.push(Report::Dead { token: key, reason: Reason::Peer });
+            }
+        } else if !half.queued {
             half.queued = true;
             self.ready.push_back(key);
         }
@@ -571,29 +378,31 @@ impl Drive {
     /// The pipe of a connection was opened: from here on it is read.
     pub(crate) fn attach(&mut self, key: usize, pipe: PipeId, rx: Rx, inbox: Inbox, room: (usize, usize)) {
         self.opening -= 1;
-        let half = Half { pipe, rx, inbox, readable: true, queued: true, paused: false, room };
+        let half = Half { pipe, rx, inbox, readable: true, queued: true, paused: false, room, last: None };
         self.conns[key] = Some(Conn::Open(Box::new(half)));
         self.ready.push_back(key);
     }
 
-    /// Lets go of a connection; `drain`: first lets the peer read to the end. `true`: its token is free.
-    pub(crate) fn drop_conn(&mut self, key: usize, drain: bool) -> bool {
+    /// Lets go of a connection. `true`: its token is free.
+    pub(crate) fn drop_conn(&mut self, key: usize) -> bool {
         let Some(conn) = self.conns.get_mut(key).and_then(Option::take) else { return false };
-        match conn {
-            Conn::Open(half) if drain => {
-                let until = Time::now() + DRAIN;
-                self.conns[key] = Some(Conn::Draining(half.rx, until));
-                self.deadlines.insert((until, key));
-                self.ready.push_back(key);
-                return false;
-            }
-            Conn::Opening(opening) => {
-                self.opening -= 1;
-                self.deadlines.remove(&(opening.deadline, key));
-                self.trash.push(Conn::Opening(opening));
-            }
-            conn => self.trash.push(conn),
+        if let Conn::Opening(opening) = &conn {
+            self.opening -= 1;
+            self.deadlines.remove(&(opening.deadline, key));
         }
+        self.trash.push(conn);
+        true
+    }
+
+    /// The same for an open one, but first lets the peer read to the end. `false`: it is not open.
+    pub(crate) fn drain_conn(&mut self, key: usize, writer: Option<Box<Writer>>) -> bool {
+        let Some(slot) = self.conns.get_mut(key) else { return false };
+        let Some(Conn::Open(half)) = slot.take_if(|conn| matches!(conn, Conn::Open(_))) else { return false };
+        let rx = half.rx;
+        let until = Time::now() + DRAIN;
+        self.set(key, Conn::Draining(Draining { rx, writer, until }));
+        self.deadlines.insert((until, key));
+        self.ready.push_back(key);
         true
     }
 
@@ -662,13 +471,15 @@ impl Drive {
     fn run(&mut self, core: &Core, job: Job) {
         match job {
             Job::Resolve { endpoint, dialer } => core.spawn_resolver(endpoint, dialer),
-            Job::Dial { endpoint, url, token, dialer, target } => match dialer.dial(target.as_ref()) {
-                Ok(connection) => self.adopt(core, token, endpoint, Side::Dialer, url, connection),
-                Err(e) => {
-                    let url = target.map_or_else(|| url.to_string(), |t| format!("{url} ({})", t.label));
-                    self.reports.push(Report::DialFailed { endpoint, token, url, error: e.to_string() });
+            Job::Dial { endpoint, url, token, dialer, target } => {
+                match contain(|| dialer.dial(target.as_ref())) {
+                    Ok(connection) => self.adopt(core, token, endpoint, Side::Dialer, url, connection),
+                    Err(e) => {
+                        let url = target.map_or_else(|| url.to_string(), |t| format!("{url} ({})", t.label));
+                        self.reports.push(Report::DialFailed { endpoint, token, url, error: e.to_string() });
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -687,9 +498,9 @@ impl Drive {
         let registrar = Self::registrar(core, key);
         let (registered, stage) = match connection {
             Connection::Stream(mut stream, wire) => {
-                (stream.register(&registrar), Stage::Stream(stream, wire))
+                (contain(|| stream.register(&registrar)), Stage::Stream(stream, wire))
             }
-            Connection::Messages(mut pipe) => (pipe.register(&registrar), Stage::Pipe(pipe)),
+            Connection::Messages(mut pipe) => (contain(|| pipe.register(&registrar)), Stage::Pipe(pipe)),
         };
         let deadline = Time::now() + core.cfg.handshake_timeout;
         self.opening += 1;
@@ -702,6 +513,7 @@ impl Drive {
             established: side == Side::Listener,
             remote: String::new(),
             stage,
+            ending: false,
         };
         self.set(key, Conn::Opening(Box::new(opening)));
         match registered {
@@ -743,7 +555,7 @@ impl Drive {
             self.deadlines.pop_first();
             match self.conns.get_mut(key) {
                 Some(Some(Conn::Opening(o))) if o.deadline == at => match &o.stage {
-                    Stage::Pipe(pipe) if pipe.waiting() => {
+                    Stage::Pipe(pipe) if contain(|| Ok(pipe.waiting())).unwrap_or(false) => {
                         o.deadline = now + core.cfg.handshake_timeout;
                         self.deadlines.insert((o.deadline, key));
                     }
@@ -751,7 +563,7 @@ impl Drive {
                 },
                 Some(Some(Conn::Listener { .. })) => self.accept(core, key),
                 // A token is used again: one that had it before may have left its deadline.
-                Some(Some(Conn::Draining(_, until))) if *until == at => self.free(key),
+                Some(Some(Conn::Draining(d))) if d.until == at => self.free(key),
                 _ => {}
             }
         }
@@ -782,14 +594,10 @@ impl Drive {
         }
         let inbox = &mut half.inbox;
         (inbox.budget_messages, inbox.budget_bytes) = half.room;
-        let filled = match &mut half.rx {
-            Rx::Stream(rx) => rx.fill(&mut self.scratch, inbox),
-            Rx::Messages(reader) => match reader.recv(inbox) {
-                Ok(true) => Filled::Empty,
-                Ok(false) => Filled::More,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => Filled::Empty,
-                Err(e) => Filled::End(broken(&e)),
-            },
+        let filled = half.rx.fill(&mut self.scratch, inbox);
+        let filled = match filled {
+            Filled::Empty if half.last.is_some() => Filled::End(Reason::Peer),
+            filled => filled,
         };
         half.room = (inbox.budget_messages, inbox.budget_bytes);
         if !inbox.messages.is_empty() || !inbox.control.is_empty() || !inbox.reply.is_empty() {
@@ -808,210 +616,6 @@ impl Drive {
     }
 }
 
-/// Moves a connection on its way as far as it goes: `true` when it is ready to attach.
-fn advance(
-    core: &Core,
-    opening: &mut Opening,
-    scratch: &mut Vec<u8>,
-    pool: &Arc<Pool>,
-) -> Result<bool, Reason> {
-    loop {
-        match std::mem::replace(&mut opening.stage, Stage::Gone) {
-            Stage::Stream(mut stream, wire) => {
-                let established = stream.establish();
-                if !matches!(established, Ok(true)) {
-                    opening.stage = Stage::Stream(stream, wire);
-                    established.map_err(|e| broken(&e))?;
-                    return Ok(false);
-                }
-                opening.established = true;
-                let (facts, short_is_empty) = (stream.facts(), stream.short_read_is_empty());
-                opening.remote.clone_from(&facts.remote);
-                let (reader, writer) = stream.split().map_err(|e| broken(&e))?;
-                let name = wire.name();
-                let mut out = Vec::new();
-                let (decoder, encoding) = wire.start(&hello(core, opening), &mut out);
-                let rx = StreamRx {
-                    reader,
-                    decoder,
-                    partial: Vec::new(),
-                    large: None,
-                    pool: pool.clone(),
-                    undecoded: false,
-                    short_is_empty,
-                    ending: false,
-                    recv_max: core.cfg.recv_max_size,
-                };
-                let inbox = Inbox::default();
-                opening.stage = Stage::Greeting(Box::new(Greeting {
-                    rx,
-                    writer,
-                    encoding,
-                    out,
-                    facts,
-                    wire: name,
-                    inbox,
-                }));
-            }
-            Stage::Greeting(mut greeting) => {
-                let done = greet(&mut greeting, scratch);
-                if !matches!(done, Ok(true)) {
-                    opening.stage = Stage::Greeting(greeting);
-                    done?;
-                    return Ok(false);
-                }
-                opening.stage = Stage::Ready(Box::new(attach_stream(core, *greeting)?));
-                return Ok(true);
-            }
-            Stage::Pipe(mut pipe) => {
-                let greeted = pipe.handshake(&hello(core, opening));
-                match greeted {
-                    Ok(Some(peer)) => {
-                        opening.established = true;
-                        let facts = Arc::new(pipe.facts());
-                        opening.remote.clone_from(&facts.remote);
-                        admit(core, &peer, &facts)?;
-                        let (reader, writer) = pipe.split().map_err(|e| broken(&e))?;
-                        opening.stage = Stage::Ready(Box::new(Attach {
-                            rx: Rx::Messages(reader),
-                            writer: Writer::Messages { pipe: writer, batch: VecDeque::new() },
-                            has_control: false,
-                            peer,
-                            facts,
-                            wire: "messages",
-                            inbox: Inbox::default(),
-                        }));
-                        return Ok(true);
-                    }
-                    Ok(None) => {
-                        opening.stage = Stage::Pipe(pipe);
-                        return Ok(false);
-                    }
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                        opening.stage = Stage::Pipe(pipe);
-                        return Ok(false);
-                    }
-                    Err(e) => {
-                        opening.stage = Stage::Pipe(pipe);
-                        return Err(broken(&e));
-                    }
-                }
-            }
-            stage => {
-                opening.stage = stage;
-                return Ok(false);
-            }
-        }
-    }
-}
-
-fn hello(core: &Core, opening: &Opening) -> Hello {
-    Hello::new(core.info, opening.side, core.cfg.recv_max_size, &*opening.url)
-}
-
-/// Both directions of a stream's handshake, as far as they go now.
-fn greet(g: &mut Greeting, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
-    while g.inbox.peer.is_none() {
-        match g.rx.fill(scratch, &mut g.inbox) {
-            Filled::End(Reason::Peer) => {
-                let _ = push_out(g); // our own half of the handshake may still tell the peer something
-                return Err(Reason::Peer);
-            }
-            Filled::End(reason) => {
-                g.out.append(&mut g.inbox.reply);
-                let _ = push_out(g);
-                return Err(reason);
-            }
-            Filled::Empty if g.inbox.peer.is_none() => {
-                g.out.append(&mut g.inbox.reply);
-                push_out(g)?;
-                return Ok(false);
-            }
-            _ => {}
-        }
-        if g.inbox.peer.is_none() {
-            // What is left is a part of the handshake, not messages that wait for room: it takes more bytes.
-            g.rx.undecoded = false;
-        }
-        g.out.append(&mut g.inbox.reply);
-        push_out(g)?;
-    }
-    push_out(g)?;
-    Ok(g.out.is_empty())
-}
-
-fn push_out(g: &mut Greeting) -> Result<(), Reason> {
-    while !g.out.is_empty() {
-        match g.writer.write(&g.out) {
-            Ok(0) => return Err(Reason::Broken("the connection takes no bytes".into())),
-            Ok(n) => {
-                g.out.drain(..n);
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(broken(&e)),
-        }
-    }
-    let _ = g.writer.flush();
-    Ok(())
-}
-
-fn attach_stream(core: &Core, g: Greeting) -> Result<Attach, Reason> {
-    let Greeting { mut rx, writer: stream, encoding, facts, wire, mut inbox, .. } = g;
-    let Some(peer) = inbox.peer.take() else { return Err(Reason::BadHandshake) };
-    let facts = Arc::new(facts);
-    admit(core, &peer, &facts)?;
-    rx.undecoded = !rx.partial.is_empty();
-    let (writer, has_control) = match encoding {
-        Encoding::LengthPrefixed(prefix) => {
-            (Writer::Framed { stream, current: Frames::new(prefix), reply: Vec::new() }, false)
-        }
-        Encoding::Custom(encoder) => {
-            (Writer::Encoded { stream, encoder, bytes: Vec::new(), at: 0, messages: 0 }, true)
-        }
-    };
-    Ok(Attach { rx: Rx::Stream(rx), writer, has_control, peer, facts, wire, inbox })
-}
-
-/// Whether the peer is a partner, and the application wants it.
-fn admit(core: &Core, peer: &PeerHello, facts: &Facts) -> Result<(), Reason> {
-    if !core.info.accepts(peer) {
-        return Err(Reason::Mismatch(format!(
-            "{peer} where {} (SP id {:#x}) was expected",
-            core.info.peer_name, core.info.peer
-        )));
-    }
-    match &core.cfg.accept {
-        // A panic there must not cost the driver its thread, nor a caller the loop in its hands.
-        Some(accept) => std::panic::catch_unwind(AssertUnwindSafe(|| accept.0(facts)))
-            .unwrap_or_else(|_| Err("the application's own check panicked".into()))
-            .map_err(Reason::Denied),
-        None => Ok(()),
-    }
-}
-
-/// Reads and forgets; `true` at the end of the stream.
-fn drained(rx: &mut Rx, scratch: &mut Vec<u8>) -> bool {
-    const ROUNDS: usize = 16;
-    match rx {
-        Rx::Stream(rx) => {
-            if scratch.is_empty() {
-                scratch.resize(READ, 0);
-            }
-            for _ in 0..ROUNDS {
-                match rx.reader.read(scratch) {
-                    Ok(0) => return true,
-                    Ok(_) => {}
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(e) => return e.kind() != ErrorKind::WouldBlock,
-                }
-            }
-            true // a peer that only talks and never listens is not waited for
-        }
-        Rx::Messages(_) => true,
-    }
-}
-
 impl fmt::Debug for Drive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Drive")
@@ -1026,51 +630,4 @@ pub(crate) fn forget(messages: &mut VecDeque<Message>) -> u64 {
     let n = messages.len() as u64;
     messages.clear();
     n
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protocol::ProtocolInfo;
-    use crate::wire::Sp;
-
-    /// Receives `sizes` from a stream of which everything is there at once, and tells how it ended.
-    fn receive(sizes: &[usize]) -> (Vec<usize>, Reason) {
-        let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
-        for size in sizes {
-            bytes.extend((*size as u64).to_be_bytes());
-            bytes.resize(bytes.len() + size, 7);
-        }
-        let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
-        let (decoder, _) =
-            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
-        let mut rx = StreamRx {
-            reader: Box::new(std::io::Cursor::new(bytes)),
-            decoder,
-            partial: Vec::new(),
-            large: None,
-            pool: Arc::default(),
-            undecoded: false,
-            short_is_empty: false,
-            ending: false,
-            recv_max: 1 << 20,
-        };
-        let mut inbox = Inbox::with_budget(1000);
-        let mut scratch = Vec::new();
-        loop {
-            if let Filled::End(reason) = rx.fill(&mut scratch, &mut inbox) {
-                return (inbox.messages.iter().map(Message::len).collect(), reason);
-            }
-        }
-    }
-
-    #[test]
-    fn a_frame_a_little_larger_than_the_read_buffer_does_not_look_like_an_end() {
-        // It filled the buffer, and the next read had no room: 0 bytes, as at the end of a stream.
-        let around = [READ - OWN, READ - 8, READ, READ + OWN];
-        for size in around.into_iter().flat_map(|at| at - 10..at + 10) {
-            let sizes = [size, 3, size, 0];
-            assert_eq!(receive(&sizes), (sizes.to_vec(), Reason::Peer), "{size}");
-        }
-    }
 }

@@ -5,7 +5,7 @@
 //! every [`MIND`] at pipes that a hot sender left to gather; keeps lingering sockets alive. With nothing to
 //! do it sleeps without limit.
 //!
-//! Owns: the thread and its lists. Never: holds a socket's lock for longer than a call, or the table's lock
+//! Owns: the thread and its lists. Never: ends with a panic of a socket's protocol or transport; holds a socket's lock for longer than a call, or the table's lock
 //! while it drives.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 
-use super::core::Core;
+use super::core::{Core, ROUNDS};
 use super::lead::Look;
 use super::sys::nested::{Nested, Parent};
 use super::sys::{self};
@@ -210,7 +210,7 @@ impl Run {
             self.fire_deadlines();
             self.mind();
             self.look();
-            self.lingering.retain(|core| core.lingers());
+            self.lingering.retain(|core| core.survive(Core::lingers).unwrap_or(false));
         }
     }
 
@@ -250,12 +250,12 @@ impl Run {
     }
 
     fn on_post(&mut self, core: Arc<Core>) {
-        let post = core.on_post();
+        let Some(post) = core.survive(Core::on_post) else { return };
         let token = core.link().token;
         if post.listed && self.listed.insert(token) {
             self.list.push(core.clone());
         }
-        if post.asked && !self.minded.contains(&token) && core.visit() {
+        if post.asked && !self.minded.contains(&token) && core.survive(Core::visit).unwrap_or(false) {
             if self.minds.is_empty() {
                 self.round = Instant::now();
             }
@@ -269,7 +269,7 @@ impl Run {
 
     fn drive(&mut self, core: Arc<Core>) {
         let token = core.link().token;
-        let Some(driven) = core.drive() else { return };
+        let Some(driven) = core.survive(Core::drive).flatten() else { return };
         if let Some(old) = self.due.remove(&token) {
             self.deadlines.remove(&(old, token));
         }
@@ -301,7 +301,9 @@ impl Run {
     fn mind(&mut self) {
         if !self.minds.is_empty() && self.round.elapsed() >= MIND {
             let minded = &mut self.minded;
-            self.minds.retain(|core| core.visit() || !minded.remove(&core.link().token));
+            self.minds.retain(|core| {
+                core.survive(Core::visit).unwrap_or(false) || !minded.remove(&core.link().token)
+            });
             self.round = Instant::now();
         }
     }
@@ -312,7 +314,7 @@ impl Run {
         }
         let mut armed = Vec::new();
         let listed = &mut self.listed;
-        self.list.retain(|core| match core.look() {
+        self.list.retain(|core| match core.survive(Core::look).unwrap_or(Look::Drop) {
             Look::Keep => true,
             look => {
                 listed.remove(&core.link().token);
@@ -342,9 +344,6 @@ pub(crate) struct Driven {
     again: bool,
 }
 
-/// Rounds for one socket before others have their turn.
-const ROUNDS: usize = 16;
-
 impl Core {
     fn on_post(&self) -> Post {
         let mut st = self.lock();
@@ -366,7 +365,7 @@ impl Core {
             let more = d.turn(self, Some(Duration::ZERO));
             st = self.lock();
             st = self.deliver(st, &mut d);
-            let quiet = !more && !d.sticky() && d.reports.is_empty() && !st.has_news();
+            let quiet = !more && !d.sticky() && !st.has_news();
             if quiet && self.notes.sleep() {
                 again = false;
                 break;

@@ -22,7 +22,7 @@ fn pending(p: &Pipe) -> bool {
 }
 
 fn is_left(p: &Pipe) -> bool {
-    p.tx.left && pending(p) && !p.tx.writing && !p.tx.blocked
+    p.tx.left && pending(p) && !p.tx.writing && !p.tx.blocked && !p.is_one_way()
 }
 
 /// Whether more is likely to follow so soon that it pays to write it together: the pipe or the thread is hot,
@@ -70,7 +70,7 @@ impl Core {
     /// Bytes are left that nobody writes and no edge will announce: the driver minds them.
     fn ask(&self, st: &mut State, id: PipeId) {
         let Some(p) = st.pipes.get_mut(id) else { return };
-        if !pending(p) || p.tx.writing || p.tx.blocked {
+        if !pending(p) || p.tx.writing || p.tx.blocked || p.is_one_way() {
             return;
         }
         p.tx.left = true;
@@ -103,7 +103,7 @@ impl Core {
             if p.tx.writing || p.tx.blocked {
                 return st;
             }
-            if !pending(p) {
+            if !pending(p) || p.is_one_way() {
                 p.tx.left = false;
                 if p.finishing.is_some() {
                     return self.finish_pipe(st, id);
@@ -116,7 +116,11 @@ impl Core {
             }
             rounds -= 1;
             let Some(mut writer) = p.tx.writer.take() else { return st };
-            writer.load(&mut p.out, &mut p.control, &mut p.tx.reply);
+            if let Err(e) = writer.load(&mut p.out, &mut p.control, &mut p.tx.reply) {
+                p.tx.writer = Some(writer);
+                self.write_failed(&mut st, id, Reason::Broken(e.to_string()));
+                return st;
+            }
             (p.taken_messages, p.taken_bytes) = writer.taken();
             p.tx.writing = true;
             p.tx.writable = false;
@@ -127,8 +131,16 @@ impl Core {
             let result = writer.write();
             let spent = began.map(|began| (began, Instant::now()));
             st = self.lock();
-            // It cannot have been removed: closing waits for its writer.
+            // It is there, for closing waits for its writer, unless a panic of the protocol has ended everything.
             let Some(p) = st.pipes.get_mut(id) else { return st };
+            // The edge came while the writer was away: what a transport buffers leaves on edges.
+            let result = match result {
+                Ok(wrote @ (Wrote::All | Wrote::AllToBusy)) if p.tx.writable => match writer.flush() {
+                    Err(e) if e.kind() != ErrorKind::WouldBlock => Err(e),
+                    _ => Ok(wrote),
+                },
+                result => result,
+            };
             (p.taken_messages, p.taken_bytes) = match result {
                 Ok(Wrote::All | Wrote::AllToBusy) => (0, 0),
                 _ => writer.taken(),
@@ -141,6 +153,10 @@ impl Core {
             }
             if let Some((reason, drain)) = p.tx.dying.take() {
                 self.close_pipe(&mut st, id, reason, drain);
+                return st;
+            }
+            if let Some(reason) = p.tx.ending.take() {
+                self.end_pipe(&mut st, id, reason);
                 return st;
             }
             match result {
@@ -160,7 +176,7 @@ impl Core {
                         ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Reason::Peer,
                         _ => Reason::Broken(e.to_string()),
                     };
-                    self.close_pipe(&mut st, id, reason, false);
+                    self.write_failed(&mut st, id, reason);
                     return st;
                 }
             }
@@ -187,7 +203,7 @@ impl Core {
             && let Err(e) = writer.flush()
             && e.kind() != ErrorKind::WouldBlock
         {
-            self.close_pipe(&mut st, id, Reason::Broken(e.to_string()), false);
+            self.write_failed(&mut st, id, Reason::Broken(e.to_string()));
             return st;
         }
         st = self.flush(st, id, 4);

@@ -9,10 +9,13 @@
 //! |---|---|
 //! | `lead` | who drives, and who is woken: the bookkeeping alone, checked by a loom model |
 //! | `core` | the state behind its lock; calls into the protocol; waiting |
-//! | `drive` | the event loop: polls, accepts, shakes hands, reads |
+//! | `drive` | the event loop: polls, accepts, dials, serves in turn |
+//! | `handshake` | a connection on its way to become a pipe |
+//! | `rx` | the reading half of a connection |
 //! | `deliver` | between loop and state |
 //! | `tx`, `heat`, `flush` | when and how a pipe is written |
 //! | `setup`, `endpoint` | binding, dialling, trying again |
+//! | `contain` | what a panic in a user's protocol or transport costs |
 //! | `close` | flushing, linger, the count of what was lost |
 //! | `driver` | the background thread |
 //! | `waiters` | how a thread, a task or a `Poller` that waits is woken |
@@ -26,16 +29,19 @@
 //! wake; polls at intervals; lets one peer cost another its pipe.
 
 mod close;
+mod contain;
 mod core;
 mod deliver;
 mod drive;
 mod driver;
 mod endpoint;
 mod flush;
+mod handshake;
 mod heat;
 mod lead;
 mod notes;
 mod pool;
+mod rx;
 mod setup;
 mod stats;
 mod sync;
@@ -49,6 +55,6 @@ pub(crate) use endpoint::EndpointConfig;
 pub(crate) use lead::Want;
 pub(crate) use notes::Notes;
 pub use notes::Notifier;
-pub(crate) use sys::CALLERS_LEAD;
+pub(crate) use sys::{CALLERS_LEAD, count_forks, forks};
 pub(crate) use tx::Tx;
 pub(crate) use waiters::Who;

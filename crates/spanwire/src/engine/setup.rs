@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use super::contain::{contain, dispose};
 use super::core::{Alarm, Core, Fresh, Phase, State, Trash};
 use super::drive::{Door, Job};
 use super::endpoint::{Backoff, Endpoint, EndpointConfig, Kind, NEXT_ADDRESS};
@@ -119,10 +120,16 @@ impl Core {
         self.end_endpoint(&mut st, endpoint);
         for id in st.pipes.ids() {
             if st.pipes.get(id).is_some_and(|p| p.info.endpoint == endpoint) {
-                self.call(&mut st, |_, cx| cx.finish(id, Reason::Local));
+                self.call(&mut st, |protocol, cx| {
+                    cx.finish(id, Reason::Local);
+                    protocol.writable(cx, id); // no more: nobody is to wait for room there
+                });
             }
         }
+        // The address must be free when this returns: the listener is not left to whoever unlocks next.
+        let listener = std::mem::take(&mut st.trash);
         self.finish(st);
+        dispose(listener);
     }
 
     /// No more connections through this endpoint; its pipes stay.
@@ -133,11 +140,11 @@ impl Core {
         match &ended.kind {
             Kind::Listener { token, door } => {
                 st.trash.push(Trash::Listener(door.close()));
-                st.fresh.push(Fresh::Drop { token: *token, drain: false });
+                st.fresh.push(Fresh::Drop { token: *token });
             }
             Kind::Dialer { attempts, .. } => {
                 for &token in attempts {
-                    st.fresh.push(Fresh::Drop { token, drain: false });
+                    st.fresh.push(Fresh::Drop { token });
                 }
             }
         }
@@ -195,7 +202,7 @@ impl Core {
     pub(crate) fn spawn_resolver(&self, endpoint: u32, dialer: Arc<dyn Dialer>) {
         let core = self.me.clone();
         let work = move || {
-            let found = dialer.resolve();
+            let found = contain(|| dialer.resolve());
             if let Some(core) = core.upgrade() {
                 core.resolved(endpoint, found);
             }
@@ -308,14 +315,10 @@ impl Core {
         let Kind::Dialer { attempts, targets, pipe, since, .. } = &mut e.kind else { return };
         targets.clear();
         *since = Time::now();
-        if let Some(earlier) = pipe.replace(id) {
-            // Two addresses attached in the same round: one dialer has one pipe.
-            self.close_pipe(st, earlier, Reason::Superseded, false);
-            return;
-        }
+        *pipe = Some(id);
         for other in std::mem::take(attempts) {
             if other != token {
-                st.fresh.push(Fresh::Drop { token: other, drain: false });
+                st.fresh.push(Fresh::Drop { token: other });
             }
         }
         st.alarms.retain(|(_, alarm)| *alarm != Alarm::NextTarget(endpoint));

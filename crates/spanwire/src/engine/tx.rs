@@ -12,6 +12,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, IoSlice};
 use std::time::{Duration, Instant};
 
+use super::contain::contain;
 use crate::Message;
 use crate::protocol::Reason;
 use crate::queue::{Frames, Outbound, SEGMENTS, give_back};
@@ -53,12 +54,15 @@ pub(crate) enum Wrote {
 
 impl Writer {
     /// Takes what has gathered, if nothing is left from before. `control` and `reply` go first.
+    ///
+    /// # Errors
+    /// The wire's encoder panicked.
     pub(crate) fn load(
         &mut self,
         out: &mut Outbound,
         control: &mut Vec<(bool, Vec<u8>)>,
         replies: &mut Vec<u8>,
-    ) {
+    ) -> io::Result<()> {
         match (self, out) {
             (Writer::Framed { current, reply, .. }, Outbound::Framed(frames)) => {
                 if current.is_empty() {
@@ -73,13 +77,17 @@ impl Writer {
                 bytes.clear();
                 *at = 0;
                 bytes.append(replies);
-                for (subscribe, topic) in control.drain(..) {
-                    encoder.control(subscribe, &topic, bytes);
-                }
                 *messages = batch.len();
-                encoder.output(&mut batch.messages, bytes);
+                let encoded = contain(|| {
+                    for (subscribe, topic) in control.drain(..) {
+                        encoder.control(subscribe, &topic, bytes);
+                    }
+                    encoder.output(&mut batch.messages, bytes);
+                    Ok(())
+                });
                 batch.messages.clear();
                 batch.bytes = 0;
+                return encoded;
             }
             (Writer::Messages { batch, .. }, Outbound::Messages(queue)) => {
                 if batch.is_empty() {
@@ -91,6 +99,7 @@ impl Writer {
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Whether bytes leave, as against whole messages.
@@ -124,6 +133,10 @@ impl Writer {
 
     /// Writes once. `WouldBlock`: an edge will tell of room.
     pub(crate) fn write(&mut self) -> io::Result<Wrote> {
+        contain(|| self.write_once())
+    }
+
+    fn write_once(&mut self) -> io::Result<Wrote> {
         match self {
             Writer::Framed { stream, current, reply } => {
                 if !reply.is_empty() {
@@ -168,17 +181,18 @@ impl Writer {
     /// On a writable edge: a transport that buffers (TLS) may have something left although we do not.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self {
-            Writer::Framed { stream, .. } | Writer::Encoded { stream, .. } => stream.flush(),
+            Writer::Framed { stream, .. } | Writer::Encoded { stream, .. } => contain(|| stream.flush()),
             Writer::Messages { .. } => Ok(()),
         }
     }
 
-    pub(crate) fn shutdown(&mut self) {
-        // Its failure or delay changes nothing: the connection is at its end.
-        let _ = match self {
+    /// Ends the sending direction. `false`: the transport has something left, and is to be asked again.
+    pub(crate) fn shutdown(&mut self) -> bool {
+        let over = contain(|| match self {
             Writer::Framed { stream, .. } | Writer::Encoded { stream, .. } => stream.shutdown(),
             Writer::Messages { pipe, .. } => pipe.shutdown(),
-        };
+        });
+        over.unwrap_or(true) // its failure changes nothing: the connection is at its end
     }
 
     /// Gives the buffers of a writer with nothing to write back.
@@ -229,6 +243,8 @@ pub(crate) struct Tx {
     pub(crate) reply: Vec<u8>,
     /// The pipe is to be closed as soon as its writer is back; `true`: let the peer read to the end.
     pub(crate) dying: Option<(Reason, bool)>,
+    /// The reading side found the peer gone: to be told as soon as the writer is back.
+    pub(crate) ending: Option<Reason>,
     /// Token of the connection in the event loop.
     pub(crate) token: usize,
     /// Appends so far, and at the driver's last visit.
@@ -248,6 +264,10 @@ impl Tx {
 
     pub(crate) fn is_stream(&self) -> bool {
         self.writer.as_ref().is_some_and(|w| w.is_stream())
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.writer.as_ref().is_some_and(|w| w.has_begun())
     }
 
     pub(crate) fn release(&mut self) {

@@ -22,11 +22,13 @@ pub struct Balance {
 }
 
 impl Balance {
-    /// The pipe has room: call it when it opened and when it became writable.
+    /// Looks whether the pipe has room: call it when it opened and when it is `writable`.
     pub fn ready(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         let Some(priority) = cx.info(pipe).map(|info| info.send_priority) else { return };
         if cx.has_room(pipe) {
             self.ring.insert(pipe, priority);
+        } else {
+            self.ring.remove(pipe);
         }
         while let Some(msg) = self.stash.pop_front() {
             if let Err(msg) = self.send(cx, msg) {

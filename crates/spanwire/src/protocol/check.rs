@@ -4,6 +4,7 @@
 //! then says, and does both once more at the end. It counts what went in and out; the sums that must hold
 //! are the protocol's own and stand in its tests.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::collection::vec;
@@ -18,6 +19,12 @@ use crate::Message;
 pub(super) enum Op {
     Open(usize),
     Lose(usize),
+    /// The peer ends the connection.
+    End(usize),
+    /// A write finds the peer gone.
+    FailWrite(usize),
+    /// The application closes the endpoint.
+    Finish(usize),
     Arrive(usize, usize),
     Drain(usize, usize),
     Send,
@@ -31,6 +38,9 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         2 => (1usize..5).prop_map(Op::Open),
         1 => any::<usize>().prop_map(Op::Lose),
+        1 => any::<usize>().prop_map(Op::End),
+        1 => any::<usize>().prop_map(Op::FailWrite),
+        1 => any::<usize>().prop_map(Op::Finish),
         4 => (any::<usize>(), 0usize..4).prop_map(|(p, n)| Op::Arrive(p, n)),
         3 => (any::<usize>(), 0usize..4).prop_map(|(p, n)| Op::Drain(p, n)),
         6 => Just(Op::Send),
@@ -82,6 +92,7 @@ pub(super) struct Tally {
     pub(super) arrived: usize,
     pub(super) received: usize,
     pub(super) peers: Vec<PipeId>,
+    finishing: BTreeSet<PipeId>,
 }
 
 pub(super) fn send<P: Sends<Item = Message>>(s: &mut Script<P>, n: usize) -> (bool, bool) {
@@ -111,6 +122,22 @@ pub(super) fn run<P: Protocol>(s: &mut Script<P>, ops: &[Op], mut check: Check<'
                     s.lose(pipe);
                 }
             }
+            Op::End(n) => {
+                if let Some(pipe) = peer(n) {
+                    s.end(pipe);
+                }
+            }
+            Op::FailWrite(n) => {
+                if let Some(pipe) = peer(n) {
+                    s.fail_write(pipe);
+                }
+            }
+            Op::Finish(n) => {
+                if let Some(pipe) = peer(n) {
+                    t.finishing.insert(pipe);
+                    s.finish(pipe);
+                }
+            }
             Op::Arrive(n, count) => {
                 if let Some(pipe) = peer(n) {
                     for _ in 0..count {
@@ -129,7 +156,7 @@ pub(super) fn run<P: Protocol>(s: &mut Script<P>, ops: &[Op], mut check: Check<'
             Op::Send => {
                 if let Some(send) = &mut check.send {
                     let said = s.readiness().send;
-                    let peers = t.peers.len();
+                    let peers = t.peers.iter().filter(|pipe| !t.finishing.contains(pipe)).count();
                     let (answered, taken) = send(s, t.sends);
                     assert_eq!(said, answered, "readiness to send is exact");
                     t.sends += 1;

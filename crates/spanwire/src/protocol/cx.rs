@@ -86,8 +86,6 @@ pub enum Reason {
     Denied(String),
     /// A reason of a protocol's own.
     Protocol(&'static str),
-    /// Another address of the same endpoint was faster.
-    Superseded,
     /// This side closed the endpoint or the socket.
     Local,
 }
@@ -109,7 +107,6 @@ impl fmt::Display for Reason {
             Reason::Malformed => f.write_str("malformed message"),
             Reason::Denied(why) => write!(f, "refused by the application: {why}"),
             Reason::Protocol(why) => f.write_str(why),
-            Reason::Superseded => f.write_str("another address of the endpoint was faster"),
             Reason::Local => f.write_str("closed by this side"),
         }
     }
@@ -311,6 +308,9 @@ pub(crate) struct Pipe {
     pub(crate) finishing: Option<Reason>,
     /// The peer has gone; the pipe lives until what it sent is taken.
     pub(crate) ended: Option<Reason>,
+    /// A write failed, and why: nothing is written any more, and what the peer sent before may still be on its way
+    /// in.
+    pub(crate) unread: Option<Reason>,
     pub(crate) control: Vec<(bool, Vec<u8>)>,
     /// Whether the wire knows control words.
     pub(crate) has_control: bool,
@@ -321,10 +321,21 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
+    /// Whether nothing may be written: there is nobody to read it.
+    #[inline]
+    pub(crate) fn is_one_way(&self) -> bool {
+        self.unread.is_some() || self.ended.is_some()
+    }
+
     /// Whether anything may be put.
     #[inline]
     fn sends(&self) -> bool {
-        self.open && self.finishing.is_none() && self.ended.is_none()
+        self.open && self.finishing.is_none() && !self.is_one_way()
+    }
+
+    /// Whether a message was written in part.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.tx.has_begun()
     }
 
     #[inline]
@@ -354,6 +365,12 @@ impl Pipe {
         } else {
             Room::More
         }
+    }
+
+    /// A message of `size` bytes that was queued will not leave here.
+    fn unsend(&mut self, size: usize) {
+        self.sent.0 = self.sent.0.saturating_sub(1);
+        self.sent.1 = self.sent.1.saturating_sub(size as u64);
     }
 
     /// Was full, and has drained to half: the protocol is to be told, once.
@@ -408,6 +425,7 @@ impl Pipes {
             dirty: false,
             finishing: None,
             ended: None,
+            unread: None,
             control: Vec::new(),
             has_control: false,
             drops: DropCounts::default(),
@@ -515,6 +533,8 @@ pub(crate) struct Effects {
     /// Pipes that were full inbound and have drained to half: they may be read again.
     pub(crate) unstalled: Vec<PipeId>,
     pub(crate) drops: DropCounts,
+    /// Those among them that belong to no pipe.
+    pub(crate) drops_of_none: DropCounts,
     /// Drop counts that reached a power of two: worth an event.
     pub(crate) drop_marks: Vec<(Option<PipeId>, DropReason, u64)>,
     pub(crate) own: Vec<(&'static str, u64)>,
@@ -598,6 +618,7 @@ impl<'a> Cx<'a> {
         }
         if p.inq.is_empty()
             && p.open
+            && p.unread.is_none()
             && let Some(why) = &p.ended
         {
             p.open = false;
@@ -648,7 +669,7 @@ impl<'a> Cx<'a> {
 
     /// Queues a message, or loses one as `overflow` says. Every loss is counted for the pipe.
     pub fn offer(&mut self, pipe: PipeId, msg: Message, overflow: Overflow) -> Offered {
-        if overflow == Overflow::KeepLatest {
+        if overflow == Overflow::KeepLatest && self.pipes.get(pipe).is_some_and(Pipe::sends) {
             while self.evict(pipe, DropReason::Replaced).is_some() {}
         }
         let mut msg = msg;
@@ -680,20 +701,23 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Drops the oldest message that the writer has not taken, counts it, and returns its size in bytes.
+    /// Drops the oldest message that the writer has not taken, counts it, and returns its size in bytes, header words
+    /// counted, framing not.
     pub fn evict(&mut self, pipe: PipeId, why: DropReason) -> Option<usize> {
-        let size = self.pipes.get_mut(pipe)?.out.evict()?;
+        let p = self.pipes.get_mut(pipe)?;
+        let size = p.out.evict()?;
+        p.unsend(size);
         self.dropped(Some(pipe), why);
         Some(size)
     }
 
-    /// In [`Protocol::pipe_closed`](super::Protocol::pipe_closed): takes back a message that was not begun to
-    /// be sent, oldest first. Header words are at the front of its body where the wire joins them.
+    /// In [`Protocol::pipe_closed`](super::Protocol::pipe_closed) and
+    /// [`Protocol::pipe_ended`](super::Protocol::pipe_ended): takes back a message that was not begun to be sent,
+    /// oldest first. Header words are at the front of its body where the wire joins them.
     pub fn reclaim(&mut self, pipe: PipeId) -> Option<Message> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.tx.reclaim().or_else(|| p.out.reclaim())?;
-        p.sent.0 = p.sent.0.saturating_sub(1);
-        p.sent.1 = p.sent.1.saturating_sub(msg.wire_len() as u64);
+        p.unsend(msg.wire_len());
         Some(msg)
     }
 
@@ -772,9 +796,9 @@ impl<'a> Cx<'a> {
     /// Counts a dropped message, for `pipe` if it is known.
     pub fn dropped(&mut self, pipe: Option<PipeId>, why: DropReason) {
         self.fx.drops.add(why);
-        let count = match pipe.and_then(|id| self.pipes.get_mut(id)) {
-            Some(p) => p.drops.add(why),
-            None => self.fx.drops.iter().find(|(w, _)| *w == why).map_or(1, |(_, n)| n),
+        let (pipe, count) = match pipe.and_then(|id| self.pipes.get_mut(id)) {
+            Some(p) => (pipe, p.drops.add(why)),
+            None => (None, self.fx.drops_of_none.add(why)),
         };
         // A message over the limit is told once, by the event of the connection that it cost.
         if count.is_power_of_two() && why != DropReason::TooBig {
@@ -787,6 +811,48 @@ impl<'a> Cx<'a> {
         match self.fx.own.iter_mut().find(|(own, _)| *own == name) {
             Some((_, sum)) => *sum += n,
             None => self.fx.own.push((name, n)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Frames;
+
+    #[test]
+    fn drops_of_no_pipe_are_told_by_their_own_count() {
+        let (mut pipes, mut fx) = (Pipes::default(), Effects::default());
+        let (a, gone) = (pipes.open(PipeInfo::default()), pipes.open(PipeInfo::default()));
+        pipes.remove(gone);
+        let mut cx = Cx::new(&mut pipes, &mut fx, Clock::lazy());
+        let why = DropReason::Filtered;
+        for pipe in [Some(a), Some(a), Some(a), Some(a), None, Some(gone), None, None] {
+            cx.dropped(pipe, why);
+        }
+        let marks = [1, 2, 4].map(|n| (Some(a), why, n)).into_iter();
+        assert_eq!(fx.drop_marks, marks.chain([1, 2, 4].map(|n| (None, why, n))).collect::<Vec<_>>());
+        assert_eq!(fx.drops.iter().collect::<Vec<_>>(), [(why, 8)]);
+    }
+
+    #[test]
+    fn a_message_that_is_evicted_or_taken_back_is_not_counted_as_sent() {
+        for framed in [false, true] {
+            let (mut pipes, mut fx) = (Pipes::default(), Effects::default());
+            let a = pipes.open(PipeInfo::default());
+            if framed {
+                pipes.get_mut(a).expect("it is open").out = Outbound::Framed(Frames::new(b"\x01"));
+            }
+            let mut cx = Cx::new(&mut pipes, &mut fx, Clock::lazy());
+            for size in [10, 20_000, 30, 40] {
+                let mut msg = Message::from(vec![7; size]);
+                msg.set_header(&[1, 2]);
+                cx.put(a, msg).expect("room");
+            }
+            assert_eq!(cx.evict(a, DropReason::Oldest), Some(18), "framed: {framed}");
+            assert_eq!(cx.evict(a, DropReason::Oldest), Some(20_008), "framed: {framed}");
+            assert_eq!(cx.reclaim(a).map(|msg| msg.wire_len()), Some(38));
+            assert_eq!(pipes.get(a).expect("it is open").sent, (1, 48), "framed: {framed}");
         }
     }
 }

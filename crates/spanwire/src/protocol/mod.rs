@@ -196,6 +196,10 @@ pub struct WaitKey(pub u32, pub u64);
 ///
 /// Every method is called under the socket's lock, never concurrently. None may block, do I/O, read a clock
 /// or call user code. Three methods must be written; the rest have defaults.
+///
+/// A panic closes the socket, since its state is not to be trusted any more: who waits for it or calls it is told
+/// `Closed`, its events end with [`Event::Panicked`](crate::Event::Panicked), other sockets are unharmed. If
+/// that happens in a caller's thread, it unwinds there.
 pub trait Protocol: Any + Send {
     /// Constant for the life of the protocol.
     fn info(&self) -> ProtocolInfo;
@@ -208,9 +212,10 @@ pub trait Protocol: Any + Send {
     /// the end) and [`Cx::reclaim`] (what was not begun to be sent) still work, in this call only.
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId);
 
-    /// The peer has ended the connection, and messages from it are still pending. `true`: the pipe stays, for
-    /// receiving only, until they are taken (so what many short-lived peers sent is bounded by their pipes, as it was before);
-    /// `false`, the default: it closes now.
+    /// The peer has ended the connection, and messages from it are still pending, or may still be on their way
+    /// in. `true`: the pipe stays, for receiving only, until they are taken (so what many short-lived peers sent is
+    /// bounded by their pipes, as it was before); [`Cx::reclaim`] works in this call. `false`, the default: it
+    /// closes, as soon as what is on its way in has come, as far as the queue has room.
     fn pipe_ended(&mut self, _cx: &mut Cx<'_>, _pipe: PipeId) -> bool {
         false
     }
@@ -221,7 +226,8 @@ pub trait Protocol: Any + Send {
     /// reading the stream, and then even its end is not seen.
     fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId);
 
-    /// A `put` said [`Room::Full`] or was refused, and now half of the queue is free again.
+    /// A `put` said [`Room::Full`] or was refused, and now half of the queue is free again. Or the application closes the
+    /// pipe's endpoint: what is queued leaves, a further `put` says [`PutError::Gone`], and nobody is to wait for room.
     fn writable(&mut self, _cx: &mut Cx<'_>, _pipe: PipeId) {}
 
     /// A timer set by [`Cx::set_timer`] is due; it is no longer set.

@@ -2,7 +2,7 @@
 //!
 //! One peer at a time: a second one is refused while the first is there. What a peer had not begun to receive
 //! when its connection ended is kept for the next one, before everything newer; what it had sent whole is
-//! delivered.
+//! delivered, also when the next is there already.
 //!
 //! Owns: who the peer is. Never: gives its place to a newcomer. Wire: 0x10 on both sides, no header (nanomsg
 //! `pair.h`).
@@ -12,10 +12,15 @@ use super::fair::FairQueue;
 use super::{Cx, PipeId, Protocol, ProtocolInfo, Readiness, Reason, Receives, Refused, Reject, Sends};
 use crate::Message;
 
+/// Peers that are gone and have left something to receive; with more, a new one is refused until it is taken.
+const ENDED: usize = 16;
+
 /// State of one PAIR socket.
 #[derive(Debug, Default)]
 pub struct Pair {
     peer: Option<PipeId>,
+    /// Pipes whose peers are gone, kept for what they brought.
+    ended: usize,
     outbound: Balance,
     inbound: FairQueue,
 }
@@ -33,7 +38,7 @@ impl Protocol for Pair {
     }
 
     fn pipe_opened(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
-        if self.peer.is_some() {
+        if self.peer.is_some() || self.ended >= ENDED {
             return Err(Reason::Busy);
         }
         self.peer = Some(pipe);
@@ -41,9 +46,20 @@ impl Protocol for Pair {
         Ok(())
     }
 
-    fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+    fn pipe_ended(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> bool {
         self.peer = None;
+        self.ended += 1;
         self.outbound.reroute(cx, pipe);
+        true
+    }
+
+    fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        if self.peer == Some(pipe) {
+            self.peer = None;
+            self.outbound.reroute(cx, pipe);
+        } else {
+            self.ended -= 1;
+        }
         self.inbound.keep(cx, pipe);
     }
 
@@ -137,6 +153,42 @@ mod tests {
         let c = s.open(9);
         s.send("4").expect("room");
         assert_eq!((s.sent(c), s.all_drops()), (vec!["2".into(), "3".into(), "4".to_string()], 0));
+    }
+
+    #[test]
+    fn what_a_peer_sent_before_it_went_is_received_beside_the_next_peer() {
+        let mut s = Script::new(Pair::new());
+        let a = s.open(2);
+        s.send("1").expect("room");
+        s.send("2").expect("room");
+        s.drain(a, 1);
+        s.fail_write(a);
+        // The place is free, and what had not begun to leave goes to who takes it.
+        let b = s.open(2);
+        assert_eq!((s.sent(b), s.open_with(PipeInfo::default())), (vec!["2".to_string()], Err(Reason::Busy)));
+        s.arrive(a, ["x"]);
+        assert_eq!((s.recv(), s.is_open(a)), (Some("x".into()), true));
+        s.arrive(a, ["y"]);
+        s.arrive(b, ["z"]);
+        s.end(a);
+        let mut got =
+            [s.recv(), s.recv(), s.recv()].map(|msg| msg.map(|m| String::from_utf8_lossy(&m).into_owned()));
+        got.sort();
+        assert_eq!(got, [None, Some("y".into()), Some("z".into())]);
+        assert_eq!((s.is_open(a), s.is_open(b), s.all_drops()), (false, true, 0));
+    }
+
+    #[test]
+    fn peers_that_come_say_something_and_go_are_bounded() {
+        let mut s = Script::new(Pair::new());
+        for n in 0..ENDED {
+            let pipe = s.open(1);
+            s.arrive(pipe, [n.to_string()]);
+            s.end(pipe);
+        }
+        assert_eq!(s.open_with(PipeInfo::default()), Err(Reason::Busy));
+        assert_eq!(s.recv(), Some("0".into()));
+        s.open(1);
     }
 
     proptest! {

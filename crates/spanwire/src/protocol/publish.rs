@@ -232,6 +232,23 @@ mod tests {
     }
 
     #[test]
+    fn a_subscriber_that_is_let_go_gets_what_is_queued_and_holds_nobody_up() {
+        let mut s = Script::new(Pub::new(Slow::Wait));
+        let (a, b) = (s.open(1), s.open(9));
+        s.send("1").expect("room");
+        s.finish(a);
+        assert!(s.readiness().send);
+        s.send("2").expect("room");
+        assert_eq!((s.sent(a), s.sent(b)), (vec!["1".to_string()], vec!["1".into(), "2".to_string()]));
+        let mut s = Script::new(Pub::new(Slow::Drop(Overflow::KeepLatest)));
+        let a = s.open(9);
+        s.send("1").expect("it never waits");
+        s.finish(a);
+        s.send("2").expect("it never waits");
+        assert_eq!((s.sent(a), s.all_drops()), (vec!["1".to_string()], 0));
+    }
+
+    #[test]
     fn a_subscriber_that_talks_is_counted() {
         let mut s = Script::new(Pub::default());
         let a = s.open(9);

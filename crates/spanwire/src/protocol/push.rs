@@ -147,6 +147,20 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_let_go_gets_what_is_queued_and_no_more() {
+        let mut s = Script::new(Push::new());
+        let a = s.open(9);
+        send_all(&mut s, &["1"]);
+        s.finish(a);
+        assert!(!s.readiness().send);
+        assert_eq!(s.send("2"), Err(Refused::NotNow("2".into())));
+        let b = s.open(9);
+        send_all(&mut s, &["2"]);
+        assert_eq!((s.sent(a), s.sent(b)), (vec!["1".to_string()], vec!["2".to_string()]));
+        assert_eq!((s.is_open(a), s.all_drops()), (false, 0));
+    }
+
+    #[test]
     fn a_peer_that_talks_is_counted_and_blocks_nothing() {
         let mut s = Script::new(Push::new());
         let a = s.open(2);

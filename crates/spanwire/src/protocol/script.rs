@@ -48,7 +48,10 @@ impl<P: Protocol> Script<P> {
         while !self.fx.closes.is_empty() {
             let (id, why) = self.fx.closes.remove(0);
             self.raw(|p, cx| p.pipe_closed(cx, id));
-            self.pipes.remove(id);
+            let left = self.pipes.remove(id).map_or(0, |p| p.out.len() + p.inq.len());
+            for _ in 0..left {
+                self.raw(|_, cx| cx.dropped(None, DropReason::PipeClosed));
+            }
             self.closed.push((id, why));
         }
         for id in std::mem::take(&mut self.fx.dirty) {
@@ -94,6 +97,14 @@ impl<P: Protocol> Script<P> {
         }
     }
 
+    /// The application closes the endpoint of `pipe`: once what is queued has left, it closes.
+    pub fn finish(&mut self, pipe: PipeId) {
+        self.call(|p, cx| {
+            cx.finish(pipe, Reason::Local);
+            p.writable(cx, pipe);
+        });
+    }
+
     /// The connection of `pipe` breaks.
     pub fn lose(&mut self, pipe: PipeId) {
         self.call(|_, cx| cx.close(pipe, Reason::Peer));
@@ -101,13 +112,33 @@ impl<P: Protocol> Script<P> {
 
     /// The peer of `pipe` ends the connection: what it sent before may still be taken, if the protocol wants it.
     pub fn end(&mut self, pipe: PipeId) {
-        let pending = self.pipes.get(pipe).is_some_and(|p| !p.inq.is_empty());
-        if pending && self.call(|p, cx| p.pipe_ended(cx, pipe)) {
+        let Some(p) = self.pipes.get_mut(pipe) else { return };
+        let (was_unread, pending) = (p.unread.take().is_some(), !p.inq.is_empty());
+        if p.ended.is_some() {
+            if was_unread && !pending {
+                self.lose(pipe);
+            }
+        } else if pending && self.call(|p, cx| p.pipe_ended(cx, pipe)) {
             if let Some(p) = self.pipes.get_mut(pipe) {
                 p.ended = Some(Reason::Peer);
             }
         } else {
             self.lose(pipe);
+        }
+    }
+
+    /// A write finds the peer of `pipe` gone. If the protocol wants what is still on its way in, it may
+    /// [`arrive`](Script::arrive) until the [`end`](Script::end).
+    pub fn fail_write(&mut self, pipe: PipeId) {
+        match self.pipes.get(pipe) {
+            Some(p) if p.ended.is_none() => {}
+            _ => return,
+        }
+        if !self.call(|p, cx| p.pipe_ended(cx, pipe)) {
+            self.lose(pipe);
+        } else if let Some(p) = self.pipes.get_mut(pipe) {
+            p.ended = Some(Reason::Peer);
+            p.unread = Some(Reason::Peer);
         }
     }
 

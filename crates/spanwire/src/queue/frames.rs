@@ -156,7 +156,7 @@ impl Frames {
         self.begun > 0
     }
 
-    /// Drops the oldest frame if it was not begun; returns its size.
+    /// Drops the oldest frame if it was not begun; returns the size of its message.
     pub(crate) fn evict(&mut self) -> Option<usize> {
         if self.begun > 0 {
             return None;
@@ -165,7 +165,7 @@ impl Frames {
         self.bytes -= small + large;
         self.pop_first();
         self.compact();
-        Some(small + large)
+        Some(small + large - self.prefix.len() - 8)
     }
 
     /// An evicting sender that never empties its queue would let `small` grow without end.
@@ -347,7 +347,7 @@ mod tests {
             f.push(&m);
         }
         for _ in 0..100_000 {
-            assert_eq!(f.evict(), Some(68));
+            assert_eq!(f.evict(), Some(60));
             f.push(&m);
         }
         assert_eq!((f.len(), f.bytes()), (1000, 68_000));

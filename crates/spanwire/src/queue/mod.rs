@@ -206,7 +206,7 @@ impl Outbound {
         }
     }
 
-    /// Drops the oldest message; returns its size.
+    /// Drops the oldest message; returns its size, framing not counted.
     pub(crate) fn evict(&mut self) -> Option<usize> {
         match self {
             Outbound::Framed(frames) => frames.evict(),

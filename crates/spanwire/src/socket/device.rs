@@ -16,6 +16,8 @@ use super::{Interest, Poller, Socket};
 
 /// Messages moved between two looks at both sockets.
 const BATCH: usize = 256;
+/// When one side has ended: how long what is on its way may take to leave by the other.
+const LAST: Duration = Duration::from_secs(1);
 
 fn check<A: Protocol, B: Protocol>(a: &Socket<A>, b: &Socket<B>) -> Result<(), Error> {
     let (a, b) = (a.info(), b.info());
@@ -33,7 +35,7 @@ where
     B: Sends<Item = Message>,
 {
     check(a, b)?;
-    pump(a, b)
+    pump(a, b, Duration::ZERO)
 }
 
 /// Passes messages on both ways between `a` and `b`, until one of them is closed. For two-way patterns: raw
@@ -49,22 +51,23 @@ where
     check(a, b)?;
     std::thread::scope(|scope| {
         let back = std::thread::Builder::new().name("spanwire-device".into());
-        let back = back.spawn_scoped(scope, || pump(b, a)).map_err(Error::System)?;
-        let there = pump(a, b);
+        let back = back.spawn_scoped(scope, || pump(b, a, LAST)).map_err(Error::System)?;
+        let there = pump(a, b, LAST);
         // A panic in there would be this device's defect; the direction is at its end in any case.
         there.and(back.join().unwrap_or(Ok(())))
     })
 }
 
-fn pump<A, B>(a: &Socket<A>, b: &Socket<B>) -> Result<(), Error>
+/// `for_a`: the time in which what is queued on `a` may leave, if something is.
+fn pump<A, B>(a: &Socket<A>, b: &Socket<B>, for_a: Duration) -> Result<(), Error>
 where
     A: Receives<Item = Message>,
     B: Sends<Item = Message>,
 {
     let end = pass_on(a, b);
     // The end of one is the end of the other; what is on its way may leave.
-    let _ = a.close(Duration::ZERO);
-    let _ = b.close(Duration::from_secs(1));
+    let _ = a.close(for_a);
+    let _ = b.close(LAST);
     end
 }
 

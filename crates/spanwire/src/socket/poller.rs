@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Token};
 
 use super::Socket;
-use crate::engine::{CALLERS_LEAD, Core, Drive, END, Want, Who};
+use crate::engine::{CALLERS_LEAD, Core, Drive, END, Want, Who, count_forks, forks};
 use crate::error::Error;
 use crate::protocol::{Protocol, Readiness, WaitKey};
 
@@ -83,6 +84,8 @@ pub struct Poller {
     waker: Arc<mio::Waker>,
     events: Events,
     members: Vec<Option<Member>>,
+    /// Forks before this process: in a child the poll is still the parent's.
+    born: u32,
 }
 
 struct Member {
@@ -108,9 +111,14 @@ impl Poller {
     /// # Errors
     /// [`Error::System`] when the system has no more descriptors.
     pub fn new() -> Result<Poller, Error> {
+        count_forks();
         let poll = mio::Poll::new().map_err(Error::System)?;
         let waker = Arc::new(mio::Waker::new(poll.registry(), WAKE).map_err(Error::System)?);
-        Ok(Poller { poll, waker, events: Events::with_capacity(64), members: Vec::new() })
+        Ok(Poller { poll, waker, events: Events::with_capacity(64), members: Vec::new(), born: forks() })
+    }
+
+    fn forked(&self) -> bool {
+        self.born != forks()
     }
 
     /// Adds a socket; returns the key that [`Ready`] names it by.
@@ -119,7 +127,7 @@ impl Poller {
     /// [`Error::System`], [`Error::Forked`].
     pub fn add<P: Protocol>(&mut self, socket: &Socket<P>, interest: Interest) -> Result<usize, Error> {
         let core = socket.core().clone();
-        if core.forked() {
+        if core.forked() || self.forked() {
             return Err(Error::Forked);
         }
         let key = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
@@ -141,7 +149,7 @@ impl Poller {
     /// Takes a socket out; `false` if there was none with this key.
     pub fn remove(&mut self, key: usize) -> bool {
         let Some(member) = self.members.get_mut(key).and_then(Option::take) else { return false };
-        if CALLERS_LEAD {
+        if CALLERS_LEAD && !self.forked() {
             // It fails only if it is not there.
             let _ = self.poll.registry().deregister(&mut SourceFd(&member.fd));
         }
@@ -154,19 +162,24 @@ impl Poller {
     /// [`Error::System`] when the poll itself fails; [`Error::Forked`].
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<Ready>, Error> {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        if self.members.iter().flatten().any(|m| m.core.forked()) {
+        if self.forked() || self.members.iter().flatten().any(|m| m.core.forked()) {
             return Err(Error::Forked);
         }
         let mut late = timeout.is_some_and(|t| t.is_zero());
         loop {
             let mut holds = Vec::with_capacity(self.members.len());
-            let mut ready = self.hold_all(&mut holds);
-            let slept = if ready.is_empty() {
-                self.sleep(&mut holds, if late { Some(Instant::now()) } else { deadline })
-            } else {
-                Ok(false)
-            };
+            // A panic in one socket's protocol must not cost the others the loops that are held here.
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let ready = self.hold_all(&mut holds);
+                let slept = if ready.is_empty() {
+                    self.sleep(&mut holds, if late { Some(Instant::now()) } else { deadline })
+                } else {
+                    Ok(false)
+                };
+                (ready, slept)
+            }));
             let found = self.release_all(holds);
+            let (mut ready, slept) = outcome.unwrap_or_else(|payload| resume_unwind(payload));
             if ready.is_empty() {
                 ready = found;
             }
@@ -187,7 +200,7 @@ impl Poller {
                 continue;
             };
             let mut st = core.lock();
-            if let Some(r) = level(key, *interest, st.is_closed(), st.protocol.readiness()) {
+            if let Some(r) = level(key, *interest, st.is_closed(), core.ready_now(&st)) {
                 ready.push(r);
             }
             if !ready.is_empty() {
@@ -288,7 +301,7 @@ impl Poller {
                 }
                 Hold::None => {}
             }
-            ready.extend(level(key, *interest, st.is_closed(), st.protocol.readiness()));
+            ready.extend(level(key, *interest, st.is_closed(), core.ready_now(&st)));
             core.finish(st);
         }
         ready

@@ -49,8 +49,9 @@ impl Deref for Req {
 }
 
 impl Builder<req::Req, Req> {
-    /// How long after it left an unanswered request is sent again; `None`: never, and then it fails when its
-    /// connection ends. Default: 60 s. With it, a request whose connection ends is sent again at once.
+    /// How long after it left an unanswered request is sent again; `None` or zero: never, and then it fails when its
+    /// connection ends, unless it had not begun to leave. Default: 60 s. With it, a request whose connection ends is
+    /// sent again at once.
     pub fn resend(self, resend: Option<Duration>) -> Self {
         self.rewrap(move |socket| Req { socket, resend })
     }
@@ -75,8 +76,8 @@ pub enum RequestError {
     /// The connection that carried it ended, and resending is off: it may or may not have been served.
     #[error("the connection ended before the reply, and resending is off")]
     ConnectionLost,
-    /// Each connection that carried it ended at once, eight times in a row: the peer will not have it. Most likely
-    /// it is larger than the peer takes (`recv_max_size`).
+    /// Connections that carried it ended at once, eight times in a row and each newly opened: the peer will not have
+    /// it. Most likely it is larger than the peer takes (`recv_max_size`).
     #[error("undeliverable: each connection that carried it ended at once; larger than the peer takes?")]
     Undeliverable,
     /// The socket was closed.

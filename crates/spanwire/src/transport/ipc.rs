@@ -1,19 +1,20 @@
 //! `ipc://PATH`, a byte stream over a Unix socket; `unix://PATH` is the same, and on Linux `abstract://NAME`.
 //!
 //! Owns: the addresses' meaning, the socket's file, its mode and its end, and the peer's credentials. Never: a
-//! frame, a handshake, a retry or a wait (the engine's); never removes what is not a socket, nor a socket
-//! that anybody listens on.
+//! frame, a handshake, a retry or a wait (the engine's); never removes what is not a socket (but for the empty file
+//! of its own lock), nor a socket that anybody listens on.
 //!
 //! # Whose file it is
 //!
 //! A process that was killed leaves its file, and bind says that the address is in use. Only when the file is a
 //! socket and a connect to it is refused is it stale and removed. Between the test and the removal another
 //! process may do the same and bind, and its socket would be removed; between a bind and its listen, a live
-//! socket looks stale. So everything from bind to listen happens under a lock on `PATH.lock`, which exists only
-//! meanwhile. Whoever finds it taken has lost against the one that holds it, and is told that the address
-//! is in use. (A temporary name that is renamed in place would need no lock file but cannot tell
-//! which file it replaces.)
+//! socket looks stale. So everything from bind to listen happens under a lock on `.NAME.spanwire-bind` beside
+//! it, which is empty and exists only meanwhile. Whoever finds it taken has lost against the one that holds it, and is
+//! told that the address is in use; so is who finds there what is no such lock. (A temporary name that is renamed in
+//! place would need no lock file but cannot tell which file it replaces.)
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -179,7 +180,7 @@ impl Place {
             Place::Abstract(name) => {
                 use std::os::unix::ffi::OsStringExt;
                 let with_nul = [b"\0", name.as_slice()].concat();
-                SockAddr::unix(PathBuf::from(std::ffi::OsString::from_vec(with_nul)))
+                SockAddr::unix(PathBuf::from(OsString::from_vec(with_nul)))
             }
         }
     }
@@ -321,9 +322,11 @@ struct Lock {
 
 impl Lock {
     fn take(of: &Path) -> io::Result<Lock> {
-        let mut path = of.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
+        // A name that no program has for a file of its own, as `PATH.lock` would be.
+        let mut name = OsString::from(".");
+        name.push(of.file_name().unwrap_or_default());
+        name.push(".spanwire-bind");
+        let path = of.with_file_name(name);
         let taken = || io::Error::new(io::ErrorKind::AddrInUse, "another listener is being bound there");
         // A few rounds: the holder may remove its file between our open and our lock.
         for _ in 0..16 {
@@ -335,12 +338,21 @@ impl Lock {
                 // Whatever somebody put there is not followed and not waited for.
                 .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
                 .open(&path)?;
+            let locked = file.metadata()?;
+            if !locked.is_file() || locked.len() > 0 {
+                let path = path.display();
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!(
+                        "binding takes a lock on {path}, and what is there is no such lock: move it away"
+                    ),
+                ));
+            }
             match sys::try_lock(&file) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(taken()),
                 Err(e) => return Err(e),
             }
-            let locked = file.metadata()?;
             match fs::symlink_metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {
                     return Ok(Lock { path, _file: file });
@@ -483,6 +495,10 @@ impl Stream for IpcStream {
         Ok(!self.pending)
     }
 
+    fn short_read_is_empty(&self) -> bool {
+        sys::SHORT_IS_EMPTY
+    }
+
     fn facts(&self) -> Facts {
         let mut facts = Facts::new(self.local.clone(), self.remote.clone());
         if let Some(credentials) = sys::peer_credentials(&self.socket) {
@@ -525,7 +541,7 @@ mod tests {
         assert!(path.exists());
     }
 
-    fn names_in(dir: &tempfile::TempDir) -> Vec<std::ffi::OsString> {
+    fn names_in(dir: &tempfile::TempDir) -> Vec<OsString> {
         fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
     }
 
@@ -647,10 +663,28 @@ mod tests {
         let lock = Lock::take(&path).unwrap();
         in_use(&url, "being bound");
         drop(lock);
-        fs::write(dir.path().join("locked.lock"), "").unwrap();
+        fs::write(dir.path().join(".locked.spanwire-bind"), "").unwrap();
         let listener = bind(&url).unwrap();
         assert_eq!(names_in(&dir), ["locked"]);
         drop(listener);
+    }
+
+    #[test]
+    fn a_file_that_is_not_our_lock_is_neither_removed_nor_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, url) = place(&dir, "x");
+        // The customary name of an application's own lock or pid file.
+        let own = dir.path().join("x.lock");
+        fs::write(&own, "precious").unwrap();
+        let held = File::open(&own).unwrap();
+        sys::try_lock(&held).unwrap();
+        drop(bind(&url).unwrap());
+        assert_eq!(fs::read_to_string(&own).unwrap(), "precious");
+        // Whoever took our name for something else is told, and keeps it.
+        let odd = dir.path().join(".x.spanwire-bind");
+        fs::write(&odd, "precious").unwrap();
+        in_use(&url, ".x.spanwire-bind");
+        assert_eq!(fs::read_to_string(&odd).unwrap(), "precious");
     }
 
     #[test]

@@ -240,7 +240,7 @@ pub trait Stream: Send {
     fn establish(&mut self) -> io::Result<bool>;
 
     /// Whether a read that gave fewer bytes than asked for has emptied the stream, so that the next edge may be
-    /// awaited without reading again. True for sockets; false, the default, is always safe.
+    /// awaited without reading again. True for sockets behind epoll; false, the default, is always safe.
     fn short_read_is_empty(&self) -> bool {
         false
     }

@@ -3,9 +3,14 @@
 //!
 //! Owns: the only `unsafe` of the transports, each block with its reason. Never: keeps what the system
 //! lent beyond the call, and never blocks.
-#![cfg_attr(not(unix), allow(dead_code))]
+#![cfg_attr(not(unix), expect(dead_code, reason = "without them the transports that ask do not exist"))]
 
 use std::net::{IpAddr, SocketAddr};
+
+/// Whether a read that gave less than was asked for has emptied a socket, so that the next edge may be awaited
+/// without another read. So with epoll (epoll(7), "Do I need to continuously read/write"); other systems want to
+/// see the `WouldBlock`.
+pub(super) const SHORT_IS_EMPTY: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// Addresses of the network interface `name`, each with port 0: IPv4 first, then IPv6, link-local ones last
 /// and with their scope. Empty when there is no such interface or it has no address.

@@ -579,6 +579,10 @@ impl Stream for TcpStream {
         Ok(true)
     }
 
+    fn short_read_is_empty(&self) -> bool {
+        sys::SHORT_IS_EMPTY
+    }
+
     fn facts(&self) -> Facts {
         let text = |address: io::Result<SocketAddr>| address.map_or(String::new(), |a| format!("tcp://{a}"));
         Facts::new(text(self.socket.local_addr()), text(self.socket.peer_addr()))

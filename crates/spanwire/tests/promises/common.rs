@@ -14,6 +14,7 @@ use spanwire::Event;
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// SP ids.
+pub(crate) const PAIR: u16 = 0x10;
 pub(crate) const REP: u16 = 0x31;
 pub(crate) const REQ: u16 = 0x30;
 pub(crate) const PUSH: u16 = 0x50;

@@ -70,6 +70,10 @@ fn promise_06_offered_is_delivered_plus_counted_drops_for_every_policy_and_peer(
         let pipes = publisher.stats().pipes;
         assert_eq!(pipes.len(), 3);
         let here = format!("tcp://{}", stopped.local_addr().unwrap().as_socket().unwrap());
+        for p in &pipes {
+            let lost: u64 = p.drops.iter().map(|(_, n)| n).sum();
+            assert_eq!(p.tx_msgs + lost, OFFERED, "{overflow:?}: what was dropped is not counted as sent");
+        }
         let at = |remote: &str| remote == here || remote == here.trim_start_matches("tcp://");
         let dropped = |mine: bool| -> u64 {
             let pipes = pipes.iter().filter(|p| at(&p.remote) == mine);

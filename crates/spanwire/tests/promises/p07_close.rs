@@ -41,6 +41,28 @@ fn promise_07_close_drains_all_of_a_backlog_on_every_transport() {
 }
 
 #[test]
+fn promise_07_what_a_peer_sent_before_it_went_is_received_though_a_write_finds_it_gone_first() {
+    const SENT: u64 = 400;
+    for url in streams() {
+        let pair = Pair::builder().recv_queue(TIGHT).build().unwrap();
+        let url = pair.bind(&url).unwrap().url().to_owned();
+        let mut gone = peer(&url, PAIR);
+        // In one piece, which the kernel's buffer holds.
+        let frames: Vec<u8> = (0..SENT).flat_map(|n| frame(is_ipc(&url), &body(n))).collect();
+        gone.write_all(&frames).unwrap();
+        drop(gone);
+        for n in 0..SENT {
+            assert_eq!(pair.recv_timeout(SOON).unwrap(), body(n)[..], "{url}: {n} of {SENT}");
+            let _ = pair.try_send("thanks"); // the first are taken, then one finds nobody there
+        }
+        // Who comes next finds the place free.
+        let mut next = peer(&url, PAIR);
+        next.write_all(&frame(is_ipc(&url), b"next")).unwrap();
+        assert_eq!(pair.recv_timeout(SOON).unwrap(), "next", "{url}");
+    }
+}
+
+#[test]
 fn promise_07_a_dropped_socket_goes_on_sending_in_the_background() {
     for url in urls() {
         let pair = Pair::builder().recv_queue(TIGHT).build().unwrap();

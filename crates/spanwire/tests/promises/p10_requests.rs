@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use spanwire::transport::TcpOptions;
 use spanwire::{DropReason, Rep, Req, RequestError};
 
 use crate::common::*;
@@ -175,6 +176,7 @@ fn promise_10_of_many_open_requests_each_ends_when_the_replier_is_killed_in_thei
         let req = requester(None);
         req.connect(&url).unwrap();
         let pending: Vec<_> = (0..200u32).map(|n| req.start(n.to_be_bytes()).unwrap()).collect();
+        until("all have left", || rep.stats().rx_msgs == 200);
         let mut answered = Vec::new();
         for _ in 0..50 {
             let request = rep.recv_timeout(SOON).unwrap();
@@ -196,5 +198,47 @@ fn promise_10_of_many_open_requests_each_ends_when_the_replier_is_killed_in_thei
         }
         assert_eq!((good, lost), (50, 150), "{url}: replies given before the end arrive");
         assert_eq!(req.outstanding(), 0);
+    }
+}
+
+#[test]
+fn promise_10_what_had_not_begun_to_leave_when_a_replier_was_killed_is_served_by_the_next() {
+    const ASKED: usize = 200;
+    for resend in [Some(SOON * 10), None] {
+        let options = TcpOptions::default().send_buffer(Some(16 << 10));
+        let req = Req::builder().resend(resend).option(options).build().unwrap();
+        let url = req.bind(&tcp()).unwrap().url().to_owned();
+        let stopped = small_peer(&url, REP);
+        assert!(req.wait_for_peers(1, SOON));
+        let pending: Vec<_> = (0..ASKED).map(|n| req.start(vec![n as u8; 16 << 10]).unwrap()).collect();
+        drop(stopped);
+        until("its end is seen", || req.stats().pipes.is_empty());
+        let rep = Rep::new().unwrap();
+        rep.connect(&url).unwrap();
+        let stop = rep.clone();
+        let server = std::thread::spawn(move || {
+            while let Ok(request) = rep.recv() {
+                let body = request.body().clone();
+                let _ = request.reply(body);
+            }
+        });
+        let mut lost = 0;
+        for (n, pending) in pending.into_iter().enumerate() {
+            match pending.wait_timeout(SOON) {
+                Ok(reply) => assert_eq!(reply, vec![n as u8; 16 << 10][..]),
+                Err(RequestError::ConnectionLost) if resend.is_none() => lost += 1,
+                Err(e) => panic!("{n}: {e}"),
+            }
+        }
+        assert!(lost < ASKED / 2, "{lost} had begun to leave");
+        let stats = req.stats();
+        // One may have been written in part.
+        assert!(stats.dropped(DropReason::PipeClosed) <= 1, "{stats:?}");
+        if resend.is_none() {
+            assert_eq!(stats.tx_msgs, ASKED as u64, "each has left once");
+        }
+        drop(req);
+        stop.close(SOON).unwrap();
+        server.join().unwrap();
     }
 }

@@ -329,3 +329,32 @@ fn promise_12_a_child_may_have_sockets_of_its_own_and_the_parents_do_not_notice(
     publisher.send("z").unwrap();
     until("it comes", || sub.readiness().recv);
 }
+
+#[test]
+fn promise_12_a_child_that_takes_sockets_out_of_a_poller_takes_none_from_its_parent() {
+    if !alone(
+        "p12_threads_and_forks::promise_12_a_child_that_takes_sockets_out_of_a_poller_takes_none_from_its_parent",
+    ) {
+        return;
+    }
+    let sockets = Sockets::new(&tcp());
+    let mut poller = Poller::new().unwrap();
+    let key = poller.add(&sockets.pull, Interest::RECV).unwrap();
+    in_fork(|| {
+        if !poller.remove(key) {
+            return 60;
+        }
+        let own = Pull::new().unwrap();
+        if !matches!(poller.add(&own, Interest::RECV), Err(Error::Forked))
+            || !matches!(poller.wait(Some(SOON)), Err(Error::Forked))
+        {
+            return 61;
+        }
+        0
+    });
+    sockets.push.send("x").unwrap();
+    assert_eq!(poller.wait(Some(SOON)).unwrap().len(), 1, "the parent hears of its socket");
+    drop(poller);
+    assert_eq!(sockets.pull.try_recv().unwrap(), "x");
+    sockets.work();
+}

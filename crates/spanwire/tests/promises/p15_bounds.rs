@@ -14,7 +14,7 @@ use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use spanwire::transport::TcpOptions;
-use spanwire::{Limit, Pull, Push, SendError};
+use spanwire::{Limit, Pub, Pull, Push, SendError, Slow};
 
 use crate::common::*;
 
@@ -218,4 +218,29 @@ fn promise_15_no_peer_is_a_choice_wait_or_fail() {
         until("it has gone", || fails.peers() == 0);
         assert!(matches!(fails.send("x"), Err(SendError::NoPeer(_))));
     }
+}
+
+#[test]
+fn promise_15_a_closed_endpoint_whose_peer_stands_still_is_not_ready_and_holds_nobody_up() {
+    let small = || TcpOptions::default().send_buffer(Some(16 << 10));
+    let push = Push::builder().option(small()).build().unwrap();
+    let at = push.bind(&tcp()).unwrap();
+    let _stopped = small_peer(at.url(), PULL);
+    assert!(push.wait_for_peers(1, SOON));
+    for _ in 0..50 {
+        push.send(vec![7; 64 << 10]).unwrap();
+    }
+    assert!(push.readiness().send);
+    at.close();
+    assert!(!push.readiness().send && push.try_send("x").is_err());
+    assert!(push.stats().pipes[0].queued > 0, "it has not closed, the test shows nothing otherwise");
+    let publisher =
+        Pub::builder().slow(Slow::Wait).send_queue(Limit::messages(9)).option(small()).build().unwrap();
+    let at = publisher.bind(&tcp()).unwrap();
+    let _stopped = small_peer(at.url(), SUB);
+    assert!(publisher.wait_for_peers(1, SOON));
+    while publisher.try_send(vec![7; 64 << 10]).is_ok() {}
+    assert!(!publisher.readiness().send);
+    at.close();
+    assert!(publisher.readiness().send);
 }

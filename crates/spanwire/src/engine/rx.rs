@@ -1,0 +1,335 @@
+//! The reading half of a connection: bytes to messages, as many as there is room for.
+//!
+//! Small frames are read many at a time into a buffer that all pipes of a socket share; a large one is read
+//! straight into the buffer that its message will own.
+//!
+//! Owns: what was read and not yet decoded. Never: allocates on a peer's word, or lets a reader's or a
+//! decoder's panic out.
+
+use std::io::{ErrorKind, IoSliceMut, Read};
+use std::sync::Arc;
+
+use super::contain::contain;
+use super::pool::Pool;
+use crate::protocol::Reason;
+use crate::transport::MessageReader;
+use crate::wire::{Decoder, Inbox, Input, WireError};
+
+/// What is read at once, in bytes; the buffer is shared by all pipes of a socket.
+const READ: usize = 256 * 1024;
+/// A frame of which more than this is missing gets a buffer of its own, read straight into.
+const OWN: usize = 32 * 1024;
+/// Read behind a large frame: the head of the next, and not so much of its body that copying it would hurt.
+const SPILL: usize = 1024;
+
+pub(crate) enum Rx {
+    Stream(StreamRx),
+    Messages(Box<dyn MessageReader>),
+}
+
+/// The bytes of a stream that are not decoded yet.
+pub(crate) struct StreamRx {
+    reader: Box<dyn Read + Send>,
+    decoder: Box<dyn Decoder>,
+    /// What was left of the last read: less than a frame, or all that came while the queue was full.
+    partial: Vec<u8>,
+    /// A large frame on its way.
+    large: Option<Large>,
+    pool: Arc<Pool>,
+    /// `partial` holds whole frames: decode before reading more.
+    undecoded: bool,
+    /// A read that came back short has emptied the stream.
+    short_is_empty: bool,
+    /// The peer has ended its direction: read until that is seen.
+    ending: bool,
+    recv_max: usize,
+}
+
+/// A large frame on its way.
+struct Large {
+    /// Where it goes; from the pool it may be longer.
+    buf: Vec<u8>,
+    /// How much of it is there.
+    have: usize,
+    /// How long it will be.
+    total: usize,
+}
+
+/// What a read found.
+pub(crate) enum Filled {
+    /// Nothing more until an edge.
+    Empty,
+    /// There may be more.
+    More,
+    End(Reason),
+}
+
+impl Rx {
+    /// Reads what there is, as far as `inbox` has room.
+    pub(crate) fn fill(&mut self, scratch: &mut Vec<u8>, inbox: &mut Inbox) -> Filled {
+        let filled = contain(|| {
+            Ok(match self {
+                Rx::Stream(rx) => rx.fill(scratch, inbox),
+                Rx::Messages(reader) => match reader.recv(inbox)? {
+                    true => Filled::Empty,
+                    false => Filled::More,
+                },
+            })
+        });
+        match filled {
+            Ok(filled) => filled,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Filled::Empty,
+            Err(e) => Filled::End(broken(&e)),
+        }
+    }
+
+    /// Whether there are whole frames that only wait for room.
+    pub(crate) fn is_undecoded(&self) -> bool {
+        matches!(self, Rx::Stream(rx) if rx.undecoded)
+    }
+
+    /// From here on a short read is not taken for an empty stream: an end may lie behind it.
+    pub(crate) fn end_is_near(&mut self) {
+        if let Rx::Stream(rx) = self {
+            rx.end_is_near();
+        }
+    }
+
+    /// Reads and forgets; `true` at the end of the stream.
+    pub(crate) fn drained(&mut self, scratch: &mut Vec<u8>) -> bool {
+        const ROUNDS: usize = 16;
+        let Rx::Stream(rx) = self else { return true };
+        if scratch.is_empty() {
+            scratch.resize(READ, 0);
+        }
+        for _ in 0..ROUNDS {
+            match contain(|| rx.reader.read(scratch)) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return e.kind() != ErrorKind::WouldBlock,
+            }
+        }
+        true // a peer that only talks and never listens is not waited for
+    }
+}
+
+impl StreamRx {
+    pub(super) fn new(
+        reader: Box<dyn Read + Send>,
+        decoder: Box<dyn Decoder>,
+        pool: Arc<Pool>,
+        short_is_empty: bool,
+        recv_max: usize,
+    ) -> Self {
+        StreamRx {
+            reader,
+            decoder,
+            partial: Vec::new(),
+            large: None,
+            pool,
+            undecoded: false,
+            short_is_empty,
+            ending: false,
+            recv_max,
+        }
+    }
+
+    pub(crate) fn end_is_near(&mut self) {
+        self.ending = true;
+    }
+
+    /// What is left belongs to a handshake: it takes more bytes, and no room.
+    pub(crate) fn still_greets(&mut self) {
+        self.undecoded = false;
+    }
+
+    /// The handshake is over: what is left of it may be whole frames.
+    pub(crate) fn greeted(&mut self) {
+        self.undecoded = !self.partial.is_empty();
+    }
+
+    pub(crate) fn fill(&mut self, scratch: &mut Vec<u8>, inbox: &mut Inbox) -> Filled {
+        if scratch.is_empty() {
+            scratch.resize(READ, 0);
+        }
+        if self.large.is_some() {
+            return self.fill_large(scratch, inbox);
+        }
+        let keep = self.partial.len();
+        if scratch.len() <= keep {
+            // Whole messages of a large frame, which wait for room: a read of no bytes would look like an end.
+            scratch.resize(keep + READ, 0);
+        }
+        let mut end = keep;
+        let mut filled = Filled::More;
+        scratch[..keep].copy_from_slice(&self.partial);
+        if !self.undecoded {
+            let space = scratch.len() - keep;
+            match self.reader.read(&mut scratch[keep..]) {
+                Ok(0) => return Filled::End(Reason::Peer),
+                Ok(n) => {
+                    end += n;
+                    if n < space && self.short_is_empty && !self.ending {
+                        filled = Filled::Empty;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Filled::Empty,
+                Err(e) if e.kind() == ErrorKind::Interrupted => return Filled::More,
+                Err(e) => return Filled::End(broken(&e)),
+            }
+        }
+        match self.decode(&scratch[..end], scratch.len(), inbox) {
+            Some(reason) => Filled::End(reason),
+            None => filled,
+        }
+    }
+
+    /// Decodes `bytes`, which lie in a buffer of `full` bytes that others use next, and keeps the rest.
+    fn decode(&mut self, bytes: &[u8], full: usize, inbox: &mut Inbox) -> Option<Reason> {
+        let mut input = Input::new(bytes);
+        let result = self.decoder.input(&mut input, inbox);
+        let (used, need) = input.done();
+        match result {
+            Ok(()) => self.keep(&bytes[used..], need, inbox.wants_more(), full),
+            Err(e) => Some(wire_reason(e)),
+        }
+    }
+
+    /// Keeps what was not consumed, in the place that fits.
+    fn keep(&mut self, rest: &[u8], mut need: usize, decoded_all: bool, full: usize) -> Option<Reason> {
+        self.partial.clear();
+        self.undecoded = !decoded_all && !rest.is_empty();
+        if decoded_all && need <= rest.len() && rest.len() > full / 2 {
+            need = rest.len() + OWN; // a decoder that gives no hint, and a frame larger than the buffer
+        }
+        // A little more than the shared buffer holds is large too: with the buffer full there would be no room to
+        // read, which looks like the peer's end.
+        if decoded_all && need > rest.len() && (need - rest.len() > OWN || need > full) {
+            if need > self.recv_max.saturating_add(2 * READ) {
+                return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
+            }
+            let mut buf = self.pool.take(need).unwrap_or_default();
+            if buf.len() < rest.len() {
+                buf.resize(rest.len(), 0);
+            }
+            buf[..rest.len()].copy_from_slice(rest);
+            self.large = Some(Large { buf, have: rest.len(), total: need });
+            self.partial = Vec::new();
+            return None;
+        }
+        if rest.is_empty() && self.partial.capacity() > OWN {
+            self.partial = Vec::new();
+        }
+        self.partial.extend_from_slice(rest);
+        None
+    }
+
+    /// Reads on in a large frame, straight into its place; what comes behind it goes to `scratch`, so that a
+    /// stream of large frames takes one read for each.
+    fn fill_large(&mut self, scratch: &mut [u8], inbox: &mut Inbox) -> Filled {
+        let Some(Large { buf, have, total }) = &mut self.large else { return Filled::More };
+        if !inbox.wants_more() {
+            return Filled::More;
+        }
+        if *have == buf.len() && buf.len() < *total {
+            // Memory follows what has arrived: at most as much again.
+            let grown = (*have * 2).max(2 * OWN).min(*total);
+            buf.reserve_exact(grown - buf.len());
+            buf.resize(grown, 0);
+        }
+        let end = buf.len().min(*total);
+        let space = end - *have;
+        let spill = if end == *total { &mut scratch[..SPILL] } else { &mut [] };
+        let room = space + spill.len();
+        let mut slices = [IoSliceMut::new(&mut buf[*have..end]), IoSliceMut::new(spill)];
+        let n = match self.reader.read_vectored(&mut slices) {
+            Ok(0) => return Filled::End(Reason::Peer),
+            Ok(n) => n,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Filled::Empty,
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Filled::More,
+            Err(e) => return Filled::End(broken(&e)),
+        };
+        let filled =
+            if n < room && self.short_is_empty && !self.ending { Filled::Empty } else { Filled::More };
+        *have += n.min(space);
+        if *have < *total {
+            return filled;
+        }
+        let Some(Large { buf, total, .. }) = self.large.take() else { return filled };
+        let all = self.pool.lend(buf, total);
+        let mut input = Input::own(all.clone());
+        let result = self.decoder.input(&mut input, inbox);
+        let (used, need) = input.done();
+        drop(input);
+        if let Err(e) = result {
+            return Filled::End(wire_reason(e));
+        }
+        let behind = &scratch[..n - space];
+        let ended = if used == all.len() {
+            self.decode(behind, READ, inbox)
+        } else {
+            // A decoder that did not take all that it asked for: what is left goes before what came behind.
+            self.keep(&[&all[used..], behind].concat(), need, inbox.wants_more(), READ)
+        };
+        ended.map_or(filled, Filled::End)
+    }
+}
+
+/// The reason in an error of a connection.
+pub(crate) fn broken(e: &std::io::Error) -> Reason {
+    match e.kind() {
+        ErrorKind::UnexpectedEof => Reason::Peer,
+        _ => match e.get_ref().and_then(|inner| inner.downcast_ref::<WireError>()) {
+            Some(wire) => wire_reason(wire.clone()),
+            None => Reason::Broken(e.to_string()),
+        },
+    }
+}
+
+fn wire_reason(e: WireError) -> Reason {
+    match e {
+        WireError::BadHandshake => Reason::BadHandshake,
+        WireError::TooBig { size, limit } => Reason::TooBig { size, limit },
+        WireError::BadFrame(why) => Reason::BadFrame(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Message;
+    use crate::protocol::ProtocolInfo;
+    use crate::wire::{Hello, Side, Sp, Wire};
+
+    /// Receives `sizes` from a stream of which everything is there at once, and tells how it ended.
+    fn receive(sizes: &[usize]) -> (Vec<usize>, Reason) {
+        let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
+        for size in sizes {
+            bytes.extend((*size as u64).to_be_bytes());
+            bytes.resize(bytes.len() + size, 7);
+        }
+        let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
+        let (decoder, _) =
+            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
+        let mut rx =
+            StreamRx::new(Box::new(std::io::Cursor::new(bytes)), decoder, Arc::default(), false, 1 << 20);
+        let mut inbox = Inbox::with_budget(1000);
+        let mut scratch = Vec::new();
+        loop {
+            if let Filled::End(reason) = rx.fill(&mut scratch, &mut inbox) {
+                return (inbox.messages.iter().map(Message::len).collect(), reason);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_a_little_larger_than_the_read_buffer_does_not_look_like_an_end() {
+        // It filled the buffer, and the next read had no room: 0 bytes, as at the end of a stream.
+        let around = [READ - OWN, READ - 8, READ, READ + OWN];
+        for size in around.into_iter().flat_map(|at| at - 10..at + 10) {
+            let sizes = [size, 3, size, 0];
+            assert_eq!(receive(&sizes), (sizes.to_vec(), Reason::Peer), "{size}");
+        }
+    }
+}
