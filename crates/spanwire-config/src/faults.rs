@@ -97,6 +97,8 @@ mod on {
         ("fork-is-no-conflict", "a node with another chain at the head is not seen"),
         ("unjudged-is-served", "who shows what the log does not know gets data before it is judged"),
         ("conflict-acks-count", "a node of another history is counted as having reached what it names"),
+        ("vacant-begins-anew", "a lost namespace begins anew although a node showed it"),
+        ("freeze-ignored", "commits go on in a store that was shown to be old"),
         ("flight-unlimited", "any number of steps that were not acknowledged"),
         ("log-unlimited", "the log is never cut"),
         ("log-by-revision", "a step of the log serves whoever names its revision, in whatever history"),

@@ -36,7 +36,9 @@ impl NsAuthority {
         }
         let Some(durable) = &self.durable else {
             // A namespace that a node has shown does not begin anew by a commit.
-            self.fresh = None;
+            if !planted("vacant-begins-anew") {
+                self.fresh = None;
+            }
             return out.push(judge(head, Verdict::Recorded));
         };
         let own = durable.head.position;
@@ -118,7 +120,7 @@ impl NsAuthority {
             out.push(AuthorityAction::Alarm(Alarm::Claim { node, shown }));
             return;
         }
-        if !matches!(self.mode, Mode::Serving) {
+        if !matches!(self.mode, Mode::Serving) || planted("freeze-ignored") {
             return;
         }
         out.push(AuthorityAction::Alarm(Alarm::OldStore { node, shown }));

@@ -395,15 +395,25 @@ fn an_old_head_that_is_repeated_does_not_make_who_refused_the_newest_behind() {
 #[test]
 fn a_transfer_that_the_node_has_already_is_acknowledged_all_the_same() {
     let (mut a, mut r, mut link) = pair();
-    // Asked anew before the step arrives: the sender sends it twice, and forgets the first.
     r.call(|r, cx| r.retry(cx));
-    let ask = r.drain(link.below, usize::MAX);
-    let at = commit(&mut a, &puts([("a", "2")]));
-    r.arrive(link.below, a.drain(link.above, usize::MAX));
+    let mut up = r.drain(link.below, usize::MAX);
+    // As large as a window, so that nothing follows it before it is acknowledged.
+    commit(&mut a, &puts([("a", &"2".repeat(300_000))]));
+    loop {
+        let down = a.drain(link.above, usize::MAX);
+        if down.is_empty() {
+            break;
+        }
+        r.arrive(link.below, down);
+        let credit = r.drain(link.below, usize::MAX);
+        a.arrive(link.above, credit);
+    }
     accept(&mut r, Level::Applied);
-    let report = r.drain(link.below, usize::MAX);
-    a.arrive(link.above, ask);
-    a.arrive(link.above, report);
+    // The older request and the report come in one: the sender forgets what was in flight, and sends it again.
+    up.extend(r.drain(link.below, usize::MAX));
+    a.arrive(link.above, up);
     link.flow(&mut a, &mut r);
-    assert_eq!(a.protocol.reached(at, Level::Applied), 1);
+    let at = commit(&mut a, &puts([("a", "3")]));
+    link.flow(&mut a, &mut r);
+    assert_eq!(accept(&mut r, Level::Applied).position(), at);
 }

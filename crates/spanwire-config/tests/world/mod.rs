@@ -9,6 +9,7 @@ pub(crate) mod oracle;
 use std::time::Duration;
 
 use spanwire::Message;
+use spanwire_config::sign::Secret;
 use spanwire_config::wire::Frame;
 use spanwire_config::{ChangeSet, Epoch, Id, Key, Limits, Place, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Fault, Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step, Way, What};
@@ -71,6 +72,8 @@ pub(crate) struct Cluster {
     /// The twin is to start from a copy of the authority's store.
     fork: bool,
     servers: usize,
+    /// What nodes show is judged some time after they showed it.
+    lazy: bool,
     server_settings: Vec<Settings>,
     node_settings: Vec<ReplicaSettings>,
 }
@@ -88,6 +91,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
     let agents = 2 + rng.below(5);
     let lies = rng.one_in(3);
     let wide = !rng.one_in(4);
+    let (lazy, keys) = (rng.one_in(4), rng.one_in(8));
 
     let mut routes = Vec::new();
     for agent in 0..agents {
@@ -117,6 +121,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
             // Shorter or longer than a replica waits before it asks again.
             stall: if rng.one_in(2) { STALL } else { STALL * 2 },
             hello: HELLO,
+            secret: keys.then(|| Secret::from_seed(1, &[7; 32])),
             ..Settings::default()
         })
         .collect();
@@ -144,10 +149,11 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
     let plan = plan(&mut rng, second, servers, agents, &routes, lies);
     Setup {
         model: Cluster {
-            oracle: Oracle::new(servers, &routes, lies, second == Second::Twin),
+            oracle: Oracle::new(servers, &routes, lies, second == Second::Twin, keys),
             second,
             fork: false,
             servers,
+            lazy,
             server_settings,
             node_settings,
         },
@@ -319,21 +325,28 @@ impl Model for Cluster {
             self.oracle.store_copied(node);
         }
         self.oracle.server_starts(node);
-        Party::Server(Server::start(self.server_settings[node].clone(), io))
+        Party::Server(Server::start(self.server_settings[node].clone(), self.lazy, io))
     }
 
     fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {
         match op {
             Op::Commit { server, puts, deletes, poison } => {
                 let changes = changes(puts, deletes, *poison);
-                with_server(net, *server, |server, io| {
-                    if !server.put(io, &changes) && server.is_vacant() && !io.disk.is_crashed() {
-                        // Nodes show a history of before: only an operator begins another.
+                let anew = with_server(net, *server, |server, io| {
+                    let vacant = server.is_vacant();
+                    let taken = server.put(io, &changes);
+                    let stuck = server.is_vacant() || server.is_frozen() && io.rng().one_in(4);
+                    if !taken && stuck && !io.disk.is_crashed() {
+                        // Nodes show another history: only an operator leads on.
                         let mut content = State::new();
                         content.apply(&changes);
                         server.new_epoch(io, 0, &content);
                     }
+                    vacant && taken
                 });
+                if anew == Some(true) && self.oracle.seen(*server) > 0 {
+                    return Err("invariant 13: a namespace that a node showed begins anew by a commit".into());
+                }
                 restart_if_failed(net, *server);
             }
             Op::NewEpoch { server } => {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use spanwire::protocol::{Protocol, Receives, Time};
+use spanwire_config::sign::Secret;
 use spanwire_config::source::{
     Batch, Disk, Embedded, Health, Record, Recovered, Snapshot, Source, SourceError,
 };
@@ -70,14 +71,18 @@ pub(crate) struct Server {
     /// The disk is in here while the store uses it.
     shelf: Shelf,
     tickets: u64,
+    /// What nodes show is looked at some time later: the thread that does it has to wait its turn.
+    pub(crate) lazy: bool,
+    due: Option<Time>,
 }
 
 impl Server {
-    pub(crate) fn start(settings: Settings, io: &mut Io<'_, Folder>) -> Server {
+    pub(crate) fn start(settings: Settings, lazy: bool, io: &mut Io<'_, Folder>) -> Server {
         let (folder, shelf) = (io.disk.read().clone(), Shelf::default());
         let machine = NsSettings {
             log_commits: settings.log_commits,
             log_bytes: settings.log_bytes,
+            keys: settings.secret.as_ref().map(Secret::public).unwrap_or_default(),
             ..NsSettings::default()
         };
         let open = |shelf: &Shelf| {
@@ -105,7 +110,7 @@ impl Server {
         };
         let distributor = Distributor::new(settings.clone(), driver.machine().origin());
         let socket = Scripted::new(distributor, ROOM, io.rng().next());
-        let mut server = Server { socket, settings, driver, shelf, tickets: 0 };
+        let mut server = Server { socket, settings, driver, shelf, tickets: 0, lazy, due: None };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
         server
@@ -113,7 +118,17 @@ impl Server {
 
     pub(crate) fn handle(&mut self, event: Event, io: &mut Io<'_, Folder>) {
         self.socket.handle(event, io);
-        self.look(io);
+        let shown = self.socket.protocol().has_shown();
+        if !self.lazy {
+            self.look(io);
+        } else if self.due.is_some_and(|due| due <= io.now()) {
+            self.due = None;
+            self.look(io);
+        } else if shown {
+            let wait = Duration::from_millis(30);
+            let due = *self.due.get_or_insert(io.now() + wait);
+            io.wake_at(due);
+        }
     }
 
     /// The machine is told what nodes show.
@@ -169,8 +184,15 @@ impl Server {
         matches!(self.driver.machine().mode(), Mode::ReadOnly(ReadOnly::Store(_)))
     }
 
+    pub(crate) fn is_frozen(&self) -> bool {
+        matches!(self.driver.machine().mode(), Mode::ReadOnly(ReadOnly::Old { .. }))
+    }
+
     /// Commits if the newest position is `at`.
     pub(crate) fn put_at(&mut self, io: &mut Io<'_, Folder>, changes: &ChangeSet, at: Place) -> bool {
+        if self.is_vacant() {
+            self.look(io);
+        }
         let (request, intent) = (random_id(io), Intent::Change(changes.clone()));
         let (author, note) = (String::new(), String::new());
         let request = Request { request, expect: Some(at), intent, author, note, stamp: 0 };
@@ -186,6 +208,7 @@ impl Server {
         number: u64,
         content: &State,
     ) -> Option<Position> {
+        self.look(io);
         self.driver.machine_mut().reserve_epoch(number);
         let incarnation = random_id(io);
         let vacant = self.is_vacant();

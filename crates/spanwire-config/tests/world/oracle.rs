@@ -142,6 +142,9 @@ pub(crate) struct Oracle {
     servers: usize,
     lies: bool,
     twin: bool,
+    keys: bool,
+    /// The epoch in which a server was shown, with a signature, that its store is old: since it started.
+    frozen: Vec<Option<Epoch>>,
     /// Highest epoch number that nodes showed to each server since it started.
     seen: Vec<u64>,
     /// What each server's store has held.
@@ -221,7 +224,7 @@ pub(crate) fn describe(message: &Message) -> String {
 }
 
 impl Oracle {
-    pub(crate) fn new(servers: usize, routes: &[Route], lies: bool, twin: bool) -> Oracle {
+    pub(crate) fn new(servers: usize, routes: &[Route], lies: bool, twin: bool, keys: bool) -> Oracle {
         let nodes = routes.iter().map(|route| route.from + 1).max().unwrap_or(servers);
         Oracle {
             counts: Counts::default(),
@@ -229,6 +232,8 @@ impl Oracle {
             servers,
             lies,
             twin,
+            keys,
+            frozen: vec![None; servers],
             seen: vec![0; servers],
             lineage: vec![BTreeSet::new(); servers],
             committed: BTreeMap::new(),
@@ -289,6 +294,7 @@ impl Oracle {
         self.counts.starts += 1;
         self.records[server].clear();
         self.seen[server] = 0;
+        self.frozen[server] = None;
     }
 
     /// Highest epoch number that nodes showed to this server since it started.
@@ -321,6 +327,12 @@ impl Oracle {
         };
         if self.last[server].as_ref().is_some_and(|last| last.shown() == head.shown()) {
             return Ok(());
+        }
+        if self.frozen[server] == Some(head.position.epoch) && !self.lineage[server].contains(&fact(head)) {
+            return Err(format!(
+                "invariant 7: {} is committed in a store that was shown as old",
+                head.position
+            ));
         }
         self.lineage[server].insert(fact(head));
         let at = place(&head.position);

@@ -227,15 +227,18 @@ impl Oracle {
         };
         let id = net.disk(talk.node).map(|disk| disk.read().id).unwrap_or_default();
         let said = at.socket.protocol().status().iter().any(|n| n.node == id && n.conflict);
-        if said != expected {
+        let (lazy, at_server, epoch) = (at.lazy, talk.server, head.position.epoch);
+        if said != expected && !lazy {
             return Err(format!(
                 "invariant 7: node {} shows {} to a server at {}; conflict said: {said}",
                 talk.node, have.position, head.position
             ));
         }
-        let epoch = head.position.epoch;
         if let (true, Some(talk)) = (expected, self.conversations.get_mut(&link)) {
             talk.contradicts = Some(epoch);
+            if self.keys && !lazy {
+                self.frozen[at_server] = Some(epoch);
+            }
         }
         Ok(())
     }
