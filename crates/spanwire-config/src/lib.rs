@@ -58,6 +58,7 @@ mod model;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
+mod relay;
 mod replica;
 mod sender;
 #[cfg(all(unix, feature = "sync"))]
@@ -78,9 +79,10 @@ pub use digest::{Digest, LtHash};
 pub use driver::Driver;
 pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
+pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
 pub use sender::{Distributor, NodeStatus, Origin, Settings, Stale};
-pub use wire::{Level, NackCode};
+pub use wire::{Level, NackCode, NodeKind};
 
 #[cfg(doctest)]
 mod documents {

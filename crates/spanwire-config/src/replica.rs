@@ -10,6 +10,7 @@
 //! [`recv`](spanwire::protocol::Receives::recv) and [`Replica::ack`] or [`Replica::nack`]).
 
 mod heads;
+mod relay;
 mod transfer;
 mod words;
 
@@ -24,7 +25,8 @@ use spanwire::protocol::{
 
 use crate::faults::planted;
 use crate::wire::{
-    Ack, Frame, Goodbye, GoodbyeCode, Level, MIN_CHUNK, NackCode, NamespaceStatus, SLICE, WantReason, Welcome,
+    Ack, Frame, Goodbye, GoodbyeCode, Level, MIN_CHUNK, NackCode, NamespaceStatus, NodeKind, SLICE,
+    WantReason, Welcome,
 };
 use crate::{Base, ClusterId, Head, Id, Key, Limits, Position, RECEIVER, SENDER, ServerId, State};
 
@@ -42,6 +44,8 @@ pub struct ReplicaSettings {
     pub namespace: String,
     /// This node: random, and kept across restarts. Default: zeros; give each its own.
     pub node: Id,
+    /// A relay serves to others what it holds; its node id is its server id. Default: a replica.
+    pub kind: NodeKind,
     /// Start number: high 32 bits counted on disk at each start, low 32 bits random.
     pub boot: u64,
     /// For people: at most 256 bytes.
@@ -66,6 +70,7 @@ impl Default for ReplicaSettings {
             cluster: Id::default(),
             namespace: "config".into(),
             node: Id::default(),
+            kind: NodeKind::Replica,
             boot: 0,
             name: String::new(),
             labels: Vec::new(),
@@ -154,6 +159,7 @@ struct Up {
     heard: Time,
     beacon: Duration,
     server: Option<ServerId>,
+    path: Vec<ServerId>,
     status: Option<NamespaceStatus>,
     taken: u64,
     credited: u64,
@@ -166,6 +172,8 @@ struct Up {
 /// What is said upward again when there is room again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Word {
+    /// Who it is, once more: another boot, or another pipe in use.
+    Hello,
     Want(WantReason),
     Credit,
     Report,
@@ -225,6 +233,7 @@ pub struct Replica {
     fresh: Option<Time>,
     was_fresh: bool,
     stale_boot: Option<u64>,
+    relayed: relay::Relayed,
     ticking: bool,
 }
 
@@ -256,6 +265,7 @@ impl Replica {
             fresh: None,
             was_fresh: false,
             stale_boot: None,
+            relayed: relay::Relayed::default(),
             ticking: false,
         }
     }
@@ -312,12 +322,16 @@ impl Replica {
     }
 
     /// The node took another start number or id, after a server had said that it knows a higher start number
-    /// of it. Pipes opened from now on say it.
+    /// of it. It is said on every pipe, at the next beacon time at the latest.
     pub fn set_identity(&mut self, node: Id, boot: u64) {
         self.settings.node = node;
         self.settings.boot = boot;
         self.attempt = 0;
         self.stale_boot = None;
+        for (_, up) in self.pipes.iter_mut() {
+            // What was reported was reported of another process.
+            up.owed.extend([Word::Hello, Word::Report, Word::Refusals]);
+        }
     }
 
     /// Asks for what was refused to be offered again: the cause (a full disk) may have passed.
@@ -416,9 +430,13 @@ impl Replica {
     }
 
     fn on_welcome(&mut self, cx: &mut Cx<'_>, pipe: PipeId, welcome: Welcome) {
+        if self.refuses_path(cx, pipe, &welcome) {
+            return;
+        }
         let Some(up) = self.pipes.get_mut(pipe) else { return };
         let first = up.server.is_none();
         up.server = Some(welcome.server);
+        up.path = welcome.path;
         up.beacon = Duration::from_millis(u64::from(welcome.beacon_ms.clamp(10, 60_000)));
         up.window = self.settings.window.min(welcome.window);
         let mine = welcome.namespaces.iter().find(|(name, _)| *name == self.settings.namespace);
@@ -430,15 +448,17 @@ impl Replica {
         }
         if first {
             self.pay(cx, pipe);
+            if self.active == Some(pipe) {
+                self.converse();
+            }
         }
         self.schedule(cx);
         cx.wake(CHANGED);
     }
 
     fn on_goodbye(&mut self, cx: &mut Cx<'_>, pipe: PipeId, goodbye: &Goodbye) {
-        if goodbye.code == GoodbyeCode::StaleBoot && goodbye.detail > self.settings.boot {
-            self.stale_boot = Some(goodbye.detail);
-            cx.wake(CHANGED);
+        if goodbye.code == GoodbyeCode::StaleBoot {
+            self.raise_boot(cx, goodbye.detail);
         }
         cx.count("goodbyes", 1);
         cx.close(
@@ -476,6 +496,7 @@ impl Replica {
             }
             Frame::Beacon(_) => {}
             Frame::Slice(slice) => self.on_slice(cx, pipe, *slice),
+            Frame::Stale(node, boot) => self.on_stale(cx, node, boot),
             Frame::Goodbye(goodbye) => {
                 self.on_goodbye(cx, pipe, &goodbye);
                 return false;
@@ -508,7 +529,8 @@ impl Replica {
         self.active = next.map(|(pipe, _)| pipe);
         self.behind_anew(cx);
         if self.active.is_some() && !planted("reserve-silent") {
-            self.say(cx, Word::Want(WantReason::New));
+            // A later attempt than that of any pipe before: this is where it is.
+            self.say(cx, Word::Hello);
             self.say(cx, Word::Report);
             self.say(cx, Word::Refusals);
         }
@@ -536,7 +558,13 @@ impl Replica {
             let Some(up) = self.pipes.get(pipe) else { continue };
             if now.saturating_since(up.heard) > up.beacon * PATIENCE && !planted("dead-upstream-kept") {
                 cx.close(pipe, Reason::Protocol("no word for three beacon times"));
-            } else if up.taken > up.credited && !planted("credit-by-ack") && !planted("small-credit-kept") {
+                continue;
+            }
+            if up.owed.contains(&Word::Hello) {
+                self.pay(cx, pipe);
+            }
+            let Some(up) = self.pipes.get(pipe) else { continue };
+            if up.taken > up.credited && !planted("credit-by-ack") && !planted("small-credit-kept") {
                 self.say_on(cx, pipe, Word::Credit);
             }
         }
@@ -581,6 +609,7 @@ impl Protocol for Replica {
             heard: cx.now(),
             beacon: self.settings.beacon,
             server: None,
+            path: Vec::new(),
             status: None,
             taken: 0,
             credited: 0,

@@ -13,6 +13,7 @@
 
 mod hear;
 mod nodes;
+mod relay;
 mod session;
 mod transfer;
 
@@ -27,6 +28,7 @@ use spanwire::protocol::{
 
 pub use nodes::NodeStatus;
 use nodes::Nodes;
+use relay::Part;
 use session::{Session, Standing};
 use transfer::size;
 
@@ -101,18 +103,25 @@ pub struct Origin {
     opened: u32,
     last: Option<(Head, State)>,
     steps: Vec<Step>,
+    passes: bool,
 }
 
 impl Origin {
     /// A history that is yet to begin; until then nodes are told to wait. `opened` says how often the store was
     /// opened, this time included, and must be durable: its low 24 bits lead every `seq` of this run.
     pub fn pending(opened: u32) -> Origin {
-        Origin { opened, last: None, steps: Vec::new() }
+        Origin { opened, last: None, steps: Vec::new(), passes: false }
     }
 
     /// A history that goes on from a stored state.
     pub fn restored(head: Head, state: State, opened: u32) -> Origin {
-        Origin { opened, last: Some((head, state)), steps: Vec::new() }
+        Origin { opened, last: Some((head, state)), steps: Vec::new(), passes: false }
+    }
+
+    /// What a relay serves: HEADs go out as they came, and the table of nodes is told upward. It begins with what
+    /// it has verified, if anything.
+    pub fn passed(last: Option<(Head, State)>) -> Origin {
+        Origin { opened: 0, last, steps: Vec::new(), passes: true }
     }
 
     /// With the batches that led to that state, oldest first, and what they begin from: who is behind by some of
@@ -162,6 +171,12 @@ pub struct Distributor {
     settings: Settings,
     /// The newest HEAD and its state; `None` until the first commit.
     published: Option<(Head, State)>,
+    /// HEADs are those of a server above, and go out as they came.
+    passes: bool,
+    /// Servers from the authority to here.
+    path: Vec<ServerId>,
+    /// The whole table is being told upward: it is yet to begin, or to end.
+    telling: Option<Part>,
     seq: u64,
     log: VecDeque<Step>,
     log_bytes: usize,
@@ -186,13 +201,16 @@ impl Distributor {
     ///
     /// A namespace name beyond its 128 bytes is cut.
     pub fn new(mut settings: Settings, origin: Origin) -> Self {
-        let Origin { opened, last, steps } = origin;
+        let Origin { opened, last, steps, passes } = origin;
         while settings.namespace.len() > crate::wire::MAX_NAMESPACE {
             settings.namespace.pop();
         }
         let opened = if planted("opened-not-in-seq") { 0 } else { opened };
         let mut this = Distributor {
-            nodes: Nodes::new(settings.nodes),
+            nodes: Nodes::new(settings.nodes, passes),
+            passes,
+            path: vec![settings.server],
+            telling: None,
             settings,
             published: last,
             seq: seq_of(opened),
@@ -276,7 +294,7 @@ impl Distributor {
         for pipe in &pipes {
             // Shown before there was anything to compare it with; or what no longer contradicts.
             let open = |session: &Session| session.standing != Standing::Clear;
-            if (before.is_none() || new_epoch) && self.sessions.get(*pipe).is_some_and(open) {
+            if (before.is_none() || new_epoch || self.passes) && self.sessions.get(*pipe).is_some_and(open) {
                 self.reassess(cx, *pipe);
             }
         }
@@ -333,6 +351,7 @@ impl Distributor {
             // There is nothing to serve yet; all is looked at again once there is.
             return;
         }
+        self.nodes.judged(node, head, verdict == Verdict::Fine);
         let of_node = |(_, session): &(PipeId, &mut Session)| session.node == Some(node);
         let pipes: Vec<PipeId> = self.sessions.iter_mut().filter(of_node).map(|(pipe, _)| pipe).collect();
         for pipe in pipes {
@@ -366,8 +385,11 @@ impl Distributor {
         self.run(cx);
     }
 
-    /// A HEAD with a `seq` of its own, signed if there is a key.
+    /// A HEAD with a `seq` of its own, signed if there is a key; that of a server above as it came.
     fn issue(&mut self, mut head: Head) -> Head {
+        if self.passes && !planted("relay-issues") {
+            return head;
+        }
         self.seq += 1;
         head.seq = self.seq;
         if let Some(secret) = &self.settings.secret {
@@ -384,7 +406,7 @@ impl Distributor {
         {
             head.chain = chain(&head.chain, head.position.rev, &head.digest);
         }
-        if planted("seq-stands-still") {
+        if planted("seq-stands-still") && !self.passes {
             self.seq -= 1;
         }
         let heads = head.map(|head| self.issue(head));

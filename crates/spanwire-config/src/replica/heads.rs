@@ -53,7 +53,7 @@ impl Replica {
                     self.contradict(cx, tip, head.clone());
                     return Verdict::Ignore;
                 }
-                self.confirm(head);
+                self.confirm(cx, head);
                 Verdict::Same
             }
             Some(std::cmp::Ordering::Greater) => {
@@ -110,13 +110,16 @@ impl Replica {
     }
 
     /// An upstream shows what is held.
-    pub(super) fn confirm(&mut self, head: &Head) {
+    pub(super) fn confirm(&mut self, cx: &mut Cx<'_>, head: &Head) {
         self.confirmed = true;
         let held = self.ready.as_mut().or(self.given.as_mut()).or(self.visible.as_mut());
         if let Some(held) = held
             && head.seq > held.head.seq
         {
             held.head = head.clone();
+            if self.relays() {
+                cx.wake(CHANGED);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use spanwire::protocol::{Cx, PipeId, Reason, Reject};
 
 use super::{Refusal, Replica, Up, Word};
 use crate::Position;
-use crate::wire::{Ack, Frame, Hello, Level, Nack, NackCode, NodeKind, VERSION, Want, WantReason};
+use crate::wire::{Ack, Frame, Hello, Level, Nack, NackCode, VERSION, Want, WantReason};
 
 impl Replica {
     pub(super) fn ack_of(&self, position: Position, level: Level, volatile: bool) -> Ack {
@@ -32,8 +32,9 @@ impl Replica {
         }
     }
 
-    pub(super) fn frames(&self, word: Word, up: &Up) -> Vec<Frame> {
+    pub(super) fn frames(&self, word: Word, pipe: PipeId, up: &Up) -> Vec<Frame> {
         match word {
+            Word::Hello => vec![self.hello(pipe)],
             Word::Want(reason) => vec![Frame::Want(reason, vec![self.want()])],
             Word::Credit => vec![Frame::Credit(up.taken)],
             Word::Report => self.report.iter().cloned().map(Frame::Ack).collect(),
@@ -61,10 +62,13 @@ impl Replica {
     }
 
     pub(super) fn say_on(&mut self, cx: &mut Cx<'_>, pipe: PipeId, word: Word) {
+        if word == Word::Hello {
+            self.attempt = self.attempt.saturating_add(1);
+        }
         let Some(up) = self.pipes.get(pipe) else { return };
         // Nothing is said before WELCOME but HELLO, which shows what is held.
         let mut fits = up.server.is_some() || word == Word::Credit;
-        for frame in self.frames(word, up) {
+        for frame in self.frames(word, pipe, up) {
             fits = fits && cx.put(pipe, Message::from(frame.encode())).is_ok();
         }
         let Some(up) = self.pipes.get_mut(pipe) else { return };
@@ -72,6 +76,9 @@ impl Replica {
             (true, Word::Credit) => up.credited = up.taken,
             (true, _) => drop(up.owed.remove(&word)),
             (false, _) => drop(up.owed.insert(word)),
+        }
+        if (fits, word) == (true, Word::Hello) {
+            self.converse();
         }
     }
 
@@ -91,12 +98,16 @@ impl Replica {
 
     pub(super) fn greet(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
         self.attempt = self.attempt.saturating_add(1);
+        cx.put(pipe, Message::from(self.hello(pipe).encode())).map(|_| ()).map_err(|_| Reason::Slow)
+    }
+
+    fn hello(&self, pipe: PipeId) -> Frame {
         let wants = if self.active == Some(pipe) { vec![self.want()] } else { Vec::new() };
-        let hello = Frame::Hello(Hello {
+        Frame::Hello(Hello {
             node: self.settings.node,
             boot: self.settings.boot,
             attempt: self.attempt,
-            kind: NodeKind::Replica,
+            kind: self.settings.kind,
             name: self.settings.name.clone(),
             labels: self.settings.labels.clone(),
             proto_min: VERSION,
@@ -105,7 +116,6 @@ impl Replica {
             window: self.settings.window,
             max_chunk: self.settings.max_chunk,
             wants,
-        });
-        cx.put(pipe, Message::from(hello.encode())).map(|_| ()).map_err(|_| Reason::Slow)
+        })
     }
 }

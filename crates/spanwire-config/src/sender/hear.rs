@@ -27,6 +27,7 @@ impl Distributor {
         let known = self.known(have.position).filter(|known| known.base.chain == have.chain);
         let standing = if known.is_some() { Standing::Clear } else { Standing::Unjudged };
         self.stand(cx, pipe, standing, known);
+        self.note_unplaced(pipe);
         self.show(cx, node, have, standing == Standing::Unjudged);
     }
 
@@ -78,7 +79,7 @@ impl Distributor {
         }
         let welcome = Frame::Welcome(Welcome {
             server: self.settings.server,
-            path: vec![self.settings.server],
+            path: self.path.clone(),
             beacon_ms: u32::try_from(self.settings.beacon.as_millis()).unwrap_or(u32::MAX),
             window: self.settings.window,
             namespaces,
@@ -122,6 +123,7 @@ impl Distributor {
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         session.node = Some(hello.node);
         session.boot = hello.boot;
+        session.kind = hello.kind;
         session.window = u64::from(hello.window.min(self.settings.window));
         session.chunk = SLICE.min(hello.max_chunk as usize);
         self.on_wants(cx, pipe, WantReason::New, hello.wants);
@@ -222,7 +224,14 @@ impl Distributor {
     pub(super) fn on_frame(&mut self, cx: &mut Cx<'_>, pipe: PipeId, frame: Frame) -> bool {
         let Some(session) = self.sessions.get_mut(pipe) else { return false };
         match (frame, session.node.is_some()) {
-            (Frame::Hello(hello), false) => self.on_hello(cx, pipe, hello),
+            // Once more where a node raised its boot, or where a pipe in reserve becomes the one in use.
+            (Frame::Hello(hello), _) => {
+                if let Some(old) = session.node.filter(|old| *old != hello.node) {
+                    self.nodes.left(old, pipe, cx.now());
+                }
+                self.on_hello(cx, pipe, hello);
+            }
+            (Frame::Report(report), true) => self.on_report(cx, pipe, *report),
             (Frame::Want(reason, wants), true) => {
                 let before = (session.wants, session.unknown.len());
                 self.on_wants(cx, pipe, reason, wants);

@@ -1,14 +1,16 @@
-//! The table of nodes: who they are, whether they are here, and what they reported.
+//! The table of nodes: who they are, where they are, and what they reported, here or through relays.
 //!
-//! One record for each node, whatever it reports. Owns: the truth of reports. Never: a pipe's cursor.
+//! One record for each node, whatever it reports. Where a node is follows the highest attempt of its highest
+//! boot; where a relay is follows the same rule, so a node behind relays is found by going up from one record
+//! to the next. Owns: the truth of reports. Never: a pipe's cursor; a word of an earlier boot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use spanwire::protocol::{PipeId, Time};
 
 use crate::faults::planted;
-use crate::wire::{Ack, Hello, Level, Nack, NackCode};
-use crate::{Id, Position};
+use crate::wire::{Ack, Hello, Level, MAX_PATH, Nack, NackCode, NodeKind, NodeReport};
+use crate::{Head, Id, Position, ServerId};
 
 /// What an authority knows of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,14 +18,18 @@ use crate::{Id, Position};
 pub struct NodeStatus {
     /// The node.
     pub node: Id,
+    /// Replica or relay.
+    pub kind: NodeKind,
     /// The name that it gave.
     pub name: String,
     /// The labels that it gave.
     pub labels: Vec<(String, String)>,
     /// Its start number.
     pub boot: u64,
-    /// A pipe to it is open.
+    /// It uses a pipe that is open, here or to a relay that is connected.
     pub connected: bool,
+    /// The relays between here and it, the one that it uses last.
+    pub path: Vec<ServerId>,
     /// Highest position that it has on disk, of this boot's reports.
     pub stored: Option<Position>,
     /// Highest position that its readers see.
@@ -37,6 +43,23 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
+    pub(crate) fn new(node: Id, boot: u64) -> NodeStatus {
+        NodeStatus {
+            node,
+            kind: NodeKind::Replica,
+            name: String::new(),
+            labels: Vec::new(),
+            boot,
+            connected: false,
+            path: Vec::new(),
+            stored: None,
+            visible: None,
+            applied: None,
+            refused: Vec::new(),
+            conflict: false,
+        }
+    }
+
     /// Highest position at this level.
     pub fn at(&self, level: Level) -> Option<Position> {
         match level {
@@ -45,14 +68,68 @@ impl NodeStatus {
             Level::Applied => self.applied,
         }
     }
+
+    /// Facts only add up; a later epoch is later.
+    fn raise(&mut self, level: Level, at: Position) {
+        let slot = match level {
+            Level::Stored => &mut self.stored,
+            Level::Visible => &mut self.visible,
+            Level::Applied => &mut self.applied,
+        };
+        if slot.is_none_or(|old| old < at || old.epoch.partial_cmp(&at.epoch).is_none())
+            || planted("status-overwritten")
+        {
+            *slot = Some(at);
+        }
+        if level == Level::Applied {
+            // What is applied has got over every refusal up to it, those of earlier epochs among them.
+            self.refused
+                .retain(|(position, ..)| position.partial_cmp(&at) == Some(std::cmp::Ordering::Greater));
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Node {
+    /// `connected` and `path` are found when they are asked for.
     status: NodeStatus,
     attempt: u32,
+    here: bool,
+    /// The pipe of this server that it uses.
     pipe: Option<PipeId>,
+    /// The relay that it uses, or used last.
+    behind: Option<ServerId>,
     left: Time,
+    /// What it showed and could not be placed when it did.
+    head: Option<Head>,
+    /// What a relay reported of it together with such a HEAD, until that is judged.
+    claimed: Option<Box<NodeStatus>>,
+    /// The whole table of a relay in which it was last.
+    table: u64,
+}
+
+impl Node {
+    fn new(id: Id, boot: u64, now: Time) -> Node {
+        Node {
+            status: NodeStatus::new(id, boot),
+            attempt: 0,
+            here: false,
+            pipe: None,
+            behind: None,
+            left: now,
+            head: None,
+            claimed: None,
+            table: 0,
+        }
+    }
+
+    fn uses(&mut self, pipe: PipeId) {
+        (self.here, self.pipe, self.behind) = (true, Some(pipe), None);
+    }
+
+    fn leave(&mut self, now: Time) {
+        (self.here, self.pipe, self.left) = (false, None, now);
+    }
 }
 
 /// Why a node is turned away.
@@ -68,80 +145,94 @@ pub(super) enum Turned {
 pub(super) struct Nodes {
     max: usize,
     table: BTreeMap<Id, Node>,
+    /// Whole tables of relays that began.
+    tables: u64,
+    /// Changed since it was told upward; kept by relays alone.
+    changed: Option<BTreeSet<Id>>,
+    /// Something has changed since this was asked last.
+    news: bool,
 }
 
 impl Nodes {
-    pub(super) fn new(max: usize) -> Self {
-        Nodes { max: max.max(1), table: BTreeMap::new() }
+    /// `relays`: what changes is noted, to be told upward.
+    pub(super) fn new(max: usize, relays: bool) -> Self {
+        let changed = relays.then(BTreeSet::new);
+        Nodes { max: max.max(1), table: BTreeMap::new(), tables: 0, changed, news: false }
     }
 
-    /// A node said HELLO on `pipe`.
-    pub(super) fn enter(&mut self, hello: &Hello, pipe: PipeId, now: Time) -> Result<(), Turned> {
-        if let Some(known) = self.table.get(&hello.node)
-            && known.status.boot > hello.boot
+    fn touch(&mut self, id: Id) {
+        if let Some(changed) = &mut self.changed {
+            changed.insert(id);
+            self.news = true;
+        }
+    }
+
+    /// The record of a node of this boot, made if there is none.
+    fn admit(&mut self, id: Id, boot: u64, now: Time) -> Result<&mut Node, Turned> {
+        if let Some(known) = self.table.get(&id)
+            && known.status.boot > boot
             && !planted("stale-boot-taken")
         {
             return Err(Turned::Stale(known.status.boot));
         }
-        if !self.table.contains_key(&hello.node) && self.table.len() >= self.max {
-            let longest = self.table.iter().filter(|(_, n)| n.pipe.is_none()).min_by_key(|(_, n)| n.left);
-            let Some(id) = longest.map(|(id, _)| *id) else { return Err(Turned::Full) };
+        if !self.table.contains_key(&id) && self.table.len() >= self.max {
+            let away = self.table.iter().filter(|(_, node)| !node.here);
+            let longest = away.min_by_key(|(_, node)| node.left).map(|(id, _)| *id);
+            let Some(longest) = longest else { return Err(Turned::Full) };
+            self.table.remove(&longest);
+        }
+        if self.table.get(&id).is_some_and(|known| known.status.boot < boot) {
+            // Another process: what the last one reported may be gone, and it reports again after WELCOME. Nobody
+            // has come to it yet.
             self.table.remove(&id);
+            self.empty(id, now);
         }
-        let fresh = || Node {
-            status: NodeStatus {
-                node: hello.node,
-                name: String::new(),
-                labels: Vec::new(),
-                boot: hello.boot,
-                connected: false,
-                stored: None,
-                visible: None,
-                applied: None,
-                refused: Vec::new(),
-                conflict: false,
-            },
-            attempt: 0,
-            pipe: None,
-            left: now,
-        };
-        let node = self.table.entry(hello.node).or_insert_with(fresh);
-        if node.status.boot < hello.boot {
-            // Another process: what the last one reported may be gone, and it reports again after WELCOME.
-            *node = fresh();
-        }
+        self.touch(id);
+        Ok(self.table.entry(id).or_insert_with(|| Node::new(id, boot, now)))
+    }
+
+    /// Nobody is at this relay any more, as far as is known.
+    fn empty(&mut self, relay: ServerId, now: Time) {
+        let there = self.table.iter_mut().filter(|(_, node)| node.here && node.behind == Some(relay));
+        let gone: Vec<Id> = there.map(|(id, node)| (node.leave(now), *id).1).collect();
+        gone.into_iter().for_each(|id| self.touch(id));
+    }
+
+    /// A node said HELLO on `pipe`.
+    pub(super) fn enter(&mut self, hello: &Hello, pipe: PipeId, now: Time) -> Result<(), Turned> {
+        let node = self.admit(hello.node, hello.boot, now)?;
+        node.status.kind = hello.kind;
         node.status.name.clone_from(&hello.name);
         node.status.labels.clone_from(&hello.labels);
-        // The highest attempt says where it is. A pipe in reserve (no wants) does not take it away.
-        let reserve = hello.wants.is_empty() && node.pipe.is_some();
-        if hello.attempt >= node.attempt && !reserve {
+        // The highest attempt says where it is. A pipe in reserve (no wants) says nothing of that.
+        if hello.attempt >= node.attempt && !hello.wants.is_empty() {
             node.attempt = hello.attempt;
-            node.pipe = Some(pipe);
-            node.status.connected = true;
+            node.uses(pipe);
         }
         Ok(())
     }
 
     /// The record of a node, for words of this boot: those of an earlier one are late, and count for nothing.
     fn of(&mut self, id: Id, boot: u64) -> Option<&mut Node> {
+        self.touch(id);
         self.table.get_mut(&id).filter(|node| node.status.boot == boot || planted("late-reports-count"))
     }
 
     /// The node uses `pipe` from now on.
     pub(super) fn moved(&mut self, id: Id, boot: u64, pipe: PipeId) {
-        if let Some(node) = self.of(id, boot) {
-            node.pipe = Some(pipe);
-            node.status.connected = true;
+        if let Some(node) = self.of(id, boot)
+            && !(node.here && node.behind.is_some())
+        {
+            node.uses(pipe);
         }
     }
 
     /// The node of this boot, if it seems to have left, is still here on another pipe.
     pub(super) fn here(&mut self, id: Id, boot: u64, pipe: PipeId) {
         if let Some(node) = self.of(id, boot)
-            && node.pipe.is_none()
+            && !node.here
         {
-            node.pipe = Some(pipe);
-            node.status.connected = true;
+            node.uses(pipe);
         }
     }
 
@@ -149,35 +240,30 @@ impl Nodes {
         if let Some(node) = self.table.get_mut(&id)
             && (node.pipe == Some(pipe) || planted("late-end-counts"))
         {
-            node.pipe = None;
-            node.status.connected = false;
-            node.left = now;
+            node.leave(now);
+            self.touch(id);
         }
     }
 
     pub(super) fn acknowledged(&mut self, id: Id, boot: u64, ack: &Ack) {
-        let Some(Node { status, .. }) = self.of(id, boot) else { return };
-        let raise = |slot: &mut Option<Position>| {
-            // Facts only add up; a later epoch is later.
-            if slot
-                .is_none_or(|old| old < ack.position || old.epoch.partial_cmp(&ack.position.epoch).is_none())
-                || planted("status-overwritten")
-            {
-                *slot = Some(ack.position);
+        let Some(node) = self.of(id, boot) else { return };
+        if let Some(shown) = node.head.take_if(|head| head.position < ack.position)
+            && !planted("unplaced-levels-count")
+        {
+            // It holds something of this history now. What it reached before may be of another.
+            let NodeStatus { stored, visible, applied, .. } = &mut node.status;
+            for slot in [stored, visible, applied] {
+                slot.take_if(|at| *at <= shown.position);
             }
-        };
+        }
         if !ack.volatile || planted("volatile-counts-as-stored") {
-            raise(&mut status.stored);
+            node.status.raise(Level::Stored, ack.position);
         }
         if ack.level >= Level::Visible {
-            raise(&mut status.visible);
+            node.status.raise(Level::Visible, ack.position);
         }
         if ack.level >= Level::Applied {
-            raise(&mut status.applied);
-            // What is applied has got over every refusal up to it, those of earlier epochs among them.
-            status.refused.retain(|(position, ..)| {
-                position.partial_cmp(&ack.position) == Some(std::cmp::Ordering::Greater)
-            });
+            node.status.raise(Level::Applied, ack.position);
         }
     }
 
@@ -196,14 +282,176 @@ impl Nodes {
     pub(super) fn conflict(&mut self, id: Id, conflict: bool) {
         if let Some(node) = self.table.get_mut(&id) {
             node.status.conflict = conflict;
+            self.touch(id);
         }
     }
 
+    /// What a node showed here and cannot be placed: a relay tells it upward.
+    pub(super) fn unplaced(&mut self, id: Id, head: Option<Head>) {
+        if self.changed.is_some()
+            && let Some(node) = self.table.get_mut(&id)
+        {
+            node.head = head;
+            self.touch(id);
+        }
+    }
+
+    /// What a relay tells of a node: `path` is from the relay below this server. `placed`: what the node showed is
+    /// known here.
+    pub(super) fn reported(
+        &mut self,
+        report: NodeReport,
+        table: u64,
+        placed: bool,
+        now: Time,
+    ) -> Result<(), Turned> {
+        let NodeReport { status: said, attempt, head } = report;
+        let Some(at) = said.path.last().copied() else { return Ok(()) };
+        let node = self.admit(said.node, said.boot, now)?;
+        // An older word of where it is counts for nothing: it went on since.
+        let newer = attempt > node.attempt || planted("attempt-ignored");
+        let same = attempt == node.attempt && node.pipe.is_none();
+        if said.connected && (newer || same) {
+            (node.attempt, node.here, node.pipe, node.behind) = (attempt, true, None, Some(at));
+        } else if !said.connected && (newer || same && node.behind == Some(at)) {
+            node.leave(now);
+            (node.attempt, node.behind) = (attempt, Some(at));
+        }
+        let latest = attempt == node.attempt && node.behind == Some(at);
+        if latest {
+            node.status.kind = said.kind;
+            node.status.name.clone_from(&said.name);
+            node.status.labels.clone_from(&said.labels);
+            node.status.refused.clone_from(&said.refused);
+            node.status.conflict = said.conflict;
+            node.table = table;
+        }
+        match head.filter(|_| !placed) {
+            None => {
+                if latest {
+                    (node.head, node.claimed) = (None, None);
+                }
+                claim(&mut node.status, &said);
+            }
+            Some(head) if latest => (node.head, node.claimed) = (Some(head), Some(Box::new(said))),
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What a node behind a relay showed is judged.
+    pub(super) fn judged(&mut self, id: Id, head: &Head, fine: bool) {
+        let Some(node) = self.table.get_mut(&id).filter(|node| node.head.as_ref() == Some(head)) else {
+            return;
+        };
+        if let Some(said) = node.claimed.take().filter(|_| fine || planted("conflict-acks-count")) {
+            claim(&mut node.status, &said);
+        }
+        node.status.conflict |= !fine;
+        self.touch(id);
+    }
+
+    /// A relay begins to tell its whole table; the number of that.
+    pub(super) fn begin_table(&mut self) -> u64 {
+        self.tables += 1;
+        self.tables
+    }
+
+    /// It has told all: who was behind it and was not in there has left.
+    pub(super) fn end_table(&mut self, pipe: PipeId, table: u64, now: Time) {
+        let behind = |id: &Id| self.table.get(id).is_some_and(|n| n.behind.is_some() && n.table != table);
+        let gone: Vec<Id> =
+            (self.table.keys()).filter(|id| behind(id) && self.route(**id) == Some(pipe)).copied().collect();
+        for id in gone {
+            if let Some(node) = self.table.get_mut(&id) {
+                node.leave(now);
+                self.touch(id);
+            }
+        }
+    }
+
+    /// The relays between here and a node, the nearest one last; and the pipe.
+    fn way(&self, id: Id) -> Option<(Vec<ServerId>, PipeId)> {
+        let (mut path, mut node) = (Vec::new(), self.table.get(&id).filter(|node| node.here)?);
+        while let Some(relay) = node.behind {
+            // Deeper than any path, or in a circle: what is known is out of date.
+            if path.len() >= MAX_PATH {
+                return None;
+            }
+            path.push(relay);
+            node = self.table.get(&relay).filter(|node| node.here)?;
+        }
+        Some((path, node.pipe?))
+    }
+
+    /// The pipe by which a node is reached.
+    pub(super) fn route(&self, id: Id) -> Option<PipeId> {
+        self.way(id).map(|(_, pipe)| pipe)
+    }
+
+    fn told(&self, id: Id, node: &Node) -> NodeStatus {
+        let mut status = node.status.clone();
+        if let Some((mut path, _)) = self.way(id) {
+            path.reverse();
+            (status.connected, status.path) = (true, path);
+        }
+        status
+    }
+
     pub(super) fn status(&self) -> Vec<NodeStatus> {
-        self.table.values().map(|node| node.status.clone()).collect()
+        self.table.iter().map(|(id, node)| self.told(*id, node)).collect()
     }
 
     pub(super) fn reached(&self, position: Position, level: Level) -> usize {
-        self.table.values().filter(|node| node.status.at(level).is_some_and(|at| at >= position)).count()
+        let replicas = self.table.values().map(|node| &node.status).filter(|s| s.kind == NodeKind::Replica);
+        replicas.filter(|status| status.at(level).is_some_and(|at| at >= position)).count()
+    }
+
+    /// All is to be told upward.
+    pub(super) fn touch_all(&mut self) {
+        let all = self.table.keys().copied();
+        self.changed.iter_mut().for_each(|changed| changed.extend(all.clone()));
+    }
+
+    /// Whether there is news to tell upward; once for each.
+    pub(super) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        self.news
+    }
+
+    pub(super) fn has_changed(&self) -> bool {
+        self.changed.as_ref().is_some_and(|changed| !changed.is_empty())
+    }
+
+    /// What changed of the next nodes in order; `server` is this one.
+    pub(super) fn take_changed(&mut self, most: usize, server: ServerId) -> Vec<NodeReport> {
+        let Some(changed) = &mut self.changed else { return Vec::new() };
+        let ids: Vec<Id> = std::iter::from_fn(|| changed.pop_first()).take(most).collect();
+        let record = |id: Id| {
+            let node = self.table.get(&id)?;
+            // Where the relay that it uses is now is not for this record to say.
+            let mut status = NodeStatus { connected: node.here, ..node.status.clone() };
+            status.path = std::iter::once(server).chain(node.behind).collect();
+            node.claimed.iter().for_each(|said| claim(&mut status, said));
+            Some(NodeReport { status, attempt: node.attempt, head: node.head.clone() })
+        };
+        ids.into_iter().filter_map(record).collect()
+    }
+
+    /// What could not be told.
+    pub(super) fn put_back(&mut self, nodes: &[NodeReport]) {
+        nodes.iter().for_each(|node| self.touch(node.status.node));
+    }
+}
+
+/// Takes over the levels that were reported.
+fn claim(status: &mut NodeStatus, said: &NodeStatus) {
+    for level in [Level::Stored, Level::Visible, Level::Applied] {
+        if let Some(at) = said.at(level) {
+            status.raise(level, at);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use spanwire::protocol::Time;
 
-use crate::wire::{Ack, Payload};
+use crate::wire::{Ack, NodeKind, Payload};
 use crate::{Head, Id, Position, Shown};
 
 /// Reports kept for a node that is not judged yet: it says them of the one it shows and the one it was given.
@@ -40,6 +40,9 @@ pub(super) struct Session {
     pub(super) node: Option<Id>,
     /// Start number in its HELLO.
     pub(super) boot: u64,
+    pub(super) kind: NodeKind,
+    /// The whole table that this relay tells, or told last.
+    pub(super) table: u64,
     /// It wants the namespace over this pipe.
     pub(super) wants: bool,
     /// Namespaces that it asked for and that do not exist here.
@@ -80,6 +83,8 @@ impl Session {
             opened: now,
             node: None,
             boot: 0,
+            kind: NodeKind::Replica,
+            table: 0,
             wants: false,
             unknown: Vec::new(),
             owes_welcome: false,

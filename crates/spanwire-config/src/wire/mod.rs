@@ -8,12 +8,14 @@
 
 mod codec;
 mod payload;
+mod report;
 
 use bytes::Bytes;
 
 pub(crate) use codec::{Reader, Write};
 pub(crate) use payload::Payload;
 pub use payload::{decode_changes, decode_state, encode_changes, encode_state, snapshot_size};
+pub use report::{MAX_RECORDS, NodeReport, Report};
 
 use crate::position::Signature;
 use crate::{Base, ClusterId, Digest, Epoch, Head, Id, Position, ServerId};
@@ -37,7 +39,8 @@ pub const MAX_WANTS: usize = 64;
 /// Most bytes of a HELLO without its wants.
 pub const MAX_HELLO: usize = 4 << 10;
 const MAX_AUDIENCE: usize = 4 << 10;
-const MAX_PATH: usize = 8;
+/// Most servers from the authority to a relay, both included.
+pub const MAX_PATH: usize = 8;
 const MAX_ALTERNATES: usize = 8;
 
 /// Why bytes are no message.
@@ -132,7 +135,7 @@ byte_enum!(
     NodeKind {
         /// A replica.
         Replica = 1,
-        /// A relay (a later form).
+        /// A relay: what it holds it serves to others.
         Relay = 2,
     }
 );
@@ -158,7 +161,7 @@ byte_enum!(
         Cluster = 2,
         /// Not allowed.
         Denied = 3,
-        /// The servers form a loop (a later form).
+        /// The servers form a loop, or a path that is too long.
         Loop = 4,
         /// Too busy now.
         Busy = 5,
@@ -303,6 +306,10 @@ pub enum Frame {
     Ack(Ack),
     /// Type 10.
     Nack(Nack),
+    /// Type 11.
+    Report(Box<Report>),
+    /// Type 12, down, routed to the node: a higher boot of it is known, this one.
+    Stale(Id, u64),
     /// Type 14.
     Goodbye(Goodbye),
     /// A type that this side does not know.
@@ -473,6 +480,13 @@ impl Frame {
                 out.text(&nack.text, MAX_TEXT);
                 out
             }
+            Frame::Report(report) => report.encode(),
+            Frame::Stale(node, boot) => {
+                let mut out = start(12);
+                out.raw(&node.0);
+                out.u64(*boot);
+                out
+            }
             Frame::Goodbye(goodbye) => {
                 let mut out = start(14);
                 out.u8(goodbye.code as u8);
@@ -524,6 +538,8 @@ impl Frame {
                 code: NackCode::decode(&mut r)?,
                 text: r.string(MAX_TEXT, "text")?,
             }),
+            11 => Frame::Report(Box::new(Report::decode(&mut r)?)),
+            12 => Frame::Stale(Id(r.array()?), r.u64()?),
             14 => {
                 let (code, detail, retry_after_ms) = (GoodbyeCode::decode(&mut r)?, r.u64()?, r.u32()?);
                 let len = usize::from(r.u8()?);

@@ -86,6 +86,27 @@ fn hello() -> impl Strategy<Value = Frame> {
     )
 }
 
+fn report() -> impl Strategy<Value = Frame> {
+    let place = || proptest::option::of(position());
+    let levels = (place(), place(), place());
+    let refused = vec((position(), code(), "[a-zü]{0,99}"), 0..3);
+    let who = (id(), any::<u64>(), any::<u32>(), "[a-z]{0,20}", vec(("[a-z]{0,9}", "[a-z]{0,9}"), 0..4));
+    let what = (any::<[bool; 2]>(), vec(id(), 0..8), levels, refused, proptest::option::of(head()));
+    let record = (who, what).prop_map(
+        |((node, boot, attempt, name, labels), ([connected, conflict], path, levels, refused, head))| {
+            let (stored, visible, applied) = levels;
+            let kind = if conflict { NodeKind::Relay } else { NodeKind::Replica };
+            let plain = crate::NodeStatus::new(node, boot);
+            let places = crate::NodeStatus { stored, visible, applied, refused, ..plain };
+            let status = crate::NodeStatus { kind, name, labels, connected, path, conflict, ..places };
+            NodeReport { status, attempt, head }
+        },
+    );
+    (namespace(), any::<bool>(), any::<bool>(), vec(record, 0..4)).prop_map(
+        |(namespace, first, last, nodes)| Frame::Report(Box::new(Report { namespace, first, last, nodes })),
+    )
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     let statuses = prop_oneof![Just(NamespaceStatus::Known), Just(NamespaceStatus::Pending)];
     prop_oneof![
@@ -124,6 +145,8 @@ fn frame() -> impl Strategy<Value = Frame> {
                 Frame::Goodbye(Goodbye { code: GoodbyeCode::StaleBoot, detail, retry_after_ms, alternates })
             }
         ),
+        report(),
+        (id(), any::<u64>()).prop_map(|(node, boot)| Frame::Stale(node, boot)),
         (15u8..=255, any::<bool>()).prop_map(|(kind, optional)| Frame::Unknown { kind, optional }),
     ]
 }

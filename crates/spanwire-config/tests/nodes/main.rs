@@ -2,6 +2,7 @@
 
 mod history;
 mod memory;
+mod relays;
 mod reports;
 mod sockets;
 mod transfers;

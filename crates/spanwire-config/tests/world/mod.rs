@@ -476,7 +476,7 @@ impl Model for Cluster {
     fn may_lose(&self, message: &Message) -> bool {
         // Who hides these hides everything, while its beacons say that it lives: this form has no way out of that.
         let frame = Frame::decode(&message.clone().into_bytes());
-        !matches!(frame, Ok(Frame::Want(..) | Frame::Welcome(_) | Frame::Goodbye(_)))
+        !matches!(frame, Ok(Frame::Hello(_) | Frame::Want(..) | Frame::Welcome(_) | Frame::Goodbye(_)))
     }
 
     fn may_replay(&self, message: &Message) -> bool {

@@ -140,7 +140,6 @@ impl Oracle {
                     ));
                 }
             }
-            Frame::Want(WantReason::New, _) => self.counts.fail_overs += 1,
             _ => {}
         }
         Ok(())
@@ -167,6 +166,18 @@ impl Oracle {
                 talk.stale = known.iter().any(|n| n.node == hello.node && n.boot > hello.boot);
                 if !hello.wants.is_empty() && !talk.stale {
                     talk.wanted(WantReason::New, &hello.wants);
+                    return self.contradiction(net, link);
+                }
+            }
+            // Once more: another pipe became the one in use, or the boot was raised.
+            Frame::Hello(hello) => {
+                talk.boot = Some(hello.boot);
+                let known = at.socket.protocol().status();
+                talk.stale = known.iter().any(|n| n.node == hello.node && n.boot > hello.boot);
+                if !hello.wants.is_empty() && !talk.stale {
+                    let taken_over = !talk.wants;
+                    talk.wanted(WantReason::New, &hello.wants);
+                    self.counts.fail_overs += u64::from(taken_over);
                     return self.contradiction(net, link);
                 }
             }

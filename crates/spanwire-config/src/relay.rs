@@ -1,0 +1,369 @@
+//! One namespace at a relay: a replica upward, a sender without a pen downward.
+//!
+//! ```text
+//!      server above ── HEADs, data ──► Replica ──► NsRelay ──► Distributor ── HEADs, data ──► nodes below
+//!                   ◄─ ACK, REPORT ──    │                         │        ◄─ HELLO, ACK, NACK ──
+//!                                        └──── cache on disk       └── table of nodes
+//! ```
+//!
+//! What arrives is verified by the [`Replica`](crate::Replica) as on any node, and goes down with the HEAD as it
+//! came; [`Distributor`](crate::Distributor) serves it as an authority's does. This machine, without I/O, stands
+//! between the two: [`NsRelay::handle`] takes what happened and returns what is to be done.
+//!
+//! It holds one state. A rollout has two HEADs that are current, each with its state: `held` becomes two then, and
+//! what is said of the newest is said of each.
+//!
+//! Owns: what is forwarded and when, the verdict on what nodes below show, when the table is told upward, loops.
+//! Never: a HEAD without the state that it names; a signature, a commit, a word about who is right among
+//! histories that it does not know.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spanwire::protocol::Time;
+
+use crate::faults::planted;
+use crate::sign::Keyring;
+use crate::wire::{Level, MAX_PATH};
+use crate::{
+    Base, ChangeSet, ClusterId, Head, Id, Origin, Position, Published, ServerId, State, Update, Verdict,
+};
+
+/// Settings of an [`NsRelay`].
+#[derive(Clone, Debug)]
+pub struct RelaySettings {
+    /// The cluster. Default: zeros.
+    pub cluster: ClusterId,
+    /// The namespace: at most 128 bytes. Default: `config`.
+    pub namespace: String,
+    /// This relay, as a node and as a server. Default: zeros; give each its own.
+    pub node: Id,
+    /// Which signatures of HEADs that nodes show are believed. Empty: a cluster without keys.
+    pub keys: Keyring,
+    /// Most HEADs whose chain is remembered. Default: 10,000.
+    pub chains: usize,
+    /// How long changes of the table gather before they are told upward. Default: 100 ms.
+    pub flush: Duration,
+}
+
+impl Default for RelaySettings {
+    fn default() -> Self {
+        RelaySettings {
+            cluster: Id::default(),
+            namespace: "config".into(),
+            node: Id::default(),
+            keys: Keyring::new(),
+            chains: 10_000,
+            flush: Duration::from_millis(100),
+        }
+    }
+}
+
+/// The server above, as its WELCOME says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Upstream {
+    /// The server.
+    pub server: ServerId,
+    /// Servers from the authority to it.
+    pub path: Vec<ServerId>,
+    /// Counts conversations: rises with every one that begins.
+    pub conversation: u64,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum RelayEvent {
+    /// A newer state was verified.
+    Verified(Update),
+    /// A later HEAD of the state that is held.
+    Heard(Head),
+    /// The server above is another, or none, or its path has changed.
+    Upstream(Option<Upstream>),
+    /// A node below shows a HEAD that the log does not know.
+    Shown {
+        /// Who.
+        node: Id,
+        /// What.
+        head: Head,
+    },
+    /// The table of nodes has changed.
+    Changed,
+    /// A server above knows a higher boot of a node below.
+    Stale {
+        /// The node.
+        node: Id,
+        /// Its highest boot.
+        boot: u64,
+    },
+    /// [`RelayAction::Persist`] ended, for this position.
+    Stored(Position, Result<(), String>),
+    /// [`NsRelay::due`] has come.
+    Time,
+    /// This process took another id or start number; it speaks as this one.
+    Renamed(Id),
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum RelayAction {
+    /// Serve this from now on.
+    Publish(Published),
+    /// What is served has a later HEAD.
+    Show(Head),
+    /// What a node showed is judged.
+    Judge {
+        /// Who showed it.
+        node: Id,
+        /// What was shown.
+        head: Head,
+        /// What it means for the data it gets.
+        verdict: Verdict,
+    },
+    /// Keep this on disk, then say [`RelayEvent::Stored`]. Never two at once.
+    Persist(Head, State),
+    /// Say upward that this level is reached.
+    Ack {
+        /// Where.
+        position: Position,
+        /// The level.
+        level: Level,
+        /// It is not on disk.
+        volatile: bool,
+    },
+    /// Say this path in WELCOME.
+    Path {
+        /// This relay.
+        server: ServerId,
+        /// From the authority to here.
+        path: Vec<ServerId>,
+    },
+    /// Tell the table upward: the whole of it, or what has changed.
+    Report {
+        /// The whole.
+        whole: bool,
+    },
+    /// Tell a node below that a higher boot of it is known.
+    Stale {
+        /// The node.
+        node: Id,
+        /// Its highest boot.
+        boot: u64,
+    },
+    /// Something that people must hear.
+    Alarm(RelayAlarm),
+}
+
+/// What people must hear of a relay.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelayAlarm {
+    /// It serves on, and would begin with less after a restart.
+    #[error("{position} is not kept on disk: {why}")]
+    NotStored {
+        /// What.
+        position: Position,
+        /// The system's words.
+        why: String,
+    },
+    /// Who is right is not for a relay to say.
+    #[error("node {node:?} shows {shown}, which contradicts what this relay holds; it gets no data")]
+    Contradiction {
+        /// Who.
+        node: Id,
+        /// What.
+        shown: Position,
+    },
+}
+
+/// One namespace at a relay: a machine without I/O, driven by [`handle`](NsRelay::handle).
+#[derive(Debug)]
+pub struct NsRelay {
+    settings: RelaySettings,
+    held: Option<(Head, State)>,
+    /// HEADs of the epoch held, oldest first: what they say of history.
+    chains: VecDeque<Base>,
+    /// What is not on disk yet.
+    persisting: Option<Position>,
+    upstream: Option<Upstream>,
+    /// The conversation to which the table was told.
+    told: Option<u64>,
+    report: Option<Time>,
+}
+
+type Actions = Vec<RelayAction>;
+
+impl NsRelay {
+    /// Starts from what its disk holds, if anything, which must have been checked.
+    pub fn new(settings: RelaySettings, cache: Option<(Head, State)>) -> Self {
+        let chains = cache.iter().map(|(head, _)| head.base()).collect();
+        NsRelay { settings, held: cache, chains, persisting: None, upstream: None, told: None, report: None }
+    }
+
+    /// What a [`Distributor`](crate::Distributor) of this relay begins with.
+    pub fn origin(&self) -> Origin {
+        Origin::passed(self.held.clone())
+    }
+
+    /// The newest that is held, and served.
+    pub fn held(&self) -> Option<(&Head, &State)> {
+        self.held.as_ref().map(|(head, state)| (head, state))
+    }
+
+    /// The server above.
+    pub fn upstream(&self) -> Option<&Upstream> {
+        self.upstream.as_ref()
+    }
+
+    /// When [`RelayEvent::Time`] is to be said.
+    pub fn due(&self) -> Option<Time> {
+        self.report.filter(|_| self.upstream.is_some())
+    }
+
+    /// Takes what happened; returns what is to be done, in order.
+    pub fn handle(&mut self, event: RelayEvent, now: Time) -> Actions {
+        let mut out = Vec::new();
+        match event {
+            RelayEvent::Verified(update) => self.on_verified(&mut out, update),
+            RelayEvent::Heard(head) => {
+                if let Some((held, _)) = &mut self.held
+                    && held.shown() == head.shown()
+                    && head.seq > held.seq
+                {
+                    *held = head.clone();
+                    out.push(RelayAction::Show(head));
+                }
+            }
+            RelayEvent::Upstream(upstream) => self.on_upstream(&mut out, upstream),
+            RelayEvent::Shown { node, head } => {
+                let verdict = self.judge(&head);
+                if verdict == Verdict::Conflict {
+                    let shown = head.position;
+                    out.push(RelayAction::Alarm(RelayAlarm::Contradiction { node, shown }));
+                }
+                out.push(RelayAction::Judge { node, head, verdict });
+            }
+            RelayEvent::Changed => self.report = self.report.or(Some(now + self.settings.flush)),
+            RelayEvent::Stale { .. } if planted("stale-not-routed") => {}
+            RelayEvent::Stale { node, boot } => out.push(RelayAction::Stale { node, boot }),
+            RelayEvent::Stored(position, stored) => self.on_stored(&mut out, position, stored),
+            RelayEvent::Time => {
+                if self.due().is_some_and(|due| due <= now) {
+                    self.tell(&mut out);
+                }
+            }
+            RelayEvent::Renamed(node) => {
+                self.settings.node = node;
+                out.push(self.path());
+            }
+        }
+        out
+    }
+
+    fn on_verified(&mut self, out: &mut Actions, update: Update) {
+        let Update { head, changed, state } = update;
+        let mut changes = ChangeSet::new();
+        for key in changed {
+            match state.get(key.as_bytes()) {
+                Some(entry) => changes.set(key, crate::Change::Put(entry.clone())),
+                None => changes.delete(key),
+            }
+        }
+        let before = self.held.as_ref().map(|(held, _)| held.shown());
+        let position = head.position;
+        if before.is_some_and(|before| before.base.position.epoch != position.epoch) {
+            self.chains.clear();
+        }
+        self.chains.push_back(head.base());
+        while self.chains.len() > self.settings.chains.max(1) {
+            self.chains.pop_front();
+        }
+        self.held = Some((head.clone(), state.clone()));
+        let published = Published { head, state, before, changes: Arc::new(changes) };
+        out.push(RelayAction::Publish(published));
+        let stored = planted("relay-acks-early");
+        let level = if stored { Level::Stored } else { Level::Visible };
+        out.push(RelayAction::Ack { position, level, volatile: !stored });
+        self.persist(out);
+    }
+
+    /// The newest is kept; what came while the disk was busy and is no longer the newest never.
+    fn persist(&mut self, out: &mut Actions) {
+        if let (Some((head, state)), None) = (&self.held, self.persisting) {
+            self.persisting = Some(head.position);
+            out.push(RelayAction::Persist(head.clone(), state.clone()));
+        }
+    }
+
+    fn on_stored(&mut self, out: &mut Actions, position: Position, stored: Result<(), String>) {
+        self.persisting = None;
+        let newest = self.held.as_ref().map(|(head, _)| head.position);
+        if newest != Some(position) {
+            return self.persist(out);
+        }
+        match stored {
+            Ok(()) => out.push(RelayAction::Ack { position, level: Level::Stored, volatile: false }),
+            // The next revision is the next try.
+            Err(why) => out.push(RelayAction::Alarm(RelayAlarm::NotStored { position, why })),
+        }
+    }
+
+    fn path(&self) -> RelayAction {
+        let server = self.settings.node;
+        let above = self.upstream.iter().flat_map(|upstream| upstream.path.iter().copied());
+        let path = above.chain([server]).collect::<Vec<_>>();
+        debug_assert!(path.len() <= MAX_PATH, "a longer path is refused where it is heard");
+        RelayAction::Path { server, path }
+    }
+
+    fn on_upstream(&mut self, out: &mut Actions, upstream: Option<Upstream>) {
+        let path = |upstream: &Option<Upstream>| upstream.as_ref().map(|upstream| upstream.path.clone());
+        let changed = path(&self.upstream) != path(&upstream);
+        self.upstream = upstream;
+        if changed {
+            out.push(self.path());
+        }
+        // A server that does not know the nodes below is told of them at once.
+        if self.upstream.as_ref().is_some_and(|upstream| self.told != Some(upstream.conversation)) {
+            self.tell(out);
+        }
+    }
+
+    /// Tells the table upward: a server that this conversation is new to is told all of it.
+    fn tell(&mut self, out: &mut Actions) {
+        let Some(upstream) = &self.upstream else { return };
+        self.report = None;
+        let whole = self.told.replace(upstream.conversation) != Some(upstream.conversation);
+        let whole = whole && !planted("table-not-told-again");
+        out.push(RelayAction::Report { whole });
+    }
+
+    /// What a node below shows, against what is known here. What is unknown is no contradiction: it goes upward
+    /// with the node's record.
+    fn judge(&self, head: &Head) -> Verdict {
+        let foreign = head.cluster != self.settings.cluster || head.namespace != self.settings.namespace;
+        if foreign || !self.settings.keys.is_empty() && !self.settings.keys.verify(head) {
+            return Verdict::Disregard;
+        }
+        let Some((held, _)) = &self.held else { return Verdict::Recorded };
+        let (shown, mine) = (head.position, held.position);
+        match shown.partial_cmp(&mine) {
+            None => Verdict::Conflict,
+            // Until what is held here has passed it.
+            Some(std::cmp::Ordering::Greater) if !planted("ahead-is-served") => Verdict::Recorded,
+            _ if shown.epoch != mine.epoch => Verdict::Fine,
+            _ => {
+                let at = self.chains.partition_point(|known| known.position.rev < shown.rev);
+                let known = self.chains.get(at).filter(|known| known.position == shown);
+                match known {
+                    Some(known) if known.chain != head.chain && !planted("relay-sees-no-fork") => {
+                        Verdict::Conflict
+                    }
+                    _ => Verdict::Fine,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The sender of a relay, and what relays below a sender tell it.
+//!
+//! The same cursors, transfers and table serve here; what differs is that HEADs go out as they came, and that
+//! what the table says is told upward. Owns: REPORT and STALE on this side. Never: a HEAD that was not heard from
+//! above, with the state that it names.
+
+use spanwire::Message;
+use spanwire::protocol::{Cx, DropReason, PipeId};
+
+use super::nodes::Turned;
+use super::session::Standing;
+use super::{Distributor, REPORTS};
+use crate::faults::planted;
+use crate::wire::{Frame, NodeKind, NodeReport, Report};
+use crate::{Head, Id, RelayAction, RelayEvent, ServerId, Stale};
+
+/// Records of one REPORT: small enough that data has its turn.
+const REPORT_RECORDS: usize = 128;
+
+/// What is still to be told of the whole table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Part {
+    First,
+    Rest,
+}
+
+impl Distributor {
+    /// What happened that a relay is to be told: at most one word about the table.
+    pub fn relay_events(&mut self) -> Vec<RelayEvent> {
+        let shown = std::mem::take(&mut self.shown).into_iter();
+        let mut events: Vec<_> = shown.map(|(node, (head, _))| RelayEvent::Shown { node, head }).collect();
+        if self.nodes.take_news() {
+            events.push(RelayEvent::Changed);
+        }
+        events
+    }
+
+    /// Whether [`relay_events`](Self::relay_events) has something to tell.
+    pub fn has_relay_events(&self) -> bool {
+        !self.shown.is_empty() || self.nodes.has_news()
+    }
+
+    /// Does what a relay wants of its sender; gives back what is not for nodes below.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn perform_relay(
+        &mut self,
+        cx: &mut Cx<'_>,
+        action: RelayAction,
+    ) -> Result<Option<RelayAction>, Stale> {
+        match action {
+            RelayAction::Publish(published) => drop(self.publish(cx, published)?),
+            RelayAction::Show(head) => self.show_as(head),
+            RelayAction::Judge { node, head, verdict } => self.judge(cx, node, &head, verdict),
+            RelayAction::Path { server, path } => self.set_path(cx, server, path),
+            RelayAction::Stale { node, boot } => self.send_stale(cx, node, boot),
+            other => return Ok(Some(other)),
+        }
+        Ok(None)
+    }
+
+    /// A later HEAD of the state that is served.
+    fn show_as(&mut self, head: Head) {
+        if let Some((served, _)) = &mut self.published
+            && served.shown() == head.shown()
+        {
+            *served = head;
+        }
+    }
+
+    /// The servers from the authority to here. WELCOME is said again when that changes.
+    fn set_path(&mut self, cx: &mut Cx<'_>, server: ServerId, path: Vec<ServerId>) {
+        let old = (self.settings.server, std::mem::replace(&mut self.path, path));
+        self.settings.server = server;
+        if old.0 == server && old.1 == self.path || planted("path-not-said-again") {
+            return;
+        }
+        let pipes: Vec<PipeId> = self.sessions.keys().collect();
+        pipes.into_iter().for_each(|pipe| self.welcome(cx, pipe));
+    }
+
+    /// All of the table is to be told upward, to a server that may know nothing of it, or too much.
+    pub fn report_all(&mut self) {
+        self.nodes.touch_all();
+        self.telling = Some(Part::First);
+    }
+
+    /// What changed in the table and was not told upward: some of it.
+    pub fn take_report(&mut self) -> Option<Report> {
+        let nodes = self.nodes.take_changed(REPORT_RECORDS, self.settings.server);
+        if nodes.is_empty() && self.telling.is_none() {
+            return None;
+        }
+        let first = self.telling == Some(Part::First);
+        let last = self.telling.is_some() && !self.nodes.has_changed();
+        self.telling = self.telling.filter(|_| !last).map(|_| Part::Rest);
+        Some(Report { namespace: self.settings.namespace.clone(), first, last, nodes })
+    }
+
+    /// It found no room above.
+    pub fn put_back(&mut self, report: &Report) {
+        self.nodes.put_back(&report.nodes);
+        if report.first || report.last {
+            self.telling = Some(if report.first { Part::First } else { Part::Rest });
+        }
+    }
+
+    /// A node that a server above knows a higher boot of is told so, if it is here.
+    fn send_stale(&mut self, cx: &mut Cx<'_>, node: Id, boot: u64) {
+        match self.nodes.route(node) {
+            Some(pipe) if cx.put(pipe, Message::from(Frame::Stale(node, boot).encode())).is_ok() => {}
+            // It is told again with the next report about it.
+            _ => cx.count("stale-not-routed", 1),
+        }
+    }
+
+    /// A relay tells of nodes below it.
+    pub(super) fn on_report(&mut self, cx: &mut Cx<'_>, pipe: PipeId, report: Report) {
+        let Some(session) = self.sessions.get_mut(pipe) else { return };
+        let (Some(relay), true) = (session.node, session.kind == NodeKind::Relay) else {
+            return cx.dropped(Some(pipe), DropReason::Own("report-of-no-relay"));
+        };
+        if report.namespace != self.settings.namespace {
+            return cx.dropped(Some(pipe), DropReason::Own("report-of-unknown"));
+        }
+        if report.first {
+            session.table = self.nodes.begin_table();
+        }
+        let table = session.table;
+        for record in report.nodes {
+            let id = record.status.node;
+            // A relay speaks for itself by HELLO and ACK, and of nobody whose way does not begin with it.
+            if record.status.path.first() != Some(&relay) || id == relay || id == self.settings.server {
+                cx.dropped(Some(pipe), DropReason::Own("report-of-stranger"));
+                continue;
+            }
+            self.on_record(cx, pipe, record, table);
+        }
+        if report.last {
+            self.nodes.end_table(pipe, table, cx.now());
+        }
+        cx.wake(REPORTS);
+    }
+
+    fn on_record(&mut self, cx: &mut Cx<'_>, pipe: PipeId, mut record: NodeReport, table: u64) {
+        let id = record.status.node;
+        let (cluster, namespace) = (self.settings.cluster, &self.settings.namespace);
+        record.head.take_if(|head| head.cluster != cluster || head.namespace != *namespace);
+        let head = record.head.clone();
+        let placed = head.as_ref().is_some_and(|head| {
+            self.known(head.position).is_some_and(|known| known.base.chain == head.chain)
+        });
+        match self.nodes.reported(record, table, placed, cx.now()) {
+            Ok(()) => {}
+            Err(Turned::Stale(boot)) => {
+                // No room: the relay tells of it again after its next WELCOME.
+                let _ = cx.put(pipe, Message::from(Frame::Stale(id, boot).encode()));
+                return cx.count("stale-reports", 1);
+            }
+            Err(Turned::Full) => return cx.count("reports-too-many", 1),
+        }
+        // Who is right is for the authority to say.
+        if let Some(head) = head.filter(|_| !self.passes) {
+            self.show(cx, id, head, false);
+        }
+    }
+
+    /// What a node showed stands in its record for as long as it cannot be placed.
+    pub(super) fn note_unplaced(&mut self, pipe: PipeId) {
+        let Some(session) = self.sessions.get(pipe) else { return };
+        if let (Some(node), true) = (session.node, self.passes) {
+            let unplaced = session.have.clone().filter(|_| session.standing == Standing::Unjudged);
+            self.nodes.unplaced(node, unplaced);
+        }
+    }
+}
