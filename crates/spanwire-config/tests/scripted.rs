@@ -368,7 +368,7 @@ fn invariant_07_a_node_of_a_lost_history_is_listed_and_gets_no_data() {
 }
 
 #[test]
-fn invariant_12_a_lower_epoch_is_ignored() {
+fn promise_04_invariant_12_a_lower_epoch_is_ignored() {
     let (mut a, mut r, mut link) = pair();
     let prepared = a.protocol.prepare_epoch(epoch(5)).expect("above");
     a.call(|d, cx| d.publish(cx, prepared)).expect("nothing came between");
@@ -389,7 +389,7 @@ fn invariant_12_a_lower_epoch_is_ignored() {
 }
 
 #[test]
-fn invariant_13_an_authority_that_has_not_loaded_its_state_shows_nothing() {
+fn promise_05_invariant_13_an_authority_that_has_not_loaded_its_state_shows_nothing() {
     let (mut a, mut r) = (authority(Settings::default()), replica(1));
     let mut link = Link::new(&mut a, &mut r);
     link.flow(&mut a, &mut r);
@@ -518,7 +518,7 @@ fn invariant_22_a_reader_that_stopped_holds_a_slot_for_t_stall_at_most() {
 }
 
 #[test]
-fn invariant_24_a_node_that_missed_the_last_change_sees_it_in_a_beacon() {
+fn promise_03_invariant_24_a_node_that_missed_the_last_change_sees_it_in_a_beacon() {
     let (mut a, mut r, mut link) = pair();
     commit(&mut a, &puts([("a", "lost")]));
     link.flow_with(&mut a, &mut r, |m| (!matches!(frame(&m), Frame::Slice(_))).then_some(m));
@@ -611,7 +611,7 @@ fn a_node_of_another_cluster_is_turned_away() {
 }
 
 #[test]
-fn invariant_14_an_ack_above_the_head_is_not_believed() {
+fn promise_13_invariant_14_an_ack_above_the_head_is_not_believed() {
     let (mut a, _, link) = pair();
     let head = a.protocol.head().expect("committed").position;
     for position in [Position { rev: head.rev + 1, ..head }, Position { epoch: epoch(9), rev: 1 }] {
