@@ -4,7 +4,6 @@
 //! its streams. No inproc, and its pub socket drops.
 
 use std::sync::Arc;
-use std::task::Poll;
 
 use tokio::sync::Mutex;
 use zeromq::{
