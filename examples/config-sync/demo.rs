@@ -328,7 +328,9 @@ fn write(path: &Path, text: &str) -> Res<()> {
     if let Some(parent) = path.parent() {
         io(&name, fs::create_dir_all(parent))?;
     }
-    io(&name, fs::write(path, text))
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    io(&name, fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)))
 }
 
 fn copy(from: &Path, to: &Path) -> Res<()> {

@@ -10,8 +10,8 @@
 //! and breaks things, prints what it does, and ends with 0 only if every node holds what the source holds.
 //! The guide is `docs/guide-config-sync.md`.
 //!
-//! Exit codes: 0 done, 1 the demo failed, 2 a request that makes no sense, 3 a folder cannot be used, 4 an
-//! address cannot be used.
+//! Exit codes: 0 done, 1 the demo failed, 2 a request that makes no sense or would do harm (also: a log of the
+//! server that cannot be used), 3 a folder or tree cannot be used, 4 an address cannot be used.
 
 mod demo;
 
@@ -57,7 +57,7 @@ struct ServeArgs {
     /// Address to listen at; repeatable. Port 0 takes a free one.
     #[arg(long, required = true)]
     bind: Vec<String>,
-    /// State folder, not inside DIR [default: DIR.state].
+    /// State folder; neither of it and DIR is inside the other [default: DIR.state].
     #[arg(long)]
     state: Option<PathBuf>,
     /// Name of the cluster.
@@ -79,13 +79,13 @@ struct ServeArgs {
 
 #[derive(Args, Debug)]
 struct AgentArgs {
-    /// Address of a server; repeatable, the first is preferred.
+    /// Address of the server; repeatable: the one that answers first is used, the others stand by.
     #[arg(long, required = true)]
     connect: Vec<String>,
-    /// The directory to keep. It holds nothing else.
+    /// The directory to keep. It holds nothing else, and is no mount point.
     #[arg(long)]
     out: PathBuf,
-    /// State folder, not inside OUT [default: OUT.state].
+    /// State folder; neither of it and OUT is inside the other [default: OUT.state].
     #[arg(long)]
     state: Option<PathBuf>,
     /// Name of this node, for people [default: last part of OUT].

@@ -53,3 +53,7 @@ examples! {
 examples! {
     custom_transport: "custom_transport/main.rs",
 }
+
+#[cfg(unix)]
+#[path = "run/config_sync.rs"]
+mod config_sync;

@@ -178,21 +178,28 @@ fn pair(args: Both) -> Result<(), End> {
             let Some(interval) = sending.interval else {
                 return print_all(&socket, &args.receiving, left.0);
             };
-            let due = sent + interval;
+            // Later than the clock can tell is never.
+            let due = sent.checked_add(interval);
             loop {
                 if !left.some() {
                     return Ok(());
                 }
+                let now = Instant::now();
+                // Also when there is always something to take.
+                if due.is_some_and(|due| due <= now) {
+                    break;
+                }
                 // Whichever is first: the next turn to send, or having heard nothing for too long.
-                let quiet = args.receiving.recv_timeout.map(|limit| heard + limit);
-                let until = quiet.map_or(due, |quiet| quiet.min(due));
-                match socket.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                let quiet = args.receiving.recv_timeout.and_then(|limit| heard.checked_add(limit));
+                let until = due.into_iter().chain(quiet).min();
+                let wait = until.map_or(FOREVER, |until| until.saturating_duration_since(now));
+                match socket.recv_timeout(wait) {
                     Ok(msg) => {
                         print(&msg, args.receiving.format())?;
                         heard = Instant::now();
                         left.more();
                     }
-                    Err(RecvError::TimedOut) if until == due => break,
+                    Err(RecvError::TimedOut) if until == due => {}
                     Err(e) => return Err(recv_end(&e)),
                 }
             }
@@ -260,10 +267,14 @@ impl<'a, P: Protocol> Session<'a, P> {
             watch.finish();
         }
         match (result, closed) {
+            (Err(End::OutputClosed), Ok(0)) if self.endless => Ok(()),
             // A signal ends every wait with an error that is not one.
-            (Err(End::Failed(_)), Ok(0)) if signalled => self.endless.then_some(()).ok_or(End::Signalled),
-            (Err(End::Signalled | End::OutputClosed), Ok(0)) if self.endless => Ok(()),
-            (Err(End::Signalled), Ok(left)) if left > 0 => Err(End::Undelivered(left)),
+            (Err(End::Signalled | End::Failed(_)), closed) if signalled => match closed {
+                Ok(0) if self.endless => Ok(()),
+                Ok(0) => Err(End::Signalled),
+                Ok(left) => Err(End::Undelivered(left)),
+                Err(text) => Err(End::Failed(text)),
+            },
             (Err(end), _) => Err(end),
             (Ok(()), Ok(0)) => Ok(()),
             (Ok(()), Ok(left)) => Err(End::Undelivered(left)),

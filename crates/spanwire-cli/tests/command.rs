@@ -336,6 +336,67 @@ fn what_a_peer_did_not_take_within_the_linger_is_4() {
 }
 
 #[test]
+fn a_signal_while_a_send_waits_tells_what_is_undelivered() {
+    let files = Files::new();
+    let body = files.file("body", &vec![7; 100_000]);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let push = spanwire(&format!("push -l {port} --file {body} --count 100000 --linger 0.2"));
+    // A pull peer that says hello and then never reads.
+    let (mut stream, _) = listener.accept().expect("it connects");
+    stream.write_all(b"\0SP\0\0\x51\0\0").expect("it is there");
+    // What the system holds for it rises until nothing more fits.
+    let (mut there, mut looks, mut seen) = (0, 0, vec![0; 64 << 20]);
+    while looks < 20 {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = stream.peek(&mut seen).expect("it is there");
+        (there, looks) = if now > 8 && now == there { (there, looks + 1) } else { (now, 0) };
+    }
+    push.signal("-INT");
+    let (code, _, err) = push.ends();
+    assert_eq!(code, 4, "{err:?}");
+    assert!(err.join("\n").contains("messages undelivered"), "{err:?}");
+}
+
+#[test]
+fn pair_sends_at_its_interval_to_a_peer_that_never_pauses() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spanwire"));
+    let args = ["pair", "-l", &port, "--data", "ping", "--interval", "0.05", "--raw"];
+    let mut pair = command.args(args).stdout(Stdio::piped()).spawn().expect("the command was built");
+    let (mut stream, _) = listener.accept().expect("it connects");
+    stream.write_all(b"\0SP\0\0\x10\0\0").expect("it is there");
+    // It sends more than is read of the output, so there is always something to take.
+    let mut sends = stream.try_clone().expect("a descriptor");
+    let flood = std::thread::spawn(move || {
+        let message = [&4096_u64.to_be_bytes()[..], &[b'.'; 4096]].concat();
+        while sends.write_all(&message).is_ok() {}
+    });
+    let mut out = pair.stdout.take().expect("it was piped");
+    let reader = std::thread::spawn(move || {
+        while out.read_exact(&mut [0; 4096]).is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    // Its hello, and three messages.
+    stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    let mut heard = [0; 8 + 3 * 12];
+    let all = stream.read_exact(&mut heard);
+    pair.kill().and_then(|()| pair.wait()).expect("it was started by us");
+    flood.join().and_then(|()| reader.join()).expect("they end with it");
+    all.expect("it sends again and again");
+    assert!(heard.ends_with(b"\0\0\0\0\0\0\0\x04ping"), "{heard:?}");
+}
+
+#[test]
+fn times_that_no_clock_can_tell_are_for_ever() {
+    let (one, url) = bound("pair --data ping --interval 1e19 --recv-timeout 1e19 --count 1 -A");
+    let other = spanwire(&format!("pair --connect {url} --data pong --count 1 -A"));
+    assert_eq!((one.ends_well(), other.ends_well()), (b"pong\n".to_vec(), b"ping\n".to_vec()));
+}
+
+#[test]
 fn a_signal_ends_it_in_order_and_is_a_failure_only_if_something_was_left_to_do() {
     for signal in ["-INT", "-TERM"] {
         let (endless, _) = bound("pull");

@@ -8,40 +8,36 @@
 //! anything outside both.
 
 use std::collections::BTreeSet;
-use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use spanwire::{RecvError, Socket};
 
+use crate::hook::{Failure, Hook, Owed};
 use crate::process::{Log, ProcessError, Shutdown, follow};
 use crate::serve::names;
 use crate::store::{Identity, Store};
-use crate::tree::{self, Output};
+use crate::tree::{self, Output, TreeError};
 use crate::wire::NackCode;
 use crate::{
     ChangeSet, Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State,
-    Update,
+    Update, folders,
 };
-
-/// Longest list of keys that is put into the hook's environment, in bytes; the file has all of it.
-const ENVIRONMENT: usize = 64 << 10;
-/// Most of a hook's error output that is kept, in bytes.
-const WORDS: usize = 900;
 
 /// What to keep where.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Servers, in the order of preference: at least one.
+    /// Addresses of the server: at least one. The one that answers first is used while it lives; then the
+    /// next in this order of those that stand by.
     pub connect: Vec<String>,
-    /// The directory; it holds nothing but what is published.
+    /// The directory; it holds nothing but what is published. No mount point: files are written outside of it
+    /// and renamed into it.
     pub out: PathBuf,
-    /// The state folder, not inside `out`. Default: `out` with `.state` added. On another file system than
-    /// `out`, files on their way are kept in `out` with `.staging` added.
+    /// The state folder; neither of it and `out` is inside the other. Default: beside `out`, with `.state`
+    /// added to its name; empty (which is refused) if nothing lies beside it. On another file system than
+    /// `out`, files on their way are kept beside `out`, with `.staging` added.
     pub state: PathBuf,
-    /// Name of the node, for people. Default: the last component of `out`.
+    /// Name of the node, for people. Default: the name of `out`.
     pub name: String,
     /// Name of the cluster. Default: `config-sync`.
     pub cluster: String,
@@ -66,13 +62,12 @@ impl Config {
     /// Keeps `out`, with no server yet, and the defaults.
     pub fn new(out: impl Into<PathBuf>) -> Config {
         let out = out.into();
-        let mut state = out.clone().into_os_string();
-        state.push(".state");
-        let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let named = folders::beside(&out, "").unwrap_or_default();
+        let name = named.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Config {
             connect: Vec::new(),
+            state: folders::beside(&out, ".state").unwrap_or_default(),
             out,
-            state: state.into(),
             name,
             cluster: "config-sync".into(),
             namespace: "config".into(),
@@ -90,9 +85,9 @@ impl Config {
 ///
 /// # Errors
 /// What keeps it from starting: folders, addresses. Once it runs, trouble is logged, reported upward and
-/// tried again.
+/// tried again; so is trouble with what is in the directory.
 pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), ProcessError> {
-    let mut agent = Agent::start(config, log)?;
+    let mut agent = Agent::start(config, shutdown, log)?;
     let closer = agent.socket.clone();
     let signal = shutdown.clone();
     let ended = std::thread::spawn(move || {
@@ -106,7 +101,7 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
             Err(RecvError::TimedOut | RecvError::Empty) => {}
             Err(_) => break,
         }
-        agent.on_time()?;
+        agent.on_time();
     }
     let _ = ended.join();
     Ok(())
@@ -114,46 +109,54 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
 
 struct Agent<'a> {
     config: &'a Config,
+    shutdown: &'a Shutdown,
     log: &'a Log,
     store: Store,
     output: Output,
     socket: Socket<Replica>,
     /// What the directory is to hold.
     shown: Option<(Head, State)>,
-    /// Keys changed since the revision that the hook acted on last.
-    owed: BTreeSet<Key>,
+    /// What the hook is to be told of.
+    owed: Owed,
     /// The directory may not hold what is shown.
     dirty: bool,
     /// Refused for want of room: ask again then.
     retry: Option<Instant>,
     repair: Option<Instant>,
+    /// The hook could not be run: try again then.
+    act: Option<Instant>,
     renewed: bool,
     status: Option<(Data, Option<Id>)>,
 }
 
 impl<'a> Agent<'a> {
-    fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
+    fn start(config: &'a Config, shutdown: &'a Shutdown, log: &'a Log) -> Result<Self, ProcessError> {
         let refuse = |why: String| Err(ProcessError::Refused(why));
         if config.connect.is_empty() {
             return refuse("no server to connect to".into());
         }
-        let mut store = Store::open(&config.state)?;
-        let output = match Output::open(&config.out, &store.dir().join("staging")) {
-            Err(tree::TreeError::OtherFileSystem(..)) => {
-                let mut beside = config.out.clone().into_os_string();
-                beside.push(".staging");
-                Output::open(&config.out, Path::new(&beside))?
-            }
-            output => output?,
-        };
-        let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let (out, state) = (canonical(&config.out), canonical(&config.state));
-        if state.starts_with(&out) || out.starts_with(&state) {
-            return refuse("one of the output directory and the state folder is inside the other".into());
+        folders::apart(&config.out, &config.state)?;
+        if tree::is_mount_point(&config.out) {
+            return refuse(format!(
+                "{} is a mount point: no file outside of it can be put in place at once; keep a directory \
+                 below it, such as {}, with a state folder beside that or named with --state",
+                config.out.display(),
+                config.out.join("current").display()
+            ));
         }
+        let mut store = Store::open(&config.state)?;
+        let output = match (Output::open(&config.out, &store.dir().join("staging")), &config.out) {
+            (Err(error @ TreeError::OtherFileSystem(..)), out) => match folders::beside(out, ".staging") {
+                Some(staging) => Output::open(out, &staging)?,
+                None => return Err(error.into()),
+            },
+            (output, _) => output?,
+        };
+        let out = config.out.canonicalize().unwrap_or_else(|_| config.out.clone());
         claim(&store, &output, &out, config.take_over)?;
         let loaded = store.load(config.limits.bytes);
-        loaded.damaged.iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
+        let damaged = store.damaged().iter().chain(&loaded.damaged);
+        damaged.for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         let identity = store.identity();
         let applied = store.applied();
         let replica = match &loaded.newest {
@@ -165,21 +168,23 @@ impl<'a> Agent<'a> {
         };
         let mut agent = Agent {
             config,
+            shutdown,
             log,
             store,
             output,
             socket: Socket::new(replica)?,
             shown: None,
-            owed: BTreeSet::new(),
+            owed: Owed::default(),
             // Whatever is in the directory before the first revision was not put there by this process.
             dirty: true,
             retry: None,
             repair: None,
+            act: None,
             renewed: false,
             status: None,
         };
         if let Some((head, state)) = loaded.newest {
-            agent.resume(head, state, loaded.before, applied)?;
+            agent.resume(head, state, loaded.before, applied);
         }
         follow(agent.socket.events(), log.clone());
         for url in &config.connect {
@@ -195,31 +200,47 @@ impl<'a> Agent<'a> {
         state: State,
         before: Option<(Head, State)>,
         applied: Option<crate::Base>,
-    ) -> Result<(), ProcessError> {
-        let position = head.position;
-        let differed = self.output.repair(&state, &self.config.limits)?;
-        self.log.say(format_args!(
-            "last good revision {position} in place: {} keys, digest {:?}",
-            head.keys, head.digest
-        ));
-        if !differed.is_empty() {
-            self.log.say(format_args!("repaired what differed from it: {}", differed.join(", ")));
-        }
-        self.shown = Some((head.clone(), state.clone()));
-        self.dirty = false;
+    ) {
         if applied != Some(head.base()) {
-            // The hook has not acted on it: with all that changed since the one that it did act on.
-            let known = before.filter(|(old, _)| applied == Some(old.base())).map(|(_, state)| state);
-            self.owed.extend(known.unwrap_or_default().diff(&state).keys().cloned());
-            self.socket.with(|r, cx| r.ack(cx, position, Level::Visible, false)).ok();
-            self.act();
+            // The hook has not acted on it. What it is owed was noted before the revision was stored; if that
+            // is lost, all may have changed but what differs from the one that it did act on.
+            let noted = Owed::noted(&self.store);
+            let known = before.filter(|(old, _)| noted.is_some() || applied == Some(old.base()));
+            let changes = known.map(|(_, state)| state).unwrap_or_default().diff(&state);
+            self.owed = noted.unwrap_or_default();
+            self.owed.add(changes.keys(), self.most_owed());
         }
-        Ok(())
+        let position = head.position;
+        let holds = format!("{position}: {} keys, digest {:?}", head.keys, head.digest);
+        self.shown = Some((head, state.clone()));
+        match self.output.repair(&state) {
+            Ok(differed) => {
+                self.log.say(format_args!("last good revision in place: {holds}"));
+                if !differed.is_empty() {
+                    self.log.say(format_args!("repaired what differed from it: {}", differed.join(", ")));
+                }
+                self.in_place(position);
+            }
+            Err(error) => {
+                self.log.say(format_args!("last good revision: {holds}"));
+                self.not_in_place(position, &error);
+            }
+        }
+    }
+
+    /// All keys may be renamed in one revision; of more, only deletes of long ago are left out.
+    fn most_owed(&self) -> usize {
+        (self.config.limits.keys as usize).saturating_mul(2)
+    }
+
+    /// When to try again what failed. Later than the clock can tell is never.
+    fn later(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.config.again)
     }
 
     fn pause(&self) -> Duration {
         let now = Instant::now();
-        let next = self.retry.into_iter().chain(self.repair).min();
+        let next = self.retry.into_iter().chain(self.repair).chain(self.act).min();
         next.map_or(Duration::from_secs(1), |at| at.saturating_duration_since(now))
             .min(Duration::from_secs(1))
     }
@@ -232,22 +253,28 @@ impl<'a> Agent<'a> {
         }
         let before = self.shown.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
         let changes = before.diff(&update.state);
+        let mut owed = self.owed.clone();
+        owed.add(changes.keys(), self.most_owed());
         // What needs room on the disk comes before anything is said or shown.
-        let staged = self.output.stage(&changes).map_err(|e| e.to_string());
-        let stored = staged.and_then(|staged| {
-            self.store.save(&update.head, &update.state).map(|()| staged).map_err(|e| e.to_string())
-        });
+        let stored = (|| -> Result<_, String> {
+            let staged = self.output.stage(&changes).map_err(|e| e.to_string())?;
+            if self.config.on_change.is_some() {
+                owed.note(&self.store).map_err(|e| e.to_string())?;
+            }
+            self.store.save(&update.head, &update.state).map_err(|e| e.to_string())?;
+            Ok(staged)
+        })();
         let staged = match stored {
             Ok(staged) => staged,
             Err(why) => {
-                self.retry = Some(Instant::now() + self.config.again);
+                self.retry = self.later();
                 return self.refuse(position, NackCode::Storage, &why);
             }
         };
+        self.owed = owed;
         self.ack(position, Level::Stored);
         let switched = if self.dirty { Err(None) } else { self.output.switch(staged).map_err(Some) };
         self.shown = Some((update.head.clone(), update.state.clone()));
-        self.owed.extend(changes.keys().cloned());
         self.log.say(format_args!(
             "revision {position}: {} keys, digest {:?}{}",
             update.head.keys,
@@ -255,15 +282,11 @@ impl<'a> Agent<'a> {
             names(changes.keys())
         ));
         match switched {
-            Ok(()) => {
-                self.ack(position, Level::Visible);
-                self.act();
-            }
+            Ok(()) => self.in_place(position),
             Err(why) => {
                 if let Some(why) = why {
                     self.log.say(format_args!("{why}; the directory is compared whole"));
                 }
-                self.dirty = true;
                 self.repair(&changes);
             }
         }
@@ -272,48 +295,78 @@ impl<'a> Agent<'a> {
     /// Makes the directory hold what is shown, whatever is in it. `expected` to differ is what changes anyway.
     fn repair(&mut self, expected: &ChangeSet) {
         let Some((head, state)) = self.shown.clone() else { return };
-        match self.output.repair(&state, &self.config.limits) {
+        match self.output.repair(&state) {
             Ok(mut differed) => {
                 let changes: BTreeSet<String> = expected.keys().map(Key::to_string).collect();
-                differed.retain(|what| !changes.contains(what));
-                (self.dirty, self.repair) = (false, None);
+                let below = |dir: &str| {
+                    let dir = format!("{dir}/");
+                    changes.range(dir.clone()..).next().is_some_and(|key| key.starts_with(&dir))
+                };
+                differed.retain(|what| {
+                    !changes.contains(what) && !what.strip_suffix(" (directory)").is_some_and(below)
+                });
                 if !differed.is_empty() {
                     self.log.say(format_args!(
                         "the directory was compared whole; put right: {}",
                         differed.join(", ")
                     ));
                 }
-                self.ack(head.position, Level::Visible);
-                self.act();
+                self.in_place(head.position);
             }
-            Err(error) => {
-                self.repair = Some(Instant::now() + self.config.again);
-                let why = format!("files are not in place: {error}");
-                self.log.say(&why);
-                self.nack(head.position, NackCode::Hook, &why);
-            }
+            Err(error) => self.not_in_place(head.position, &error),
         }
+    }
+
+    /// The directory holds what is shown.
+    fn in_place(&mut self, position: Position) {
+        (self.dirty, self.repair) = (false, None);
+        self.ack(position, Level::Visible);
+        self.act();
+    }
+
+    fn not_in_place(&mut self, position: Position, error: &TreeError) {
+        self.dirty = true;
+        // The hook waits for that.
+        (self.repair, self.act) = (self.later(), None);
+        let why = format!("files are not in place: {error}");
+        self.log.say(&why);
+        self.nack(position, NackCode::Hook, &why);
     }
 
     /// Runs the hook for the revision shown.
     fn act(&mut self) {
         let Some((head, _)) = self.shown.clone() else { return };
+        self.act = None;
         if let Some(command) = &self.config.on_change
             && !self.owed.is_empty()
         {
             let started = Instant::now();
-            if let Err(why) = hook(command, self.config, &self.store, &head, &self.owed) {
-                self.log.say(format_args!("hook: {why}"));
-                return self.nack(head.position, NackCode::Hook, &why);
+            let hook = Hook { command, limit: self.config.hook_limit, out: &self.config.out };
+            match hook.run(&self.store, &head, &self.owed, self.shutdown) {
+                Ok(()) => self.log.say(format_args!("hook: done in {:?}", started.elapsed())),
+                Err(Failure::Ended) => {
+                    return self.log.say("hook: ended with this process; it runs again at the next start");
+                }
+                Err(Failure::NotRun(why)) => {
+                    self.act = self.later();
+                    return self.hook_failed(head.position, &format!("not run: {why}"));
+                }
+                Err(Failure::Failed(why)) => return self.hook_failed(head.position, &why),
             }
-            self.log.say(format_args!("hook: done in {:?}", started.elapsed()));
         }
-        if let Err(error) = self.store.set_applied(head.base()) {
+        if self.store.applied() != Some(head.base())
+            && let Err(error) = self.store.set_applied(head.base())
+        {
             // After a restart the hook runs once more for it.
             self.log.say(format_args!("not noted as applied: {error}"));
         }
-        self.owed.clear();
+        self.owed = Owed::default();
         self.ack(head.position, Level::Applied);
+    }
+
+    fn hook_failed(&self, position: Position, why: &str) {
+        self.log.say(format_args!("hook: {why}"));
+        self.nack(position, NackCode::Hook, why);
     }
 
     fn ack(&self, position: Position, level: Level) {
@@ -331,7 +384,7 @@ impl<'a> Agent<'a> {
     }
 
     /// What time brings: retries, another identity, news of the connection.
-    fn on_time(&mut self) -> Result<(), ProcessError> {
+    fn on_time(&mut self) {
         let now = Instant::now();
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
@@ -340,9 +393,12 @@ impl<'a> Agent<'a> {
         if self.repair.is_some_and(|at| at <= now) {
             self.repair(&ChangeSet::new());
         }
+        if self.act.is_some_and(|at| at <= now) {
+            self.act();
+        }
         let status: ReplicaStatus = self.socket.with(|r, cx| r.status(cx.now()));
         if let Some(boot) = status.stale_boot {
-            self.take_identity(boot)?;
+            self.take_identity(boot);
         }
         let seen = (status.data, status.upstream);
         if self.status != Some(seen) {
@@ -359,12 +415,15 @@ impl<'a> Agent<'a> {
                 ));
             }
         }
-        Ok(())
     }
 
     /// A server knows a later start of this node: the folder was put back, or it has a living twin.
-    fn take_identity(&mut self, boot: u64) -> Result<(), ProcessError> {
-        let identity = if self.renewed { self.store.renew()? } else { self.store.raise_above(boot)? };
+    fn take_identity(&mut self, boot: u64) {
+        let written = if self.renewed { self.store.renew() } else { self.store.raise_above(boot) };
+        if let Err(error) = written {
+            self.log.say(format_args!("not noted, so it holds until this process ends: {error}"));
+        }
+        let identity = self.store.identity();
         self.log.say(if self.renewed {
             "ALARM: another process uses a copy of this state folder; this one takes a new node id"
         } else {
@@ -372,7 +431,6 @@ impl<'a> Agent<'a> {
         });
         self.renewed = true;
         self.socket.with(|r, _| r.set_identity(identity.id, identity.boot));
-        Ok(())
     }
 }
 
@@ -404,95 +462,4 @@ fn settings(config: &Config, identity: Identity) -> ReplicaSettings {
         limits: config.limits,
         ..ReplicaSettings::default()
     }
-}
-
-/// Runs the command with the change in its environment; its error output is the reason if it fails.
-fn hook(
-    command: &str,
-    config: &Config,
-    store: &Store,
-    head: &Head,
-    changed: &BTreeSet<Key>,
-) -> Result<(), String> {
-    let mut list = Vec::new();
-    for key in changed {
-        list.extend_from_slice(key.as_bytes());
-        list.push(b'\n');
-    }
-    let file = store.dir().join("changed");
-    store.set_note("changed", &list).map_err(|e| e.to_string())?;
-    let mut run = Command::new("sh");
-    run.arg("-c")
-        .arg(command)
-        .env("CONFIG_SYNC_REVISION", head.position.rev.to_string())
-        .env("CONFIG_SYNC_EPOCH", head.position.epoch.number.to_string())
-        .env("CONFIG_SYNC_TOKEN", head.position.to_string())
-        .env("CONFIG_SYNC_OUT", &config.out)
-        .env("CONFIG_SYNC_CHANGED_FILE", &file)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        // A group of its own: what it started can be ended with it.
-        .process_group(0);
-    if list.len() <= ENVIRONMENT {
-        use std::os::unix::ffi::OsStrExt;
-        run.env("CONFIG_SYNC_CHANGED", std::ffi::OsStr::from_bytes(list.trim_ascii_end()));
-    }
-    let mut child = run.spawn().map_err(|e| format!("cannot start sh: {e}"))?;
-    let words = words_of(&mut child);
-    let status = match wait(&mut child, config.hook_limit) {
-        Ok(status) => status,
-        Err(why) => {
-            end(&mut child);
-            return Err(why);
-        }
-    };
-    if status.success() {
-        return Ok(());
-    }
-    // What it left running in the background may hold the pipe open: only what is there is taken.
-    let words = words.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
-    Err(format!("{status}: {}", words.trim_end()))
-}
-
-/// Reads the error output in a thread, so that a talkative command does not block.
-fn words_of(child: &mut Child) -> crossbeam_channel::Receiver<String> {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    if let Some(mut pipe) = child.stderr.take() {
-        std::thread::spawn(move || {
-            let mut kept = Vec::new();
-            let mut buffer = [0; 4096];
-            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                kept.extend_from_slice(&buffer[..n]);
-                // The last words say most.
-                let from = kept.len().saturating_sub(WORDS);
-                kept.drain(..from);
-            }
-            let _ = sender.try_send(String::from_utf8_lossy(&kept).into_owned());
-        });
-    }
-    receiver
-}
-
-fn wait(child: &mut Child, limit: Duration) -> Result<std::process::ExitStatus, String> {
-    let until = Instant::now() + limit;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) if Instant::now() >= until => return Err(format!("not done after {limit:?}")),
-            // There is no portable wait with a limit; the hook is rare and this thread has nothing else to do.
-            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-}
-
-fn end(child: &mut Child) {
-    if let Ok(id) = i32::try_from(child.id())
-        && let Some(group) = rustix::process::Pid::from_raw(id)
-    {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }

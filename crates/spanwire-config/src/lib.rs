@@ -50,6 +50,10 @@ mod driver;
 pub mod faults;
 #[cfg(not(feature = "faults"))]
 mod faults;
+#[cfg(all(unix, feature = "sync"))]
+mod folders;
+#[cfg(all(unix, feature = "sync"))]
+mod hook;
 mod model;
 mod position;
 #[cfg(all(unix, feature = "sync"))]

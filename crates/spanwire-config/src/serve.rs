@@ -23,7 +23,8 @@ use crate::source::{Embedded, FsDisk, SourceError};
 use crate::store::Store;
 use crate::{
     Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, Driver, Id, Intent, Key, Limits, Mode,
-    NodeStatus, NsSettings, Opening, Place, Published, ReadOnly, Request, Settings, State, Ticket, tree,
+    NodeStatus, NsSettings, Opening, Place, Published, ReadOnly, Request, Settings, State, Ticket, folders,
+    tree,
 };
 
 /// The log, in the state folder.
@@ -36,7 +37,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses to listen at: at least one.
     pub bind: Vec<String>,
-    /// The state folder; must not be inside `dir`. Default: `dir` with `.state` added.
+    /// The state folder; neither of it and `dir` is inside the other. Default: beside `dir`, with `.state`
+    /// added to its name; empty (which is refused) if nothing lies beside it.
     pub state: PathBuf,
     /// Name of the cluster; nodes of another are turned away. Default: `config-sync`.
     pub cluster: String,
@@ -65,12 +67,10 @@ impl Config {
     /// Serves `dir` at no address yet, with the defaults.
     pub fn new(dir: impl Into<PathBuf>) -> Config {
         let dir = dir.into();
-        let mut state = dir.clone().into_os_string();
-        state.push(".state");
         Config {
+            state: folders::beside(&dir, ".state").unwrap_or_default(),
             dir,
             bind: Vec::new(),
-            state: state.into(),
             cluster: "config-sync".into(),
             namespace: "config".into(),
             limits: Limits::default(),
@@ -327,14 +327,10 @@ impl<'a> Server<'a> {
         if config.bind.is_empty() {
             return refuse("no address to listen at".into());
         }
-        let dir = config
-            .dir
-            .canonicalize()
-            .map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
+        config.dir.canonicalize().map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
+        folders::apart(&config.dir, &config.state)?;
         let mut store = Store::open(&config.state)?;
-        if store.dir().canonicalize().is_ok_and(|state| state.starts_with(&dir)) {
-            return refuse(format!("the state folder {} is inside the tree", config.state.display()));
-        }
+        store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         let identity = store.identity();
         let driver = open(config, &mut store, log)?;
         let settings = Settings {

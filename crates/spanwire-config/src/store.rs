@@ -72,6 +72,8 @@ pub struct Store {
     /// Held for as long as the store is open.
     _lock: File,
     identity: Identity,
+    /// What was found damaged when it was opened.
+    damaged: Vec<String>,
     /// The slot to write next.
     next: usize,
 }
@@ -80,7 +82,8 @@ impl Store {
     /// Opens the folder, makes it if it is absent, locks it, and counts the start in it durably.
     ///
     /// # Errors
-    /// [`StoreError`]. Damage is none: a folder whose identity is damaged gets a new one.
+    /// [`StoreError`]. Damage is none: a folder whose identity is damaged gets a new one, and
+    /// [`damaged`](Self::damaged) says so.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
         let path = dir.join("lock");
@@ -90,15 +93,40 @@ impl Store {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse(dir.to_owned())),
             Err(error) => return Err(at(&path)(error.into())),
         }
-        let mut store = Store { dir: dir.to_owned(), _lock: lock, identity: fresh(None, 0)?, next: 0 };
-        let path = store.path("identity");
-        let known = fs::read(&path).ok().and_then(|bytes| parse_identity(&bytes));
-        store.identity = match known {
-            Some((id, opened)) => fresh(Some(id), opened)?,
-            None => store.identity,
+        let mut store = Store {
+            dir: dir.to_owned(),
+            _lock: lock,
+            identity: fresh(None, 0)?,
+            damaged: Vec::new(),
+            next: 0,
         };
+        match store.known("identity", parse_identity) {
+            Ok(Some((id, opened))) => store.identity = fresh(Some(id), opened)?,
+            Ok(None) => {}
+            Err(why) => store.damaged.push(format!("{why}; this is a new node to the others")),
+        }
+        if let Err(why) = store.known("applied", parse_applied) {
+            store.damaged.push(format!("{why}; what the node acted on last is not known"));
+        }
         store.write_identity()?;
         Ok(store)
+    }
+
+    /// What was found damaged when the folder was opened, for people.
+    pub fn damaged(&self) -> &[String] {
+        &self.damaged
+    }
+
+    /// What a small file says; `None` if there is no such file.
+    fn known<T>(&self, name: &str, parse: impl Fn(&[u8]) -> Option<T>) -> Result<Option<T>, String> {
+        let path = self.path(name);
+        match fs::read(&path) {
+            Ok(bytes) => {
+                parse(&bytes).map(Some).ok_or_else(|| format!("{}: not as it was written", path.display()))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(format!("{}: {e}", path.display())),
+        }
     }
 
     /// The folder.
@@ -219,12 +247,7 @@ impl Store {
 
     /// The revision that the node acted on last; `None` if that is not known.
     pub fn applied(&self) -> Option<Base> {
-        let bytes = Bytes::from(fs::read(self.path("applied")).ok()?);
-        let mut r = Reader::new(&bytes);
-        let epoch = crate::Epoch { number: r.u64().ok()?, incarnation: Id(r.array().ok()?) };
-        let base = Base { position: Position { epoch, rev: r.u64().ok()? }, chain: r.array().ok()? };
-        let body = bytes.len().checked_sub(32)?;
-        (r.array::<32>().ok()? == *blake3::hash(&bytes[..body]).as_bytes()).then_some(base)
+        self.known("applied", parse_applied).ok().flatten()
     }
 
     /// A note of the application's, such as which folder belongs to this one.
@@ -272,6 +295,15 @@ fn parse_identity(bytes: &[u8]) -> Option<(Id, u32)> {
     let (id, opened) = (Id(r.array().ok()?), r.u32().ok()?);
     let body = &bytes[..r.at()];
     (magic == *IDENTITY && r.array::<32>().ok()? == *blake3::hash(body).as_bytes()).then_some((id, opened))
+}
+
+fn parse_applied(bytes: &[u8]) -> Option<Base> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    let mut r = Reader::new(&bytes);
+    let epoch = crate::Epoch { number: r.u64().ok()?, incarnation: Id(r.array().ok()?) };
+    let base = Base { position: Position { epoch, rev: r.u64().ok()? }, chain: r.array().ok()? };
+    let body = bytes.len().checked_sub(32)?;
+    (r.array::<32>().ok()? == *blake3::hash(&bytes[..body]).as_bytes()).then_some(base)
 }
 
 /// A slot's revision; `None` if there is no such file.
@@ -427,5 +459,23 @@ mod tests {
         assert_eq!(store.applied(), Some(base));
         fs::write(store.path("applied"), b"garbage").expect("writable");
         assert_eq!(store.applied(), None);
+    }
+
+    #[test]
+    fn what_is_damaged_is_told_when_the_folder_is_opened() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = open(&dir);
+        assert!(store.damaged().is_empty());
+        let (first, [identity, applied]) = (store.identity(), ["identity", "applied"].map(|n| store.path(n)));
+        drop(store);
+        fs::write(identity, b"spwnode").expect("writable");
+        fs::write(applied, b"").expect("writable");
+        let store = open(&dir);
+        assert_ne!(store.identity().id, first.id);
+        let told = store.damaged();
+        assert!(told[0].contains("identity") && told[1].contains("applied"), "{told:?}");
+        drop(store);
+        // The identity is whole again; nobody has written the other.
+        assert_eq!(open(&dir).damaged().len(), 1);
     }
 }

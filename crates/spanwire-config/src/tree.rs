@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Bound;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -29,7 +30,7 @@ pub const EXECUTABLE: u16 = 1;
 const COMPONENT: usize = 255;
 /// How often a file that changes while it is read is read again.
 const AGAIN: u32 = 20;
-/// Deepest tree.
+/// Deepest tree, in directories below the root.
 const DEPTH: usize = 64;
 
 /// Why a tree cannot be read, or a state cannot be one.
@@ -62,7 +63,9 @@ pub enum TreeError {
     #[error("{0} is a symbolic link, which is not followed")]
     Link(PathBuf),
     /// Two directories are not on one file system, so that files cannot be put in place at once.
-    #[error("{0} is not on the file system of {1}, so files cannot be put in place at once")]
+    #[error(
+        "{0} is not on the file system of {1}, so files cannot be put in place at once: keep the state folder there"
+    )]
     OtherFileSystem(PathBuf, PathBuf),
     /// Over the limits.
     #[error(transparent)]
@@ -90,12 +93,15 @@ pub struct Tree {
 /// Whether `key` names a file below a root.
 ///
 /// # Errors
-/// [`TreeError::Key`]: an empty component (so also an absolute path), `.` or `..`, a NUL or a line break, or
-/// a component over 255 bytes.
+/// [`TreeError::Key`]: an empty component (so also an absolute path), `.` or `..`, a NUL or a line break, a
+/// component over 255 bytes, or more than 64 directories.
 pub fn check_key(key: &Key) -> Result<(), TreeError> {
     let why = |why| Err(TreeError::Key { key: key.to_string(), why });
     if key.as_bytes().iter().any(|b| matches!(b, 0 | b'\n')) {
         return why("it contains NUL or a line break");
+    }
+    if key.as_bytes().iter().filter(|b| **b == b'/').count() > DEPTH {
+        return why("more than 64 directories");
     }
     for component in key.as_bytes().split(|b| *b == b'/') {
         match component {
@@ -117,9 +123,9 @@ pub fn check(state: &State, ignores_case: bool) -> Result<(), TreeError> {
     for (key, _) in state.iter() {
         check_key(key)?;
         let bytes = key.as_bytes();
-        for (i, _) in bytes.iter().enumerate().filter(|(_, b)| **b == b'/') {
-            if state.get(&bytes[..i]).is_some()
-                && let Ok(above) = Key::new(&bytes[..i])
+        for above in directories(bytes) {
+            if state.get(above).is_some()
+                && let Ok(above) = Key::new(above)
             {
                 return Err(TreeError::Clash(above, key.clone()));
             }
@@ -213,13 +219,7 @@ impl Reading<'_> {
         if depth > DEPTH {
             return Err(io(Errno::NAMETOOLONG));
         }
-        let mut names = BTreeSet::new();
-        for entry in rustix::fs::Dir::read_from(dir).map_err(io)? {
-            let name = entry.map_err(io)?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.insert(name);
-            }
-        }
+        let names = names(dir).map_err(io)?;
         let facts = std::fs::File::from(dir.try_clone().map_err(at(&here))?).metadata().map_err(at(&here))?;
         self.changed((facts.mtime(), facts.mtime_nsec()), (facts.ctime(), facts.ctime_nsec()));
         let mut files = 0;
@@ -315,6 +315,37 @@ impl Reading<'_> {
     }
 }
 
+/// What is in a directory, in order.
+fn names(dir: &OwnedFd) -> Result<BTreeSet<Vec<u8>>, Errno> {
+    let mut names = BTreeSet::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Whether `root` is a mount point, so that nothing outside of it can be renamed into it.
+pub(crate) fn is_mount_point(root: &Path) -> bool {
+    let open = |path: &Path| rustix::fs::open(path, FOLDER, Mode::empty());
+    match (open(&root.join("..")), open(root)) {
+        (Ok(above), Ok(root)) => renames(&above, &root).is_ok_and(|possible| !possible),
+        _ => false,
+    }
+}
+
+/// Whether a file of one directory can be renamed into the other. A mount point between them forbids it, even
+/// if both are on one device.
+fn renames(from: &OwnedFd, to: &OwnedFd) -> Result<bool, Errno> {
+    let same = rustix::fs::fstat(from)?.st_dev == rustix::fs::fstat(to)?.st_dev;
+    // Nothing can get the name `.`, so nothing is renamed; which error that is tells the rest.
+    Ok(same && rustix::fs::renameat(from, "none", to, ".") != Err(Errno::XDEV))
+}
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
 /// A directory that holds exactly one state, and its staging folder beside it.
 #[derive(Debug)]
 pub struct Output {
@@ -341,15 +372,10 @@ impl Output {
     pub fn open(root: &Path, staging: &Path) -> Result<Output, TreeError> {
         std::fs::create_dir_all(root).map_err(at(root))?;
         std::fs::create_dir_all(staging).map_err(at(staging))?;
-        let open = |path: &Path| {
-            rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|e| at(path)(e.into()))
-        };
+        let open =
+            |path: &Path| rustix::fs::open(path, FOLDER, Mode::empty()).map_err(|e| at(path)(e.into()));
         let (dir, stage) = (open(root)?, open(staging)?);
-        let device = |fd: &OwnedFd, path: &Path| {
-            rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(|e| at(path)(e.into()))
-        };
-        if device(&dir, root)? != device(&stage, staging)? {
+        if !renames(&stage, &dir).map_err(|e| at(root)(e.into()))? {
             return Err(TreeError::OtherFileSystem(staging.to_owned(), root.to_owned()));
         }
         let mut output =
@@ -401,11 +427,12 @@ impl Output {
         let mut staged = Staged { puts: Vec::new(), deletes: Vec::new() };
         self.sweep()?;
         for (n, (key, change)) in changes.iter().enumerate() {
-            check_key(key)?;
             let Change::Put(entry) = change else {
-                staged.deletes.push(key.clone());
+                // What is no path is not there.
+                staged.deletes.extend(check_key(key).is_ok().then(|| key.clone()));
                 continue;
             };
+            check_key(key)?;
             let name = format!("{n}");
             let path = self.staging.join(&name);
             let all = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH;
@@ -429,12 +456,12 @@ impl Output {
     /// [`TreeError`]; some files may be new and others old. [`repair`](Self::repair) goes on from there.
     pub fn switch(&self, staged: Staged) -> Result<(), TreeError> {
         let Staged { puts, deletes } = staged;
-        let put_keys: BTreeSet<&Key> = puts.iter().map(|(key, _)| key).collect();
+        let put_keys: BTreeSet<&[u8]> = puts.iter().map(|(key, _)| key.as_bytes()).collect();
         let mut touched = BTreeSet::new();
         // Where a file becomes a directory or the other way, the old one has to go first; else it stays until
         // the new ones are there.
         let (first, last): (Vec<&Key>, Vec<&Key>) =
-            deletes.iter().partition(|key| put_keys.iter().any(|put| nested(put, key) || nested(key, put)));
+            deletes.iter().partition(|key| in_the_way(key.as_bytes(), &put_keys));
         for key in first {
             self.remove(key, &mut touched)?;
         }
@@ -536,83 +563,179 @@ impl Output {
     }
 
     /// Makes the directory hold exactly `wanted`: finds what differs (changed by hand, left by a crash) and
-    /// repairs it. What does not belong is deleted, links included; nothing is followed. Returns the keys and
-    /// paths that differed, for people.
+    /// repairs it. What does not belong is deleted, whatever it is and however deep; it is neither read nor
+    /// followed. Returns the keys and paths that differed, for people.
     ///
     /// # Errors
-    /// [`TreeError`].
-    pub fn repair(&self, wanted: &State, limits: &Limits) -> Result<Vec<String>, TreeError> {
+    /// [`TreeError`]: what could not be repaired; the rest is.
+    pub fn repair(&self, wanted: &State) -> Result<Vec<String>, TreeError> {
         check(wanted, self.ignores_case)?;
-        let mut differed = Vec::new();
-        // A foreign file may be of any size and name; to know that it differs, it need not be read.
-        let tree = match read(&self.root, limits) {
-            Err(TreeError::OverLimit(_) | TreeError::Key { .. }) => {
-                self.clear_foreign(wanted, &mut differed)?;
-                read(&self.root, limits)?
-            }
-            read => read?,
+        let mut comparison = Comparison {
+            root: &self.root,
+            dirs: wanted.iter().flat_map(|(key, _)| directories(key.as_bytes())).collect(),
+            wanted,
+            right: BTreeSet::new(),
+            differed: Vec::new(),
+            failed: None,
         };
-        for (path, what) in &tree.passed_over {
-            differed.push(format!("{} ({what})", path.display()));
-            self.unlink(path)?;
+        comparison.dir(&self.dir, &mut Vec::new());
+        let Comparison { right, mut differed, failed, .. } = comparison;
+        let mut missing = ChangeSet::new();
+        for (key, entry) in wanted.iter().filter(|(key, _)| !right.contains(key.as_bytes())) {
+            missing.set(key.clone(), Change::Put(entry.clone()));
         }
-        for path in &tree.empty {
-            differed.push(format!("{} (empty directory)", path.display()));
-            self.rmdir(path)?;
-        }
-        let changes = tree.state.diff(wanted);
-        differed.extend(changes.keys().map(Key::to_string));
-        self.switch(self.stage(&changes)?)?;
-        Ok(differed)
+        differed.extend(missing.keys().map(Key::to_string));
+        self.switch(self.stage(&missing)?)?;
+        failed.map_or(Ok(differed), Err)
+    }
+}
+
+/// A directory beside what it is to hold: deletes what does not belong there, and finds what is missing.
+struct Comparison<'a> {
+    root: &'a Path,
+    wanted: &'a State,
+    /// All directories above the keys wanted.
+    dirs: BTreeSet<&'a [u8]>,
+    /// Keys whose files are as they should be.
+    right: BTreeSet<Vec<u8>>,
+    differed: Vec<String>,
+    /// The first thing that did not work.
+    failed: Option<TreeError>,
+}
+
+impl Comparison<'_> {
+    fn fail(&mut self, below: &[u8], error: Errno) {
+        let path = self.root.join(OsStr::from_bytes(below));
+        self.failed.get_or_insert(at(&path)(error.into()));
     }
 
-    /// Deletes files that are no key of `wanted` by name and size alone, where reading them is too much.
-    fn clear_foreign(&self, wanted: &State, differed: &mut Vec<String>) -> Result<(), TreeError> {
-        let mut dirs = vec![PathBuf::new()];
-        while let Some(below) = dirs.pop() {
-            let here = self.root.join(&below);
-            for entry in std::fs::read_dir(&here).map_err(at(&here))? {
-                let entry = entry.map_err(at(&here))?;
-                let path = below.join(entry.file_name());
-                let meta = entry.metadata().map_err(at(&here))?;
-                let known = wanted.get(path.as_os_str().as_bytes()).map(|e| e.value().len() as u64);
-                if meta.is_dir() {
-                    dirs.push(path);
-                } else if known != Some(meta.size()) {
-                    differed.push(format!("{} (foreign)", path.display()));
-                    self.unlink(&path)?;
-                }
+    fn dir(&mut self, dir: &OwnedFd, below: &mut Vec<u8>) {
+        let names = match names(dir) {
+            Ok(names) => names,
+            Err(error) => return self.fail(below, error),
+        };
+        for name in names {
+            let length = below.len();
+            if !below.is_empty() {
+                below.push(b'/');
             }
-        }
-        Ok(())
-    }
-
-    fn unlink(&self, below: &Path) -> Result<(), TreeError> {
-        let (up, name) = split(below);
-        let Some(dir) = self.walk(up.as_os_str().as_bytes(), false)? else { return Ok(()) };
-        match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(at(&self.root.join(below))(e.into())),
+            below.extend_from_slice(&name);
+            self.entry(dir, &name, below);
+            below.truncate(length);
         }
     }
 
-    fn rmdir(&self, below: &Path) -> Result<(), TreeError> {
-        let (up, name) = split(below);
-        let Some(dir) = self.walk(up.as_os_str().as_bytes(), false)? else { return Ok(()) };
-        match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
-            Err(e) => Err(at(&self.root.join(below))(e.into())),
+    fn entry(&mut self, dir: &OwnedFd, name: &[u8], below: &mut Vec<u8>) {
+        use rustix::fs::FileType;
+        let kind = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+            Err(Errno::NOENT) => return,
+            Err(error) => return self.fail(below, error),
+        };
+        let what = match kind {
+            FileType::RegularFile => match self.wanted.get(&*below) {
+                Some(entry) => {
+                    // Over any other one the right one is renamed.
+                    if holds(dir, name, entry) {
+                        self.right.insert(below.clone());
+                    }
+                    return;
+                }
+                None => "",
+            },
+            FileType::Directory if self.dirs.contains(&**below) => {
+                return match rustix::fs::openat(dir, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+                    Ok(next) => self.dir(&next, below),
+                    Err(error) => self.fail(below, error),
+                };
+            }
+            FileType::Directory => " (directory)",
+            FileType::Symlink => " (symbolic link)",
+            FileType::Fifo => " (pipe)",
+            FileType::Socket => " (socket)",
+            _ => " (device)",
+        };
+        match delete(dir, name) {
+            Ok(()) => self.differed.push(format!("{}{what}", String::from_utf8_lossy(below))),
+            Err(error) => self.fail(below, error),
         }
     }
 }
 
-fn split(below: &Path) -> (&Path, &OsStr) {
-    (below.parent().unwrap_or(Path::new("")), below.file_name().unwrap_or_default())
+/// Whether the file is this entry. One that cannot be read is not.
+fn holds(dir: &OwnedFd, name: &[u8], entry: &Entry) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let Ok(file) = rustix::fs::openat(dir, name, flags, Mode::empty()) else { return false };
+    let (file, wanted) = (File::from(file), entry.value());
+    let executable = entry.flags() & EXECUTABLE != 0;
+    let looks_so = file.metadata().is_ok_and(|meta| {
+        meta.is_file() && meta.size() == wanted.len() as u64 && (meta.mode() & 0o100 != 0) == executable
+    });
+    let mut value = Vec::new();
+    // One byte more shows that it grew.
+    looks_so && file.take(wanted.len() as u64 + 1).read_to_end(&mut value).is_ok() && value == *wanted
 }
 
-/// `inner` lies below `outer`.
-fn nested(outer: &Key, inner: &Key) -> bool {
-    inner.as_bytes().strip_prefix(outer.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'/'))
+/// Deletes whatever has this name; a directory with all that is in it.
+fn delete(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        // What the system says of a directory: Linux the one, others the other.
+        Err(Errno::ISDIR | Errno::PERM) => delete_directory(dir, name),
+        Err(error) => Err(error),
+    }
+}
+
+/// As deep as the directory is, this has two descriptors: it goes down by names and up by `..`. What is mounted
+/// in it is not touched, since the place of it could not be deleted anyway.
+fn delete_directory(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let flags = FOLDER | OFlags::NOFOLLOW;
+    let identity = |dir: &OwnedFd| rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino));
+    let device = identity(dir)?.0;
+    let open = |above: &OwnedFd, name: &[u8]| {
+        let inside = rustix::fs::openat(above, name, flags, Mode::empty())?;
+        if identity(&inside)?.0 == device { Ok(inside) } else { Err(Errno::XDEV) }
+    };
+    let mut here = open(dir, name)?;
+    // The way down: the name of each directory, what the one above it is, and what is still in it.
+    let mut way = vec![(name.to_vec(), identity(dir)?, names(&here)?)];
+    while let Some((name, above, left)) = way.last_mut() {
+        let Some(next) = left.pop_first() else {
+            let up = rustix::fs::openat(&here, "..", flags, Mode::empty())?;
+            if identity(&up)? != *above {
+                // Somebody moved it: what is above now is not ours.
+                return Err(Errno::BUSY);
+            }
+            rustix::fs::unlinkat(&up, &**name, AtFlags::REMOVEDIR)?;
+            here = up;
+            way.pop();
+            continue;
+        };
+        match rustix::fs::unlinkat(&here, &*next, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR | Errno::PERM) => {
+                let above = identity(&here)?;
+                here = open(&here, &next)?;
+                way.push((next, above, names(&here)?));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The directories above a key, as keys of their own would be.
+fn directories(key: &[u8]) -> impl Iterator<Item = &[u8]> {
+    key.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| &key[..i])
+}
+
+/// `key` lies above or below one of `puts`.
+fn in_the_way(key: &[u8], puts: &BTreeSet<&[u8]>) -> bool {
+    let inside = [key, b"/"].concat();
+    let from = (Bound::Included(&*inside), Bound::Unbounded);
+    let mut below = puts.range::<[u8], _>(from);
+    below.next().is_some_and(|put| put.starts_with(&inside))
+        || directories(key).any(|above| puts.contains(above))
 }
 
 /// The directory part of a key; empty for the root.

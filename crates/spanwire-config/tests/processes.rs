@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use spanwire_config::{Limits, State, agent, serve, store, tree};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-type Lines = Arc<Mutex<Vec<String>>>;
+/// What a process logged, and who waits for more.
+type Lines = Arc<(Mutex<Vec<String>>, Condvar)>;
 
 /// A process in a thread; ended when dropped.
 struct Running {
@@ -29,7 +30,10 @@ impl Running {
         let lines = Lines::default();
         let log = Log::new({
             let lines = lines.clone();
-            move |line| lines.lock().expect("no logger panics").push(line.to_owned())
+            move |line| {
+                lines.0.lock().expect("no logger panics").push(line.to_owned());
+                lines.1.notify_all();
+            }
         });
         let thread = Some(std::thread::spawn(move || run(stop, log)));
         Running { lines, stopper: Some(stopper), thread }
@@ -44,20 +48,16 @@ impl Running {
     }
 
     fn lines(&self) -> Vec<String> {
-        self.lines.lock().expect("no logger panics").clone()
+        self.lines.0.lock().expect("no logger panics").clone()
     }
 
     #[track_caller]
     fn await_line(&self, part: &str) -> String {
-        let latest = Instant::now() + PATIENCE;
-        loop {
-            let lines = self.lines();
-            if let Some(line) = lines.iter().rev().find(|line| line.contains(part)) {
-                return line.clone();
-            }
-            assert!(Instant::now() < latest, "waited for {part:?} in {lines:#?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let found = |lines: &[String]| lines.iter().rev().find(|line| line.contains(part)).cloned();
+        let lines = self.lines.0.lock().expect("no logger panics");
+        let waited = self.lines.1.wait_timeout_while(lines, PATIENCE, |lines| found(lines).is_none());
+        let lines = waited.expect("no logger panics").0.clone();
+        found(&lines).unwrap_or_else(|| panic!("waited for {part:?} in {lines:#?}"))
     }
 
     fn end(&mut self) -> Result<(), ProcessError> {
@@ -171,18 +171,23 @@ fn a_change_reaches_the_directory_and_the_hook_learns_what_changed() {
 }
 
 #[test]
-fn identical_content_runs_no_hook_even_over_restarts() {
+fn promise_18_identical_content_runs_no_hook_even_over_restarts() {
     let w = World::new();
     w.write("src/a", "1");
     let mut server = Running::serve(w.serve_config());
     let hooked = |w: &World| {
         let mut config = w.agent_config("n");
-        config.on_change = Some(format!("echo x >> '{}'", w.path("hooks").display()));
+        config.on_change = Some(format!("echo $CONFIG_SYNC_CHANGED >> '{}'", w.path("hooks").display()));
         config
     };
     let mut agent = Running::agent(hooked(&w));
     server.await_line("applied 1/");
-    // The same bytes written again, and both processes started again.
+    // The same bytes written again: whoever has seen the file that comes after has read them, too.
+    w.write("src/a", "1");
+    w.write("src/b", "2");
+    await_that("the hook of b", || text(&w.path("hooks")).contains('b'));
+    assert_eq!((w.stored("n"), text(&w.path("hooks")).as_str()), (Some(2), "a\nb\n"));
+    // Again, and both processes started again.
     w.write("src/a", "1");
     agent.end().expect("a farewell");
     server.end().expect("a farewell");
@@ -190,7 +195,7 @@ fn identical_content_runs_no_hook_even_over_restarts() {
     let agent = Running::agent(hooked(&w));
     server.await_line("applied 1/");
     agent.await_line("state: Live");
-    assert_eq!((w.stored("n"), text(&w.path("hooks")).as_str()), (Some(1), "x\n"));
+    assert_eq!((w.stored("n"), text(&w.path("hooks")).as_str()), (Some(2), "a\nb\n"));
 }
 
 #[test]
@@ -231,7 +236,7 @@ fn promise_17_an_agent_starts_without_any_server_and_repairs_drift() {
     w.write("n/stray", "");
     let agent = Running::agent(w.agent_config("n"));
     let line = agent.await_line("repaired");
-    assert!(line.contains("a") && line.contains("stray"), "{line}");
+    assert!(line.ends_with("differed from it: stray, a"), "{line}");
     assert_eq!(w.tree("n"), good);
 }
 
@@ -335,15 +340,190 @@ fn a_directory_that_is_not_the_agents_is_not_touched() {
 }
 
 #[test]
-fn folders_inside_each_other_are_refused() {
+fn folders_inside_each_other_are_refused_and_nothing_is_left_in_them() {
     let w = World::new();
     w.write("src/a", "1");
-    let mut config = w.serve_config();
-    config.state = w.path("src/state");
-    assert!(matches!(Running::serve(config).end(), Err(ProcessError::Refused(_))));
+    w.write("n/mine", "");
+    for inside in ["state", "", "deep/er", "../src/x"] {
+        let mut config = w.serve_config();
+        config.state = w.path("src").join(inside);
+        assert!(matches!(Running::serve(config).end(), Err(ProcessError::Refused(_))), "{inside}");
+    }
     let mut config = w.agent_config("n");
     config.state = w.path("n/state");
     assert!(matches!(Running::agent(config).end(), Err(ProcessError::Refused(_))));
+    let names = |dir: &str| -> Vec<_> {
+        let entries = fs::read_dir(w.path(dir)).expect("readable");
+        entries.map(|entry| entry.expect("readable").file_name()).collect()
+    };
+    assert_eq!((names("src"), names("n")), (vec!["a".into()], vec!["mine".into()]));
+}
+
+#[test]
+fn a_slash_at_the_end_makes_no_difference() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut config = serve::Config::new(w.path("src/"));
+    config.bind = vec![w.url.clone()];
+    assert_eq!(config.state, w.path("src.state"));
+    let server = Running::serve(config);
+    let mut config = agent::Config::new(w.path("n/"));
+    config.connect = vec![w.url.clone()];
+    assert_eq!((&config.state, &*config.name), (&w.path("n.state"), "n"));
+    let _agent = Running::agent(config);
+    server.await_line("node n ");
+    server.await_line("applied 1/");
+    w.await_equal("n");
+    assert_eq!(w.tree("src").keys(), 1);
+}
+
+#[test]
+fn a_directory_beside_which_nothing_lies_needs_a_state_folder_by_name() {
+    let w = World::new();
+    let mut config = serve::Config::new("/");
+    config.bind = vec![w.url.clone()];
+    let refused = Running::serve(config).end().expect_err("there is no place for it");
+    assert!(
+        matches!(refused, ProcessError::Refused(_)) && refused.to_string().contains("--state"),
+        "{refused}"
+    );
+    // A mount point: nothing outside of it can be renamed into it.
+    let mut config = agent::Config::new("/proc");
+    config.connect = vec![w.url.clone()];
+    config.state = w.path("state");
+    let refused = Running::agent(config).end().expect_err("no file can be put in place");
+    assert!(refused.to_string().contains("/proc/current"), "{refused}");
+    assert!(!w.path("state").exists());
+}
+
+#[test]
+fn what_keeps_the_last_good_revision_from_its_place_does_not_keep_the_agent_from_running() {
+    let w = World::new();
+    // A revision that no tree can hold, as another program might have stored it.
+    let deep = "d/".repeat(70) + "f";
+    let state: State =
+        [(spanwire_config::Key::new(deep).expect("short"), spanwire_config::Entry::new(0, "x"))]
+            .into_iter()
+            .collect();
+    let epoch = spanwire_config::Epoch { number: 1, incarnation: spanwire_config::Id([1; 16]) };
+    let head = spanwire_config::Head {
+        cluster: spanwire_config::Id::named("config-sync"),
+        namespace: "config".into(),
+        position: spanwire_config::Position { epoch, rev: 1 },
+        digest: state.digest(),
+        keys: state.keys(),
+        bytes: state.bytes(),
+        ..Default::default()
+    };
+    let mut slots = store::Store::open(&w.path("n.state")).expect("writable");
+    slots.save(&head, &state).expect("written");
+    drop(slots);
+    let mut config = w.agent_config("n");
+    // It is not tried again, and no clock overflows.
+    config.again = Duration::MAX;
+    let agent = Running::agent(config);
+    agent.await_line("files are not in place: key d/d/");
+    agent.await_line("state: Cached");
+    w.write("src/a", "1");
+    let mut config = w.serve_config();
+    config.new_epoch = Some(2);
+    let server = Running::serve(config);
+    server.await_line("applied 2/");
+    w.await_equal("n");
+}
+
+/// An agent with this hook, which finds `$HOOKS`, the file for its words.
+fn hooked(w: &World, hook: &str) -> agent::Config {
+    let mut config = w.agent_config("n");
+    config.on_change = Some(format!("HOOKS='{}'; {hook}", w.path("hooks").display()));
+    config
+}
+
+#[test]
+fn what_failed_hooks_were_not_told_is_told_after_a_restart() {
+    let w = World::new();
+    w.write("src/a", "1");
+    w.write("src/b", "1");
+    w.write("src/c", "1");
+    let server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(hooked(&w, "[ $CONFIG_SYNC_REVISION = 1 ] || { echo no >&2; exit 1; }"));
+    server.await_line("applied 1/");
+    fs::remove_file(w.path("src/b")).expect("ours");
+    await_that("a failure", || agent.lines().iter().any(|line| line.starts_with("hook: exit")));
+    w.write("src/a", "3");
+    await_that("two failures", || {
+        agent.lines().iter().filter(|line| line.starts_with("hook: exit")).count() == 2
+    });
+    agent.end().expect("a farewell");
+    assert_eq!(w.stored("n"), Some(3));
+    let _agent = Running::agent(hooked(&w, "echo $CONFIG_SYNC_REVISION $CONFIG_SYNC_CHANGED >> $HOOKS"));
+    await_that("the hook", || text(&w.path("hooks")).ends_with('\n'));
+    assert_eq!(text(&w.path("hooks")), "3 a b\n");
+}
+
+#[test]
+fn a_hook_that_could_not_be_run_is_tried_again() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(hooked(&w, "exit 1"));
+    agent.await_line("hook: exit");
+    agent.end().expect("a farewell");
+    // No list of what changed can be written.
+    fs::remove_file(w.path("n.state/changed")).expect("ours");
+    let blocked = w.path("n.state/changed.new");
+    fs::create_dir(&blocked).expect("ours");
+    let agent = Running::agent(hooked(&w, "echo $CONFIG_SYNC_CHANGED >> $HOOKS"));
+    agent.await_line("hook: not run");
+    assert_eq!(text(&w.path("hooks")), "");
+    fs::remove_dir(&blocked).expect("ours");
+    server.await_line(", applied 1/");
+    assert_eq!(text(&w.path("hooks")), "a\n");
+}
+
+#[test]
+fn an_agent_that_is_ended_does_not_wait_for_its_hook() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let _server = Running::serve(w.serve_config());
+    let mut config = hooked(&w, "echo begun >> $HOOKS; sleep 1000; echo done >> $HOOKS");
+    config.hook_limit = PATIENCE * 2;
+    let mut agent = Running::agent(config);
+    await_that("the hook", || text(&w.path("hooks")) == "begun\n");
+    let began = Instant::now();
+    agent.end().expect("a farewell");
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    let _agent = Running::agent(hooked(&w, "echo again >> $HOOKS"));
+    await_that("it runs again", || text(&w.path("hooks")) == "begun\nagain\n");
+}
+
+#[test]
+fn an_identity_that_cannot_be_written_holds_while_the_agent_runs() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    agent.end().expect("a farewell");
+    let identity = w.path("n.state/identity");
+    let old = fs::read(&identity).expect("written");
+    for _ in 0..2 {
+        let mut agent = Running::agent(w.agent_config("n"));
+        agent.await_line("state: Live");
+        agent.end().expect("a farewell");
+    }
+    fs::write(&identity, old).expect("ours");
+    // It reaches the server only when the file cannot be written any more.
+    let mut config = w.agent_config("n");
+    let (link, real) = (w.path("link.ipc"), w.path("s.ipc"));
+    config.connect = vec![format!("ipc://{}", link.display())];
+    let agent = Running::agent(config);
+    agent.await_line("state: Cached");
+    fs::remove_file(&identity).expect("ours");
+    fs::create_dir(&identity).expect("ours");
+    std::os::unix::fs::symlink(real, link).expect("writable");
+    agent.await_line("not noted");
+    agent.await_line("state: Live");
 }
 
 #[test]

@@ -230,7 +230,7 @@ fn a_link_in_the_way_is_not_followed() {
     assert!(matches!(go(&out, &wanted, &State::new()), Err(TreeError::Link(_))));
     assert_eq!(holds(&d.outside), state([("victim", "untouched")]));
     // A repair takes the link away, not what it points to.
-    let differed = out.repair(&wanted, &Limits::default()).expect("repaired");
+    let differed = out.repair(&wanted).expect("repaired");
     assert!(differed[0].contains("symbolic link"), "{differed:?}");
     assert_eq!((holds(&d.root), holds(&d.outside)), (wanted, state([("victim", "untouched")])));
     // A file that was replaced by a link is replaced, not written through.
@@ -247,21 +247,115 @@ fn drift_is_found_and_repaired() {
     let out = Output::open(&d.root, &d.staging).expect("writable");
     let wanted = state([("a", "1"), ("d/b", "2"), ("d/c", "3")]);
     go(&out, &State::new(), &wanted).expect("written");
-    assert!(out.repair(&wanted, &Limits::default()).expect("read").is_empty());
+    assert!(out.repair(&wanted).expect("read").is_empty());
     write(&d.root, "a", "edited by hand");
     fs::remove_file(d.root.join("d/b")).expect("ours");
     write(&d.root, "foreign/x", "");
     fs::create_dir_all(d.root.join("nothing/in/it")).expect("writable");
     fs::set_permissions(d.root.join("d/c"), fs::Permissions::from_mode(0o755)).expect("ours");
-    let differed = out.repair(&wanted, &Limits::default()).expect("repaired");
+    let differed = out.repair(&wanted).expect("repaired");
     assert!(differed.len() >= 5, "{differed:?}");
     assert_eq!(holds(&d.root), wanted);
-    assert!(out.repair(&wanted, &Limits::default()).expect("read").is_empty());
+    assert!(out.repair(&wanted).expect("read").is_empty());
     // Foreign files beyond every limit, and names that no key can have.
     write(&d.root, "big", &"x".repeat(5000));
     write(&d.root, "line\nbreak", "");
-    out.repair(&wanted, &Limits { value: 100, keys: 3, bytes: 100 }).expect("repaired");
+    out.repair(&wanted).expect("repaired");
     assert_eq!(holds(&d.root), wanted);
+}
+
+#[test]
+fn what_is_foreign_is_deleted_without_being_read_however_deep_it_is() {
+    let d = dirs();
+    let out = Output::open(&d.root, &d.staging).expect("writable");
+    let wanted = state([("a", "1"), ("d/b", "2"), ("file", "3")]);
+    go(&out, &State::new(), &wanted).expect("written");
+    // A chain of directories that no path can name, with a file in each.
+    let mut here = fs::File::open(&d.root).map(OwnedFd::from).expect("readable");
+    for _ in 0..1_000 {
+        rustix::fs::mkdirat(&here, "deep!", Mode::RWXU).expect("writable");
+        here = rustix::fs::openat(&here, "deep!", FOLDER, Mode::empty()).expect("made");
+        let flags = OFlags::WRONLY | OFlags::CREATE;
+        rustix::fs::openat(&here, "f", flags, Mode::RUSR).expect("writable");
+    }
+    // A link on the way is deleted, not followed.
+    write(&d.outside, "victim", "untouched");
+    symlink(&d.outside, d.root.join("deep!/link")).expect("writable");
+    // Nobody but root can read these two.
+    write(&d.root, "foreign/secret", "x");
+    for unreadable in ["foreign/secret", "a"] {
+        fs::set_permissions(d.root.join(unreadable), fs::Permissions::from_mode(0o000)).expect("ours");
+    }
+    // A directory where a file should be.
+    fs::remove_file(d.root.join("file")).expect("ours");
+    write(&d.root, "file/x/y", "");
+    // One that is written all the time, and one that comes and goes.
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (root, stopped) = (d.root.clone(), stop.clone());
+    let (begun, begins) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        let mut log = fs::File::create(root.join("d/log")).expect("writable");
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            log.write_all(b"line\n").expect("writable");
+            fs::write(root.join("d/temporary"), "").expect("writable");
+            let _ = fs::remove_file(root.join("d/temporary"));
+            let _ = begun.send(());
+        }
+    });
+    begins.recv().expect("it writes");
+    let differed = out.repair(&wanted).expect("repaired");
+    for what in ["deep! (directory)", "foreign (directory)", "file (directory)", "d/log", "file"] {
+        assert!(differed.iter().any(|d| d == what), "{what} in {differed:?}");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.join().expect("it does not panic");
+    out.repair(&wanted).expect("repaired");
+    assert_eq!((holds(&d.root), holds(&d.outside)), (wanted, state([("victim", "untouched")])));
+}
+
+#[test]
+fn flags_of_the_applications_are_no_difference() {
+    let d = dirs();
+    let out = Output::open(&d.root, &d.staging).expect("writable");
+    let wanted: State = [(key("a"), Entry::new(EXECUTABLE | 0x80, "1"))].into_iter().collect();
+    go(&out, &State::new(), &wanted).expect("written");
+    assert_eq!(out.repair(&wanted).expect("read"), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_as_deep_as_allowed_can_be_read_and_repaired() {
+    let d = dirs();
+    let out = Output::open(&d.root, &d.staging).expect("writable");
+    let deep = |directories: usize| "d/".repeat(directories) + "f";
+    let wanted = state([(&*deep(64), "1")]);
+    check(&wanted, false).expect("allowed");
+    go(&out, &State::new(), &wanted).expect("written");
+    assert_eq!(out.repair(&wanted).expect("read"), Vec::<String>::new());
+    assert_eq!(holds(&d.root), wanted);
+    let error = check(&state([(&*deep(65), "1")]), false).expect_err("too deep");
+    assert!(error.to_string().contains("64 directories"), "{error}");
+}
+
+#[test]
+fn what_has_to_go_first_is_found_by_looking_up() {
+    let keys = |keys: &[&'static str]| keys.iter().map(|k| k.as_bytes()).collect::<BTreeSet<_>>();
+    let puts = keys(&["a/b/c", "d", "e-f", "e/", "g/h"]);
+    for (deleted, first) in [
+        ("a", true),
+        ("a/b", true),
+        ("a/b/c/x", true),
+        ("d/e/f", true),
+        ("g", true),
+        ("e-", false),
+        ("b", false),
+    ] {
+        assert_eq!(in_the_way(deleted.as_bytes(), &puts), first, "{deleted}");
+    }
+    // A renamed directory of as many files as there may be: each with each would take an hour.
+    let names = |dir: &str| (0..100_000).map(|n| format!("{dir}/{n}")).collect::<Vec<_>>();
+    let (old, new) = (names("old"), names("new"));
+    let puts: BTreeSet<&[u8]> = new.iter().map(|k| k.as_bytes()).collect();
+    assert!(!old.iter().any(|key| in_the_way(key.as_bytes(), &puts)));
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn a_node_of_another_cluster_is_turned_away() {
 }
 
 #[test]
-fn invariant_14_an_ack_above_the_head_is_not_believed() {
+fn promise_13_invariant_14_an_ack_above_the_head_is_not_believed() {
     let (mut a, _, link) = pair();
     let head = a.protocol.head().expect("committed").position;
     for position in [Position { rev: head.rev + 1, ..head }, Position { epoch: epoch(9), rev: 1 }] {

@@ -251,7 +251,7 @@ pub enum Overflow {
 pub enum Offered {
     /// It is in the queue.
     Queued(Room),
-    /// It was dropped, and counted.
+    /// It was dropped, and counted; with [`Overflow::Disconnect`] the pipe closes, too.
     Dropped,
     /// The pipe is closed or closing.
     Gone,
@@ -691,7 +691,7 @@ impl<'a> Cx<'a> {
                 Overflow::Disconnect => {
                     self.dropped(Some(pipe), DropReason::Newest);
                     self.close(pipe, Reason::Slow);
-                    return Offered::Gone;
+                    return Offered::Dropped;
                 }
                 _ => {
                     self.dropped(Some(pipe), DropReason::Newest);

@@ -9,8 +9,8 @@
 
 use super::topics::Topics;
 use super::{
-    Control, Cx, DropReason, Overflow, PipeId, PipeMap, Protocol, ProtocolInfo, PutError, Readiness, Reason,
-    Refused, Reject, Room, Sends, discard, write_off,
+    Control, Cx, DropReason, Offered, Overflow, PipeId, PipeMap, Protocol, ProtocolInfo, PutError, Readiness,
+    Reason, Refused, Reject, Room, Sends, discard, write_off,
 };
 use crate::Message;
 
@@ -119,21 +119,28 @@ impl Sends for Pub {
         if self.blocked > 0 {
             return Err(Refused::NotNow(msg));
         }
-        if self.peers.is_empty() {
-            cx.dropped(None, DropReason::NoPeer);
-        }
+        // A peer that is being let go takes nothing more, and is none.
+        let mut any = false;
         for (pipe, peer) in self.peers.iter_mut() {
             if peer.wants.as_ref().is_some_and(|topics| !topics.matches(&msg)) {
+                any = true;
                 continue;
             }
             let overflow = match self.slow {
                 Slow::Drop(overflow) => overflow,
                 Slow::Wait => {
                     match cx.put(pipe, msg.clone()) {
-                        Ok(Room::More) | Err(PutError::Gone(_)) => continue,
-                        Ok(Room::Full) => {}
+                        Err(PutError::Gone(_)) => continue,
+                        Ok(Room::More) => {
+                            any = true;
+                            continue;
+                        }
+                        Ok(Room::Full) => any = true,
                         // Only if somebody lowered the limit of this pipe meanwhile.
-                        Err(PutError::Full(_)) => cx.dropped(Some(pipe), DropReason::Newest),
+                        Err(PutError::Full(_)) => {
+                            any = true;
+                            cx.dropped(Some(pipe), DropReason::Newest);
+                        }
                     }
                     peer.blocked = true;
                     self.blocked += 1;
@@ -141,7 +148,10 @@ impl Sends for Pub {
                 }
             };
             // A loss is counted by `offer`, for this subscriber.
-            cx.offer(pipe, msg.clone(), overflow);
+            any |= cx.offer(pipe, msg.clone(), overflow) != Offered::Gone;
+        }
+        if !any {
+            cx.dropped(None, DropReason::NoPeer);
         }
         Ok(())
     }
@@ -245,7 +255,8 @@ mod tests {
         s.send("1").expect("it never waits");
         s.finish(a);
         s.send("2").expect("it never waits");
-        assert_eq!((s.sent(a), s.all_drops()), (vec!["1".to_string()], 0));
+        // As without a peer: told.
+        assert_eq!((s.sent(a), s.drops(DropReason::NoPeer), s.all_drops()), (vec!["1".to_string()], 1, 1));
     }
 
     #[test]

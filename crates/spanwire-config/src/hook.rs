@@ -1,0 +1,305 @@
+//! The command that an agent runs after a change, and what it is still to be told of.
+//!
+//! Owns: the process with its group, its time, the last words of its error output, and the list of changed
+//! keys in the state folder. Never: outlives the agent, needs a thread, keeps a descriptor of a command that
+//! has ended.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+
+use crate::process::Shutdown;
+use crate::store::{Store, StoreError};
+use crate::{Head, Key};
+
+/// Longest list of keys that is put into the environment, in bytes; the file has all of it.
+const ENVIRONMENT: usize = 64 << 10;
+/// Most of the error output that is kept, in bytes.
+const WORDS: usize = 900;
+/// What a pipe holds if nobody made it larger, in bytes: more was not left behind by a command that ended.
+const PIPE: usize = 64 << 10;
+/// The file with the list, in the state folder.
+const LIST: &str = "changed";
+/// No key of a tree: stands for all of them.
+const ALL: &[u8] = b"/";
+
+/// Keys that changed since the last run that succeeded: none is left out, some may be too many.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Owed(BTreeSet<Key>);
+
+impl Owed {
+    /// What was noted before the newest revision was stored, if anything was.
+    pub(crate) fn noted(store: &Store) -> Option<Owed> {
+        let list = store.note(LIST)?;
+        Some(Owed(list.split(|b| *b == b'\n').filter_map(|key| Key::new(key).ok()).collect()))
+    }
+
+    /// Notes it. Without a change there is nothing to write.
+    pub(crate) fn note(&self, store: &Store) -> Result<(), StoreError> {
+        let list = self.list();
+        if store.note(LIST).is_some_and(|noted| noted == list) {
+            return Ok(());
+        }
+        store.set_note(LIST, &list)
+    }
+
+    /// Adds what changed. Of more than `most` keys only that is known: all may have changed.
+    pub(crate) fn add<'k>(&mut self, keys: impl Iterator<Item = &'k Key>, most: usize) {
+        if self.0.contains(ALL) {
+            return;
+        }
+        self.0.extend(keys.cloned());
+        if self.0.len() > most {
+            self.0 = Key::new(ALL).into_iter().collect();
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn list(&self) -> Vec<u8> {
+        let lines = self.0.iter().flat_map(|key| [key.as_bytes(), b"\n"]);
+        lines.flatten().copied().collect()
+    }
+}
+
+/// Why the command did not do its work.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It could not be run. The cause may pass.
+    NotRun(String),
+    /// It ran, and failed or took too long.
+    Failed(String),
+    /// It was ended because the agent ends.
+    Ended,
+}
+
+/// What to run, for how long at most, for which directory.
+#[derive(Debug)]
+pub(crate) struct Hook<'a> {
+    pub(crate) command: &'a str,
+    pub(crate) limit: Duration,
+    pub(crate) out: &'a Path,
+}
+
+impl Hook<'_> {
+    /// Runs the command with the change in its environment; its error output is the reason if it fails.
+    pub(crate) fn run(
+        &self,
+        store: &Store,
+        head: &Head,
+        owed: &Owed,
+        shutdown: &Shutdown,
+    ) -> Result<(), Failure> {
+        owed.note(store).map_err(|e| Failure::NotRun(e.to_string()))?;
+        let mut run = Command::new("sh");
+        run.arg("-c")
+            .arg(self.command)
+            .env("CONFIG_SYNC_REVISION", head.position.rev.to_string())
+            .env("CONFIG_SYNC_EPOCH", head.position.epoch.number.to_string())
+            .env("CONFIG_SYNC_TOKEN", head.position.to_string())
+            .env("CONFIG_SYNC_OUT", self.out)
+            .env("CONFIG_SYNC_CHANGED_FILE", store.dir().join(LIST))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // A group of its own: what it started can be ended with it.
+            .process_group(0);
+        let list = owed.list();
+        if list.len() <= ENVIRONMENT {
+            let lines = list.strip_suffix(b"\n").unwrap_or(&list);
+            run.env("CONFIG_SYNC_CHANGED", OsStr::from_bytes(lines));
+        }
+        let mut child = run.spawn().map_err(|e| Failure::NotRun(format!("cannot start sh: {e}")))?;
+        let mut words = Words::of(&mut child);
+        let status = self.wait(&mut child, &mut words, shutdown).inspect_err(|_| end(&mut child))?;
+        if status.success() {
+            return Ok(());
+        }
+        // Once more than the pipe holds: its end may have come between the last look and the exit.
+        (0..=PIPE / Words::AT_ONCE).take_while(|_| words.more()).for_each(drop);
+        Err(Failure::Failed(format!("{status}: {}", words.text().trim_end())))
+    }
+
+    fn wait(&self, child: &mut Child, words: &mut Words, shutdown: &Shutdown) -> Result<ExitStatus, Failure> {
+        // Later than the clock can tell is never.
+        let until = Instant::now().checked_add(self.limit);
+        loop {
+            // A talkative command must not block on its pipe.
+            let talking = words.more();
+            match child.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) if until.is_some_and(|until| Instant::now() >= until) => {
+                    return Err(Failure::Failed(format!("not done after {:?}", self.limit)));
+                }
+                Ok(None) if shutdown.is_over() => return Err(Failure::Ended),
+                Ok(None) if talking => {}
+                // There is no portable wait with a limit; the hook is rare and this thread has nothing else to do.
+                Ok(None) => drop(shutdown.0.recv_timeout(Duration::from_millis(5))),
+                Err(e) => return Err(Failure::Failed(e.to_string())),
+            }
+        }
+    }
+}
+
+/// Error output, read without waiting for it. What the command left running in the background loses the pipe
+/// when the command is done.
+struct Words {
+    pipe: Option<ChildStderr>,
+    kept: Vec<u8>,
+}
+
+impl Words {
+    const AT_ONCE: usize = 4 << 10;
+
+    fn of(child: &mut Child) -> Words {
+        let nonblocking = |pipe: &ChildStderr| rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).is_ok();
+        Words { pipe: child.stderr.take().filter(nonblocking), kept: Vec::new() }
+    }
+
+    /// Reads some; whether there was any.
+    fn more(&mut self) -> bool {
+        let mut buffer = [0; Self::AT_ONCE];
+        let Some(Ok(n @ 1..)) = self.pipe.as_mut().map(|pipe| pipe.read(&mut buffer)) else { return false };
+        self.kept.extend_from_slice(&buffer[..n]);
+        // The last words say most.
+        self.kept.drain(..self.kept.len().saturating_sub(WORDS));
+        true
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.kept).into_owned()
+    }
+}
+
+fn end(child: &mut Child) {
+    if let Ok(id) = i32::try_from(child.id())
+        && let Some(group) = rustix::process::Pid::from_raw(id)
+    {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{Stopper, shutdown};
+
+    struct World {
+        temp: tempfile::TempDir,
+        store: Store,
+        stop: Option<Stopper>,
+        shutdown: Shutdown,
+    }
+
+    fn world() -> World {
+        let temp = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&temp.path().join("state")).expect("writable");
+        let (stop, shutdown) = shutdown();
+        World { temp, store, stop: Some(stop), shutdown }
+    }
+
+    impl World {
+        fn run(&self, command: &str, limit: Duration, owed: &[&str]) -> Result<(), Failure> {
+            let hook = Hook { command, limit, out: self.temp.path() };
+            hook.run(&self.store, &Head::default(), &owed_of(owed), &self.shutdown)
+        }
+
+        fn file(&self, name: &str) -> String {
+            std::fs::read_to_string(self.temp.path().join(name)).unwrap_or_default()
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn owed_of(keys: &[&str]) -> Owed {
+        Owed(keys.iter().map(|key| Key::new(key).expect("short")).collect())
+    }
+
+    #[test]
+    fn a_key_that_ends_in_a_blank_is_named_whole() {
+        let w = world();
+        w.run("printf '[%s]' \"$CONFIG_SYNC_CHANGED\" > \"$CONFIG_SYNC_OUT/told\"", LONG, &["a", "b \t"])
+            .expect("it runs");
+        assert_eq!(w.file("told"), "[a\nb \t]");
+    }
+
+    #[test]
+    fn a_hook_is_ended_with_the_agent_and_has_any_limit() {
+        let mut w = world();
+        w.run("true", Duration::MAX, &["a"]).expect("it runs");
+        let stop = w.stop.take();
+        let marker = w.temp.path().join("runs");
+        let ending = std::thread::spawn(move || {
+            let latest = Instant::now() + LONG;
+            while !marker.exists() && Instant::now() < latest {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            drop(stop);
+        });
+        let began = Instant::now();
+        let ended = w.run("echo > \"$CONFIG_SYNC_OUT/runs\"; sleep 1000", LONG * 10, &["a"]);
+        assert!(matches!(ended, Err(Failure::Ended)), "{ended:?}");
+        assert!(began.elapsed() < LONG);
+        ending.join().expect("it does not panic");
+    }
+
+    #[test]
+    fn the_last_words_are_kept_of_a_talkative_command_and_none_of_what_it_leaves_behind() {
+        let w = world();
+        let talk =
+            "i=0; while [ $i -lt 20000 ]; do echo line $i >&2; i=$((i+1)); done; echo last >&2; exit 3";
+        match w.run(talk, LONG, &["a"]) {
+            Err(Failure::Failed(why)) => {
+                assert!(why.contains('3') && why.ends_with("last") && why.len() < 1000, "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+        // It is done when the command is, and nothing waits for the one in the background.
+        let pipes = || {
+            let open = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
+            open.filter_map(|fd| std::fs::read_link(fd.path()).ok())
+                .filter(|to| to.to_string_lossy().starts_with("pipe:"))
+                .count()
+        };
+        let (began, before) = (Instant::now(), pipes());
+        for _ in 0..50 {
+            w.run("sleep 5 &", LONG, &["a"]).expect("it runs");
+        }
+        // Other tests of this process have a few of their own.
+        assert!(pipes() < before + 25, "{before}, then {}", pipes());
+        assert!(began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_could_not_be_run_is_told_apart_from_what_failed() {
+        let w = world();
+        assert!(matches!(w.run("exit 1", LONG, &["a"]), Err(Failure::Failed(_))));
+        // The list cannot be written.
+        std::fs::create_dir(w.store.dir().join("changed.new")).expect("writable");
+        assert!(matches!(w.run("true", LONG, &["b"]), Err(Failure::NotRun(_))));
+    }
+
+    #[test]
+    fn the_list_is_kept_and_bounded() {
+        let w = world();
+        assert!(Owed::noted(&w.store).is_none());
+        let mut owed = owed_of(&["a", "b "]);
+        owed.note(&w.store).expect("written");
+        assert_eq!(Owed::noted(&w.store).map(|owed| owed.0), Some(owed.0.clone()));
+        let more: Vec<Key> = (0..10).map(|n| Key::new(format!("k{n}")).expect("short")).collect();
+        owed.add(more.iter(), 5);
+        owed.add(more.iter(), 5);
+        assert_eq!(owed.list(), b"/\n");
+    }
+}
