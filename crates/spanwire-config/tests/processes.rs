@@ -60,6 +60,14 @@ impl Running {
         found(&lines).unwrap_or_else(|| panic!("waited for {part:?} in {lines:#?}"))
     }
 
+    /// It does not start, and says why.
+    #[track_caller]
+    fn refusal(mut self) -> String {
+        let thread = self.thread.take().expect("not ended yet");
+        await_that("the refusal", || thread.is_finished());
+        thread.join().expect("it does not panic").expect_err("it is refused").to_string()
+    }
+
     fn end(&mut self) -> Result<(), ProcessError> {
         self.stopper = None;
         let thread = self.thread.take().expect("ended once");
@@ -793,4 +801,27 @@ fn invariant_07_a_node_of_a_lost_history_stops_commits_though_the_server_went_on
     let _agent = Running::agent(w.agent_config("n"));
     server.await_line("commits stop until a new epoch begins");
     assert_eq!(text(&w.path("n/a")), "2", "the node keeps what it has");
+}
+
+#[test]
+fn a_state_folder_of_another_namespace_or_cluster_is_refused() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    agent.end().expect("a farewell");
+    let change = |change: &dyn Fn(&mut agent::Config)| {
+        let mut config = w.agent_config("n");
+        change(&mut config);
+        config
+    };
+    for config in [
+        change(&|config| config.namespace = "other".into()),
+        change(&|config| config.cluster = "other".into()),
+    ] {
+        let refused = Running::agent(config).refusal();
+        assert!(refused.contains("config") && refused.contains("namespace"), "{refused}");
+    }
+    assert_eq!(text(&w.path("n/a")), "1");
 }
