@@ -625,7 +625,6 @@ impl Core {
         }
     }
 
-    /// With a panic the loop in its hands would be lost to all others.
     fn wait_leading<'a>(
         &'a self,
         st: Guard<'a>,
@@ -633,28 +632,19 @@ impl Core {
         want: Want<WaitKey>,
         deadline: Option<Instant>,
     ) -> (Guard<'a>, bool) {
-        self.guard(|| self.lead_until(st, d, want, deadline))
-    }
-
-    fn lead_until<'a>(
-        &'a self,
-        mut st: Guard<'a>,
-        mut d: Box<Drive>,
-        want: Want<WaitKey>,
-        deadline: Option<Instant>,
-    ) -> (Guard<'a>, bool) {
-        let mut looked = false;
-        loop {
-            st = self.refresh(st, &mut d);
-            // Also a deadline in the past deserves one look at what has arrived.
-            let late = looked && deadline.is_some_and(|at| Instant::now() >= at);
-            if self.satisfied(&mut st, want) || late {
-                self.give(&mut st, d);
-                return (st, late);
+        self.with_loop(d, |d| {
+            let (mut st, mut looked) = (st, false);
+            loop {
+                st = self.refresh(st, d);
+                // Also a deadline in the past deserves one look at what has arrived.
+                let late = looked && deadline.is_some_and(|at| Instant::now() >= at);
+                if self.satisfied(&mut st, want) || late {
+                    return (st, late);
+                }
+                st = self.lead_once(st, d, want, deadline);
+                looked = true;
             }
-            st = self.lead_once(st, &mut d, want, deadline);
-            looked = true;
-        }
+        })
     }
 
     /// One round of a leader: sleeps in the poll until something happens, and delivers it.
@@ -818,14 +808,12 @@ impl Core {
         if CALLERS_LEAD
             && !st.is_closed()
             && !st.lead.watched()
-            && let Some(mut d) = st.lead.take(Want::Any, &self.link)
+            && let Some(d) = st.lead.take(Want::Any, &self.link)
         {
-            st = self.guard(|| {
-                st = self.refresh(st, &mut d);
-                st = self.lead_once(st, &mut d, Want::Any, Some(Instant::now()));
-                st = self.refresh(st, &mut d);
-                self.give(&mut st, d);
-                st
+            (st, ()) = self.with_loop(d, |d| {
+                let st = self.refresh(st, d);
+                let st = self.lead_once(st, d, Want::Any, Some(Instant::now()));
+                (self.refresh(st, d), ())
             });
         }
         self.finish(st);
