@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --example config-sync -- demo
 //! config-sync serve --dir ./conf --bind tcp://0.0.0.0:7700
+//! config-sync relay --connect tcp://server:7700 --bind tcp://0.0.0.0:7700 --state /var/lib/config-relay
 //! config-sync agent --connect tcp://server:7700 --out /etc/app --on-change 'systemctl reload app'
 //! ```
 //!
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use spanwire_config::process::{Log, shutdown};
-use spanwire_config::{agent, serve};
+use spanwire_config::{agent, relay, serve};
 
 /// Keeps directories equal to one, over spanwire's config-broadcast.
 #[derive(Parser, Debug)]
@@ -41,6 +42,8 @@ enum Command {
     Serve(ServeArgs),
     /// Keep a directory equal to what a server publishes.
     Agent(AgentArgs),
+    /// Receive what a server publishes and serve it to others.
+    Relay(RelayArgs),
     /// Show it: a server and three agents, edits, kills, restarts.
     Demo {
         /// Print the words of every process.
@@ -111,6 +114,28 @@ struct AgentArgs {
     take_over: bool,
 }
 
+#[derive(Args, Debug)]
+struct RelayArgs {
+    /// Address of a server or relay; repeatable: the one that answers first is used, the others stand by.
+    #[arg(long, required = true)]
+    connect: Vec<String>,
+    /// Address to listen at; repeatable. Port 0 takes a free one.
+    #[arg(long, required = true)]
+    bind: Vec<String>,
+    /// State folder: what the relay serves while no server answers.
+    #[arg(long)]
+    state: PathBuf,
+    /// Name of this relay, for people [default: last part of STATE].
+    #[arg(long)]
+    name: Option<String>,
+    /// Name of the cluster.
+    #[arg(long, default_value = "config-sync")]
+    cluster: String,
+    /// Name of the namespace.
+    #[arg(long, default_value = "config")]
+    namespace: String,
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("a label is NAME=VALUE")?;
     if name.is_empty() || name.len() > 96 || value.len() > 96 {
@@ -158,6 +183,15 @@ fn main() -> ExitCode {
             config.namespace = args.namespace;
             config.take_over = args.take_over;
             agent::run(&config, &stop, &log)
+        }
+        Command::Relay(args) => {
+            let mut config = relay::Config::new(args.state);
+            config.connect = args.connect;
+            config.bind = args.bind;
+            config.name = args.name.unwrap_or(config.name);
+            config.cluster = args.cluster;
+            config.namespace = args.namespace;
+            relay::run(&config, &stop, &log)
         }
         Command::Demo { verbose } => {
             return match demo::run(verbose, &stop) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use spanwire::{RecvError, Socket};
 
 use crate::hook::{Failure, Hook, Owed};
-use crate::process::{Log, ProcessError, Shutdown, follow};
+use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::serve::names;
 use crate::store::{Identity, Store};
 use crate::tree::{self, Output, TreeError};
@@ -157,15 +157,8 @@ impl<'a> Agent<'a> {
         let loaded = store.load(config.limits.bytes);
         let damaged = store.damaged().iter().chain(&loaded.damaged);
         damaged.for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
-        let foreign =
-            |head: &Head| head.cluster != Id::named(&config.cluster) || head.namespace != config.namespace;
-        if let Some((head, _)) = loaded.newest.as_ref().filter(|(head, _)| foreign(head)) {
-            return refuse(format!(
-                "the state folder {} holds namespace {:?} of cluster {}; give each its own",
-                config.state.display(),
-                head.namespace,
-                head.cluster
-            ));
+        if let Some((head, _)) = &loaded.newest {
+            ours(&config.state, head, &config.cluster, &config.namespace)?;
         }
         let identity = store.identity();
         let applied = store.applied();

@@ -58,7 +58,7 @@ mod model;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
-mod relay;
+pub mod relay;
 mod replica;
 mod sender;
 #[cfg(all(unix, feature = "sync"))]

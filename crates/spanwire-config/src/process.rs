@@ -3,10 +3,13 @@
 //! Owns: the shutdown signal and the translation of socket events. Never: decides what a process does.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use spanwire::Event;
+
+use crate::{Head, Id};
 
 /// Ends a running [`serve`](crate::serve::run) or [`agent`](crate::agent::run) when it is dropped.
 #[derive(Debug)]
@@ -75,6 +78,19 @@ pub(crate) fn follow(events: Receiver<Event>, log: Log) {
             }
         }
     });
+}
+
+/// What a state folder holds is of this namespace.
+pub(crate) fn ours(dir: &Path, held: &Head, cluster: &str, namespace: &str) -> Result<(), ProcessError> {
+    if held.cluster == Id::named(cluster) && held.namespace == namespace {
+        return Ok(());
+    }
+    Err(ProcessError::Refused(format!(
+        "the state folder {} holds namespace {:?} of cluster {}; give each its own",
+        dir.display(),
+        held.namespace,
+        held.cluster
+    )))
 }
 
 /// Why a process ends before it was told to.

@@ -497,7 +497,7 @@ fn judging(authority: Arc<Authority>) -> JoinHandle<()> {
 }
 
 /// Binds; an address that the server before this one has not let go of yet is waited for.
-fn bind(socket: &Socket<Distributor>, url: &str) -> Result<spanwire::Endpoint, spanwire::Error> {
+pub(crate) fn bind(socket: &Socket<Distributor>, url: &str) -> Result<spanwire::Endpoint, spanwire::Error> {
     let latest = Instant::now() + Duration::from_secs(2);
     loop {
         match socket.bind(url) {
@@ -525,6 +525,10 @@ fn line(node: &NodeStatus) -> String {
     );
     if let Some((position, code, text)) = node.refused.last() {
         line.push_str(&format!("; refused {position}: {code:?}: {text}"));
+    }
+    if !node.path.is_empty() {
+        let path: Vec<String> = node.path.iter().map(|relay| format!("{relay:?}")).collect();
+        line.push_str(&format!("; through {}", path.join(", ")));
     }
     if node.conflict {
         line.push_str("; ALARM: holds another history");

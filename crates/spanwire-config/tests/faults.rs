@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use spanwire_config::faults::{ALL, plant};
 use spanwire_testkit::sim::Sim;
-use world::setup;
+use world::{setup, tree};
 
 /// Seeds that a bug may take.
 const MOST: u64 = 10_000;
@@ -27,13 +27,16 @@ fn number(name: &str) -> Option<u64> {
 /// How many seeds it took from each place (`None`: not found), and as what it showed itself first.
 fn hunt(name: &'static str, tries: u64) -> (Vec<Option<u64>>, String) {
     plant(name);
-    let sim = Sim::new(setup);
+    let of_relay = |(known, what): &&(&str, &str)| *known == name && what.starts_with("relay:");
+    let relays = ALL.iter().any(|fault| of_relay(&fault));
+    let (plain, tree) = (Sim::new(setup), Sim::new(tree::setup));
+    let run = |seed| if relays { tree.run(seed) } else { plain.run(seed) };
     let mut kind = String::new();
     let most = number("FAULT_SEEDS").unwrap_or(MOST);
     let took = (0..tries).map(|place| {
         let from = place * 1_000_000;
         (from..from + most).find_map(|seed| {
-            let failure = sim.run(seed).failure?;
+            let failure = run(seed).failure?;
             if kind.is_empty() {
                 failure.kind().clone_into(&mut kind);
             }
@@ -103,9 +106,12 @@ fn every_listed_fault_is_planted_somewhere() {
         include_str!("../src/sender.rs"),
         include_str!("../src/sender/hear.rs"),
         include_str!("../src/sender/nodes.rs"),
+        include_str!("../src/sender/relay.rs"),
         include_str!("../src/sender/session.rs"),
         include_str!("../src/sender/transfer.rs"),
+        include_str!("../src/relay.rs"),
         include_str!("../src/replica.rs"),
+        include_str!("../src/replica/relay.rs"),
         include_str!("../src/replica/heads.rs"),
         include_str!("../src/replica/transfer.rs"),
         include_str!("../src/replica/words.rs"),

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use spanwire_config::process::{Log, ProcessError, Stopper, shutdown};
-use spanwire_config::{Limits, State, agent, serve, store, tree};
+use spanwire_config::{Limits, State, agent, relay, serve, store, tree};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -824,4 +824,80 @@ fn a_state_folder_of_another_namespace_or_cluster_is_refused() {
         assert!(refused.contains("config") && refused.contains("namespace"), "{refused}");
     }
     assert_eq!(text(&w.path("n/a")), "1");
+}
+
+impl World {
+    fn relay(&self, name: &str, connect: &[&str]) -> Running {
+        let mut config = relay::Config::new(self.path(name));
+        config.connect = connect.iter().map(|of| self.url_of(of)).collect();
+        config.bind = vec![self.url_of(name)];
+        config.beacon = Duration::from_millis(100);
+        Running::start(move |stop, log| relay::run(&config, &stop, &log))
+    }
+
+    /// The address of the server or of a relay.
+    fn url_of(&self, name: &str) -> String {
+        if name == "src" { self.url.clone() } else { format!("ipc://{}", self.path(name).display()) + ".ipc" }
+    }
+
+    fn agent_below(&self, name: &str, servers: &[&str]) -> Running {
+        let mut config = self.agent_config(name);
+        config.connect = servers.iter().map(|of| self.url_of(of)).collect();
+        Running::agent(config)
+    }
+}
+
+#[test]
+fn invariant_26_a_relay_that_ends_costs_its_agents_one_fail_over_and_no_revision() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let (mut one, two) = (w.relay("one", &["src"]), w.relay("two", &["src"]));
+    let agents: Vec<_> = (0..4)
+        .map(|n| {
+            let servers = if n % 2 == 0 { ["one", "two"] } else { ["two", "one"] };
+            w.agent_below(&format!("n{n}"), &servers)
+        })
+        .collect();
+    (0..4).for_each(|n| w.await_equal(&format!("n{n}")));
+    // The authority knows each of them, through its relay.
+    for n in 0..4 {
+        server.await_line(&format!("node n{n} ("));
+    }
+    for (n, text) in ["2", "3", "4"].into_iter().enumerate() {
+        w.write("src/a", text);
+        if n == 1 {
+            one.end().expect("it ran well");
+        }
+        (0..4).for_each(|n| w.await_equal(&format!("n{n}")));
+    }
+    for agent in &agents {
+        let lines = agent.lines();
+        let revisions: Vec<_> = lines.iter().filter(|line| line.starts_with("revision ")).collect();
+        assert!(revisions.len() >= 3, "{lines:#?}");
+    }
+    let last = two.await_line("revision ");
+    let at = last.split(':').take(2).collect::<Vec<_>>().join(":").replace("revision ", "");
+    for n in 0..4 {
+        let applied = format!("visible {at}, applied {at}");
+        await_that(&format!("word of n{n} at {at}"), || {
+            let node = format!("node n{n} (");
+            server.lines().iter().any(|line| line.starts_with(&node) && line.contains(&applied))
+        });
+    }
+}
+
+#[test]
+fn a_relay_serves_from_its_folder_while_no_server_answers() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let relay = w.relay("one", &["src"]);
+    relay.await_line("revision ");
+    await_that("the folder to hold it", || store::peek(&w.path("one"), 1 << 20).is_some());
+    drop((relay, server));
+    let relay = w.relay("one", &["src"]);
+    relay.await_line("last good revision");
+    let _agent = w.agent_below("late", &["one"]);
+    w.await_equal("late");
 }

@@ -62,6 +62,33 @@ fn promises_03_04_05_13_invariants_01_to_24_hold_whatever_happens() {
 }
 
 #[test]
+fn invariants_07_14_18_23_26_hold_with_relays_between() {
+    let range = seeds(0..100_000);
+    let (start, asked) = (Instant::now(), std::env::var_os("SIM_SEEDS").is_some());
+    let (sim, mut sum, mut ran) = (Sim::new(world::tree::setup), world::tree::TreeCounts::default(), 0_u64);
+    for seed in range {
+        if !asked && start.elapsed() > TIME {
+            break;
+        }
+        let (outcome, counts) = sim.run_with(seed, |model, _| model.counts);
+        if let Some(failure) = outcome.failure {
+            panic!("{}", sim.shorten(seed, failure));
+        }
+        sum.forwarded += counts.forwarded;
+        sum.reports += counts.reports;
+        sum.loops += counts.loops;
+        sum.behind += counts.behind;
+        sum.deep += counts.deep;
+        ran += 1;
+    }
+    println!("{ran} trees in {:.1?}: {sum:?}", start.elapsed());
+    if ran >= 50 {
+        assert!(sum.forwarded > 100 * ran && sum.reports > 10 * ran && sum.behind > ran, "{sum:?}");
+        assert!(sum.loops > 0 && sum.deep > 0, "{sum:?}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let sim = Sim::new(setup);
     for seed in 0..5 {

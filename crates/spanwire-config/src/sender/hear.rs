@@ -61,6 +61,10 @@ impl Distributor {
         }
         self.shown.insert(node, (head, waits));
         cx.wake(SHOWN);
+        if self.passes {
+            // A relay waits for all news from below in one place.
+            cx.wake(REPORTS);
+        }
     }
 
     pub(super) fn welcome(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {

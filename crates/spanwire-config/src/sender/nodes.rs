@@ -247,9 +247,7 @@ impl Nodes {
 
     pub(super) fn acknowledged(&mut self, id: Id, boot: u64, ack: &Ack) {
         let Some(node) = self.of(id, boot) else { return };
-        if let Some(shown) = node.head.take_if(|head| head.position < ack.position)
-            && !planted("unplaced-levels-count")
-        {
+        if let Some(shown) = node.head.take_if(|head| head.position < ack.position) {
             // It holds something of this history now. What it reached before may be of another.
             let NodeStatus { stored, visible, applied, .. } = &mut node.status;
             for slot in [stored, visible, applied] {

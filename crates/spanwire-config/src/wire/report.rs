@@ -110,7 +110,7 @@ impl Report {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = start(11);
         out.text(&self.namespace, MAX_NAMESPACE);
-        out.u8(u8::from(self.first) * FIRST | u8::from(self.last) * LAST);
+        out.u8((u8::from(self.first) * FIRST) | (u8::from(self.last) * LAST));
         let nodes = &self.nodes[..self.nodes.len().min(MAX_RECORDS)];
         out.u16(nodes.len() as u16);
         nodes.iter().for_each(|node| node.encode(&mut out));

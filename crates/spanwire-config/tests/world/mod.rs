@@ -5,6 +5,8 @@
 
 mod nodes;
 pub(crate) mod oracle;
+mod relay;
+pub(crate) mod tree;
 
 use std::time::Duration;
 
@@ -60,6 +62,8 @@ pub(crate) enum Op {
     PutBack { node: usize, starts: u32, cache: bool },
     /// The mirror (or the twin) starts again, on a copy of the authority's store.
     Refresh,
+    /// A relay talks on and takes notice of nothing.
+    Freeze { relay: usize, lasts: Duration },
     /// Every connection breaks once more; or the authority starts again.
     Shake { restart: bool },
 }
@@ -291,7 +295,7 @@ fn with_server<R>(
 ) -> Option<R> {
     net.with(server, |party, io| match party {
         Party::Server(server) => Some(f(server, io)),
-        Party::Agent(_) => None,
+        _ => None,
     })
     .flatten()
 }
@@ -396,6 +400,8 @@ impl Model for Cluster {
                     self.oracle.folder_put_back(*node);
                 }
             }
+            // Only among relays.
+            Op::Freeze { .. } => {}
             Op::Refresh => {
                 self.fork = true;
                 net.crash(1, Duration::from_millis(30), false);

@@ -18,13 +18,14 @@ use spanwire_config::{
 use spanwire_testkit::sim::{self, Event, Io, Node, Scripted, SyncError};
 
 use super::planted;
+use super::relay::Relay;
 
 pub(crate) const BEACON: Duration = Duration::from_millis(200);
 pub(crate) const FRESH: Duration = Duration::from_secs(1);
 pub(crate) const HELLO: Duration = Duration::from_secs(1);
 pub(crate) const STALL: Duration = Duration::from_secs(2);
 /// Messages in a pipe's queue at either end.
-const ROOM: usize = 64;
+pub(crate) const ROOM: usize = 64;
 
 /// What a state folder holds: a server's or a node's.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +47,7 @@ pub(crate) struct Folder {
 pub(crate) enum Party {
     Server(Server),
     Agent(Agent),
+    Relay(Box<Relay>),
 }
 
 impl Node for Party {
@@ -54,6 +56,7 @@ impl Node for Party {
     fn handle(&mut self, event: Event, io: &mut Io<'_, Folder>) {
         match self {
             Party::Server(server) => server.handle(event, io),
+            Party::Relay(relay) => relay.handle(event, io),
             Party::Agent(agent) => {
                 agent.socket.handle(event, io);
                 agent.think(io);

@@ -1,0 +1,430 @@
+//! The simulated cluster with relays: an authority, up to three relays in any tree (and now and then in a circle),
+//! and nodes below them. Relays die, stand still, freeze while they talk on, and are lied to on their way.
+//!
+//! Its oracle knows what was committed, every HEAD that the authority issued, and what each node reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use spanwire::Message;
+use spanwire::protocol::Time;
+use spanwire_config::wire::Frame;
+use spanwire_config::{Epoch, Head, Id, Key, Level, Position, ReplicaSettings, Settings, State};
+use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
+
+use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, STALL, Server};
+use super::relay::Relay;
+use super::{Op, changes, commit, restart_if_failed, with_server};
+
+const RUN: Duration = Duration::from_secs(6);
+const SETTLE: Duration = Duration::from_secs(20);
+
+type Place = (u64, Id, u64);
+
+fn place(at: &Position) -> Place {
+    (at.epoch.number, at.epoch.incarnation, at.rev)
+}
+
+/// What a node did, over all its lives.
+#[derive(Debug, Default)]
+struct Truth {
+    reached: [BTreeSet<Place>; 3],
+    shown: Option<Position>,
+    /// Highest `seq` that arrived in this life, by epoch number, and when it rose.
+    seqs: BTreeMap<u64, u64>,
+    rose: Option<Time>,
+}
+
+/// The model with its oracle.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    relays: usize,
+    routes: Vec<Route>,
+    log_commits: usize,
+    committed: BTreeMap<Place, (Head, State)>,
+    issued: BTreeSet<Vec<u8>>,
+    truths: Vec<Truth>,
+    /// What each relay has held: it forwards nothing else.
+    held: Vec<BTreeSet<Place>>,
+    pub(crate) counts: TreeCounts,
+}
+
+/// What happened, so that a test can see that the mixture reaches what it is meant to test.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub(crate) struct TreeCounts {
+    pub(crate) forwarded: u64,
+    pub(crate) reports: u64,
+    pub(crate) loops: u64,
+    pub(crate) behind: u64,
+    pub(crate) deep: u64,
+}
+
+/// The world of a seed.
+pub(crate) fn setup(seed: u64) -> Setup<Tree> {
+    let mut rng = Rng::new(seed ^ 0x07ee_07ee);
+    let (relays, agents) = (1 + rng.below(3), 1 + rng.below(4));
+    let (nodes, mut pairs) = (1 + relays + agents, Vec::new());
+    for relay in 1..=relays {
+        // The first way leads up; the second anywhere, round in a circle among others.
+        pairs.push((relay, rng.below(relay)));
+        let other = rng.below(1 + relays);
+        if rng.one_in(2) && other != relay {
+            pairs.push((relay, other));
+        }
+    }
+    for agent in 1 + relays..nodes {
+        pairs.push((agent, 1 + rng.below(relays)));
+        if rng.one_in(2) {
+            pairs.push((agent, rng.below(1 + relays)));
+        }
+    }
+    let routes: Vec<Route> = pairs
+        .into_iter()
+        .map(|(from, to)| Route {
+            room: 512,
+            jitter: Duration::from_micros(200 + rng.next() % 20_000),
+            ..Route::new(from, to)
+        })
+        .collect();
+    let lies = rng.one_in(4);
+    let often = |rng: &mut Rng, n: usize| if rng.one_in(3) { 0 } else { n };
+    let mix = Mix {
+        breaks: often(&mut rng, 2 * routes.len()),
+        cuts: often(&mut rng, 4),
+        half_opens: often(&mut rng, 3),
+        delays: often(&mut rng, 4),
+        stalls: often(&mut rng, 4),
+        crashes: often(&mut rng, 5),
+        sync_crashes: often(&mut rng, 3),
+        sync_failures: often(&mut rng, 3),
+        flips: if lies { 6 } else { 0 },
+        losses: 0,
+        replays: if lies { 12 } else { 0 },
+        longest: Duration::from_secs(2),
+    };
+    let mut plan = mix.plan(&mut rng, nodes, routes.len(), RUN);
+    for _ in 0..10 + rng.below(30) {
+        let at = rng.time(Duration::ZERO..RUN);
+        plan.push(Step::op(at, commit(&mut rng, 0, false)));
+    }
+    for relay in 1..=relays {
+        if rng.one_in(3) {
+            let lasts = rng.time(Duration::ZERO..Duration::from_secs(3));
+            plan.push(Step::op(rng.time(Duration::ZERO..RUN / 2), Op::Freeze { relay, lasts }));
+        }
+    }
+    for node in 1 + relays..nodes {
+        if rng.one_in(8) {
+            let op = Op::PutBack { node, starts: 2, cache: true };
+            plan.push(Step::op(rng.time(Duration::ZERO..RUN), op));
+        }
+    }
+    if rng.one_in(3) {
+        plan.push(Step::op(rng.time(Duration::ZERO..RUN), Op::NewEpoch { server: 0 }));
+    }
+    let disks = (0..nodes).map(|n| Folder {
+        id: Id([n as u8 + 1; 16]),
+        begin: Epoch { number: 1, incarnation: Id([1; 16]) },
+        ..Folder::default()
+    });
+    Setup {
+        model: Tree {
+            relays,
+            routes: routes.clone(),
+            log_commits: 1 + rng.below(8),
+            committed: BTreeMap::new(),
+            issued: BTreeSet::new(),
+            truths: (0..nodes).map(|_| Truth::default()).collect(),
+            held: vec![BTreeSet::new(); nodes],
+            counts: TreeCounts::default(),
+        },
+        disks: disks.collect(),
+        routes,
+        plan,
+        run: RUN,
+        settle: SETTLE,
+    }
+}
+
+fn agent(net: &Net<Party>, n: usize) -> Option<&Agent> {
+    if let Some(Party::Agent(agent)) = net.node(n) { Some(agent) } else { None }
+}
+
+fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
+    if let Some(Party::Relay(relay)) = net.node(n) { Some(relay) } else { None }
+}
+
+fn authority(net: &Net<Party>) -> Option<&Server> {
+    if let Some(Party::Server(server)) = net.node(0) { Some(server) } else { None }
+}
+
+fn heads(frame: &Frame) -> Vec<&Head> {
+    match frame {
+        Frame::Beacon(heads) => heads.iter().collect(),
+        Frame::Slice(slice) => vec![&slice.head],
+        _ => Vec::new(),
+    }
+}
+
+impl Tree {
+    fn learn(&mut self, net: &Net<Party>) {
+        if let Some((head, state)) = net.disk(0).and_then(|disk| disk.durable().history.as_ref()) {
+            self.committed.entry(place(&head.position)).or_insert_with(|| (head.clone(), state.clone()));
+        }
+    }
+
+    fn is_relay(&self, node: usize) -> bool {
+        (1..=self.relays).contains(&node)
+    }
+
+    /// Invariants 1, 2 and 3 for readers; 18.
+    fn check_agent(&mut self, net: &Net<Party>, n: usize) -> Result<(), String> {
+        let Some(node) = agent(net, n) else { return Ok(()) };
+        let truth = &mut self.truths[n];
+        if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().history.as_ref()) {
+            truth.reached[0].insert(place(&head.position));
+        }
+        if let Some((head, state)) = &node.shown {
+            let at = place(&head.position);
+            truth.reached[1].insert(at);
+            if node.applied {
+                truth.reached[2].insert(at);
+            }
+            if truth.shown != Some(head.position) {
+                if truth.shown.is_some_and(|old| head.position.partial_cmp(&old).is_none_or(|o| o.is_lt())) {
+                    return Err(format!("invariant 3: node {n} went back to {}", head.position));
+                }
+                truth.shown = Some(head.position);
+                if self.committed.get(&at).is_none_or(|(known, content)| {
+                    content != state || (known.digest, known.chain) != (head.digest, head.chain)
+                }) {
+                    return Err(format!("invariant 1: node {n} shows another {}", head.position));
+                }
+            }
+        }
+        let fresh = node.socket.protocol().status(net.now()).fresh;
+        if fresh && truth.rose.is_none_or(|rose| net.now().saturating_since(rose) > FRESH) {
+            return Err(format!("invariant 18: node {n} says fresh; seq rose last at {:?}", truth.rose));
+        }
+        Ok(())
+    }
+
+    /// Invariant 14, through relays too.
+    fn check_table(&self, net: &Net<Party>) -> Result<(), String> {
+        let Some(server) = authority(net) else { return Ok(()) };
+        for status in server.socket.protocol().status() {
+            let n = usize::from(status.node.0[0]) - 1;
+            let levels = [Level::Stored, Level::Visible, Level::Applied];
+            for (level, reached) in levels.into_iter().zip(&self.truths[n].reached) {
+                if let Some(at) = status.at(level).filter(|at| !reached.contains(&place(at))) {
+                    return Err(format!("invariant 14: node {n} never reached {level:?} at {at}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Model for Tree {
+    type Node = Party;
+    type Op = Op;
+
+    fn start(&mut self, node: usize, io: &mut Io<'_, Folder>) -> Party {
+        if node == 0 {
+            let settings = Settings {
+                server: io.disk.read().id,
+                beacon: BEACON,
+                log_commits: self.log_commits,
+                stall: STALL,
+                hello: HELLO,
+                ..Settings::default()
+            };
+            return Party::Server(Server::start(settings, false, io));
+        }
+        if self.is_relay(node) {
+            let mine = |(route, of): (usize, &Route)| (of.from == node).then_some(route);
+            let dials = self.routes.iter().enumerate().filter_map(mine).collect();
+            return Party::Relay(Box::new(Relay::start(dials, self.log_commits, io)));
+        }
+        let truth = &mut self.truths[node];
+        truth.shown = io.disk.read().history.as_ref().map(|(head, _)| head.position);
+        let settings = ReplicaSettings {
+            name: format!("n{node}"),
+            window: 3_000 + io.rng().below(9_000) as u32,
+            max_chunk: 4_096,
+            fresh: FRESH,
+            beacon: BEACON,
+            ..ReplicaSettings::default()
+        };
+        Party::Agent(Agent::start(node, settings, io))
+    }
+
+    fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Commit { puts, deletes, poison, .. } => {
+                let changes = changes(puts, deletes, *poison);
+                with_server(net, 0, |server, io| server.put(io, &changes));
+                restart_if_failed(net, 0);
+            }
+            Op::NewEpoch { .. } => {
+                with_server(net, 0, |server, io| server.new_epoch(io, 0, &State::new()));
+                restart_if_failed(net, 0);
+            }
+            Op::Freeze { relay, lasts } => {
+                let until = net.now() + *lasts;
+                net.with(*relay, |party, io| match party {
+                    Party::Relay(relay) => relay.freeze(until, io),
+                    Party::Server(_) | Party::Agent(_) => {}
+                });
+            }
+            Op::PutBack { node, starts, .. } => {
+                net.crash(*node, Duration::from_millis(50), false);
+                if let Some(disk) = net.disk_mut(*node) {
+                    let mut folder = disk.read().clone();
+                    folder.opened = folder.opened.saturating_sub(*starts);
+                    disk.replace(folder);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Invariant 7: relays pass HEADs on as they came, and only those whose state they hold.
+    fn passed(&mut self, net: &Net<Party>, passage: &Passage<'_>) -> Result<(), String> {
+        let Ok(frame) = Frame::decode(&passage.message.clone().into_bytes()) else { return Ok(()) };
+        let (from, to) = (passage.from, passage.to);
+        if passage.arrived {
+            if agent(net, to).is_some() {
+                let truth = &mut self.truths[to];
+                for head in heads(&frame).into_iter() {
+                    let (epoch, first) = (head.position.epoch.number, truth.seqs.is_empty());
+                    let known = truth.seqs.entry(epoch).or_default();
+                    if head.seq > *known {
+                        *known = head.seq;
+                        truth.rose = if first { truth.rose } else { Some(net.now()) };
+                    }
+                }
+            }
+            return Ok(());
+        }
+        self.learn(net);
+        match &frame {
+            Frame::Ack(ack) if self.is_relay(from) => {
+                let durable = net.disk(from).and_then(|disk| disk.durable().history.as_ref());
+                let stored = durable.map(|(head, _)| head.position);
+                if !ack.volatile
+                    && stored.is_none_or(|stored| stored.partial_cmp(&ack.position).is_none_or(|o| o.is_lt()))
+                {
+                    let at = ack.position;
+                    return Err(format!("invariant 14: relay {from} says {at} is stored, not {stored:?}"));
+                }
+                // It may have died since: what it says it does before it says it.
+                self.truths[from].reached[0].extend((!ack.volatile).then_some(place(&ack.position)));
+                self.truths[from].reached[1].insert(place(&ack.position));
+            }
+            Frame::Report(report) => self.counts.reports += report.nodes.len() as u64,
+            Frame::Goodbye(goodbye) if goodbye.code == spanwire_config::wire::GoodbyeCode::Loop => {
+                self.counts.loops += 1;
+            }
+            _ => {}
+        }
+        for head in heads(&frame) {
+            let mut bytes = Vec::new();
+            head.encode(&mut bytes);
+            if from == 0 {
+                self.issued.insert(bytes);
+                continue;
+            }
+            self.counts.forwarded += 1;
+            if !self.issued.contains(&bytes) {
+                return Err(format!("invariant 7: relay {from} shows {} as nobody issued it", head.position));
+            }
+            // It may have died since it said that.
+            let Some(at) = relay(net, from) else { continue };
+            let held = at.machine.held().map(|(held, _)| held.position);
+            if held.is_none_or(|held| held != head.position)
+                && !self.held[from].contains(&place(&head.position))
+            {
+                return Err(format!("relay: {from} shows {} and holds {held:?}", head.position));
+            }
+        }
+        Ok(())
+    }
+
+    fn died(&mut self, _net: &Net<Party>, node: usize) {
+        let truth = &mut self.truths[node];
+        (truth.seqs, truth.rose) = (BTreeMap::new(), None);
+    }
+
+    fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
+        self.learn(net);
+        let Some(n) = node else { return Ok(()) };
+        if let Some((held, _)) = relay(net, n).and_then(|relay| relay.machine.held()) {
+            let at = place(&held.position);
+            self.held[n].insert(at);
+        }
+        match n {
+            0 => self.check_table(net),
+            n => self.check_agent(net, n),
+        }
+    }
+
+    fn healed(&mut self, net: &mut Net<Party>) -> Result<(), String> {
+        let last = with_server(net, 0, |server, io| {
+            let mut last = changes(&[], &[], None);
+            last.put(Key::new("last").expect("short"), 0, "word");
+            server.put(io, &last)
+        });
+        if last == Some(true) { Ok(()) } else { Err("model: the authority is not there".into()) }
+    }
+
+    /// Invariants 23 and 26; and the authority knows all, and where it is.
+    fn settled(&mut self, net: &Net<Party>) -> Result<(), String> {
+        let Some(server) = authority(net) else { return Err("model: no authority".into()) };
+        let Some(head) = server.socket.protocol().head() else { return Err("model: no head".into()) };
+        let table = server.socket.protocol().status();
+        let own = Id([1; 16]);
+        for n in 1 + self.relays..net.len() {
+            let Some(node) = agent(net, n) else { return Err(format!("model: node {n} is down")) };
+            let status = node.socket.protocol().status(net.now());
+            if node.shown.as_ref().map(|(head, _)| head.position) != Some(head.position) {
+                return Err(format!("invariant 23: node {n} ends below {}: {status:?}", head.position));
+            }
+            if !status.fresh {
+                return Err(format!("invariant 18: node {n} is connected and not fresh: {status:?}"));
+            }
+            let known = table.iter().find(|known| known.node == node.settings.node);
+            let Some(known) = known else { return Err(format!("report: node {n} is not known")) };
+            if known.applied != Some(head.position) || known.boot != node.settings.boot {
+                return Err(format!("report: what node {n} reached is not known: {known:?}"));
+            }
+            let at = known.path.last().copied().unwrap_or(own);
+            if !known.connected || status.upstream != Some(at) {
+                return Err(format!("report: node {n} is at {:?}, not {known:?}", status.upstream));
+            }
+            self.counts.behind += u64::from(!known.path.is_empty());
+            self.counts.deep += u64::from(known.path.len() > 1);
+        }
+        Ok(())
+    }
+
+    fn tamper(&mut self, message: &Message, random: u64) -> Option<Message> {
+        let mut frame = Frame::decode(&message.clone().into_bytes()).ok()?;
+        let Frame::Slice(slice) = &mut frame else { return None };
+        let mut bytes = slice.bytes.to_vec();
+        let at = (random >> 8) as usize % bytes.len().max(1);
+        *bytes.get_mut(at)? ^= 1 << (random >> 4 & 7);
+        slice.bytes = bytes.into();
+        Some(frame.encode().into())
+    }
+
+    fn may_replay(&self, message: &Message) -> bool {
+        let frame = Frame::decode(&message.clone().into_bytes());
+        matches!(frame, Ok(Frame::Slice(_) | Frame::Beacon(_) | Frame::Credit(_) | Frame::Ack(_)))
+    }
+
+    fn describe(&self, message: &Message) -> String {
+        super::oracle::describe(message)
+    }
+}
