@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use spanwire_config::sign::Secret;
 use spanwire_config::wire::{
-    Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, Slice, Want,
-    WantReason, Welcome, encode_changes, encode_state,
+    Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, NodeReport,
+    Report, Slice, Want, WantReason, Welcome, encode_changes, encode_state,
 };
-use spanwire_config::{ChangeSet, Entry, Epoch, Head, Id, Key, Position, State, chain};
+use spanwire_config::{ChangeSet, Entry, Epoch, Head, Id, Key, NodeStatus, Position, State, chain};
 
 const DOCUMENT: &str = include_str!("../../../docs/config-broadcast.md");
 
@@ -139,6 +139,17 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             })
             .encode(),
         ),
+        ("report", {
+            let mut status = NodeStatus::new(Id([0x22; 16]), 1 << 32 | 0xabcd);
+            (status.connected, status.name) = (true, "web-1".into());
+            status.path = vec![Id([0x55; 16])];
+            (status.stored, status.visible) = (Some(at(2)), Some(at(2)));
+            status.refused = vec![(at(2), NackCode::Hook, "no".into())];
+            let nodes = vec![NodeReport { status, attempt: 1, head: None }];
+            Frame::Report(Box::new(Report { namespace: "config".into(), first: true, last: true, nodes }))
+                .encode()
+        }),
+        ("stale", Frame::Stale(Id([0x22; 16]), 2 << 32 | 0xabcd).encode()),
         (
             "goodbye",
             Frame::Goodbye(Goodbye {

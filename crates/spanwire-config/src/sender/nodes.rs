@@ -43,7 +43,8 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
-    pub(crate) fn new(node: Id, boot: u64) -> NodeStatus {
+    /// A node of which nothing is known but its name and start number.
+    pub fn new(node: Id, boot: u64) -> NodeStatus {
         NodeStatus {
             node,
             kind: NodeKind::Replica,

@@ -351,3 +351,76 @@ fn left_from_one_relay_does_not_undo_here_from_another() {
     a.arrive(upper.above, [report.encode()]);
     assert!(status(&mut a, 1).connected);
 }
+
+#[test]
+fn a_node_behind_a_relay_is_told_of_its_higher_boot_and_says_hello_with_one_above() {
+    let (mut a, mut r) = (authority(Settings::default()), Relay::new(50));
+    commit(&mut a, &puts([("a", "1")]));
+    let mut upper = Wire::new(&mut a, &mut r);
+    upper.flow(&mut a, &mut r);
+    let born = |boot| {
+        let node = Id([7; 16]);
+        Script::new(Replica::new(ReplicaSettings { node, boot, ..ReplicaSettings::default() }))
+    };
+    let mut first = born(5);
+    let mut direct = Wire::new(&mut a, &mut first);
+    direct.flow(&mut a, &mut first);
+    direct.cut(&mut a, &mut first);
+    // Its folder is put back, and it comes through the relay.
+    let mut again = born(3);
+    let mut lower = Wire::new(&mut r, &mut again);
+    let mut report = |r: &mut Relay, again: &mut Script<Replica>| {
+        lower.flow(r, again);
+        r.advance(Duration::from_millis(100));
+        upper.flow(&mut a, r);
+        lower.flow(r, again);
+        status(&mut a, 7)
+    };
+    assert!(!report(&mut r, &mut again).connected, "an earlier boot counts for nothing");
+    assert_eq!(again.protocol.status(again.now()).stale_boot, Some(5));
+    again.call(|n, _| n.set_identity(Id([7; 16]), 6));
+    again.advance(BEACON);
+    let known = report(&mut r, &mut again);
+    assert_eq!((known.boot, known.connected, known.path), (6, true, vec![Id([50; 16])]));
+}
+
+#[test]
+fn invariant_07_what_a_relay_cannot_place_goes_up_whole_and_its_levels_wait() {
+    // Two authorities on one history: the other's third revision is known to nobody here.
+    let (mut a, mut twin) = (authority(Settings::default()), authority(Settings::default()));
+    let mut n = replica(1);
+    for at in [&mut a, &mut twin] {
+        commit(at, &puts([("a", "1")]));
+    }
+    commit(&mut twin, &puts([("a", "other")]));
+    let mut wire = Wire::new(&mut twin, &mut n);
+    wire.flow(&mut twin, &mut n);
+    accept(&mut n, Level::Applied);
+    wire.flow(&mut twin, &mut n);
+    wire.cut(&mut twin, &mut n);
+    let lost = n.protocol.visible().map(|(head, _)| head.position).expect("applied");
+    for n in 0..3 {
+        commit(&mut a, &puts([("b", &n.to_string())]));
+    }
+    let mut r = Relay::new(50);
+    let mut upper = Wire::new(&mut a, &mut r);
+    upper.flow(&mut a, &mut r);
+    let mut lower = Wire::new(&mut r, &mut n);
+    lower.flow(&mut r, &mut n);
+    r.advance(Duration::from_millis(100));
+    upper.flow(&mut a, &mut r);
+    let known = status(&mut a, 1);
+    assert!(known.conflict && known.connected, "{known:?}");
+    assert_eq!(
+        (known.stored, known.visible, known.applied),
+        (None, None, None),
+        "{lost} is of another history"
+    );
+    // The relay cannot know: it brings the node to what it holds, and that counts.
+    let at = accept(&mut n, Level::Stored).position();
+    lower.flow(&mut r, &mut n);
+    r.advance(Duration::from_millis(100));
+    upper.flow(&mut a, &mut r);
+    let known = status(&mut a, 1);
+    assert_eq!((known.stored, known.applied, known.conflict), (Some(at), None, false));
+}

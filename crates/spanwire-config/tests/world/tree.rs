@@ -122,6 +122,11 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     if rng.one_in(3) {
         plan.push(Step::op(rng.time(Duration::ZERO..RUN), Op::NewEpoch { server: 0 }));
     }
+    if rng.one_in(3) {
+        // The last word on who is where must come from those who know, all of them.
+        let at = RUN + rng.time(Duration::from_secs(4)..Duration::from_secs(6));
+        plan.push(Step::op(at, Op::Shake { restart: true }));
+    }
     let disks = (0..nodes).map(|n| Folder {
         id: Id([n as u8 + 1; 16]),
         begin: Epoch { number: 1, incarnation: Id([1; 16]) },
@@ -277,6 +282,7 @@ impl Model for Tree {
                     Party::Server(_) | Party::Agent(_) => {}
                 });
             }
+            Op::Shake { .. } => net.crash(0, Duration::from_millis(30), false),
             Op::PutBack { node, starts, .. } => {
                 net.crash(*node, Duration::from_millis(50), false);
                 if let Some(disk) = net.disk_mut(*node) {
