@@ -314,7 +314,7 @@ impl Desk {
             Ok(Some(Answer::Invalid(why))) => refused(&why),
             Ok(Some(Answer::Busy)) => Reply::Busy(100),
             Ok(Some(Answer::ReadOnly(why))) => {
-                let (why, text) = read_only(&why);
+                let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
                 Reply::ReadOnly { why, text }
             }
             // Cannot be: the store is written within the call, and what is published follows.
@@ -326,9 +326,9 @@ impl Desk {
     fn status(&self, ask: &StatusAsk) -> Reply {
         let mut nodes = self.authority.look(|machine| {
             let (writable, text) = match (machine.mode(), &self.directory) {
-                (Mode::ReadOnly(why), _) => read_only(why),
+                (Mode::ReadOnly(why), _) => read_only(why, machine.highest()),
                 (_, Some(text)) => (Writable::Directory, text.clone()),
-                (Mode::Vacant, None) => read_only(&ReadOnly::Vacant),
+                (Mode::Vacant, None) => read_only(&ReadOnly::Vacant, machine.highest()),
                 (Mode::Serving, None) => (Writable::Yes, String::new()),
             };
             let tip = machine.durable().map(|durable| tip(&durable.head)).unwrap_or_default();
@@ -411,9 +411,17 @@ fn refused(why: &Invalid) -> Reply {
     Reply::Invalid { code, oldest, text: why.to_string() }
 }
 
-/// In the words of somebody who has a command line.
-fn read_only(why: &ReadOnly) -> (Writable, String) {
+/// In the words of somebody who has a command line. `shown`: the highest that was ever seen.
+fn read_only(why: &ReadOnly, shown: Place) -> (Writable, String) {
     match why {
+        ReadOnly::Vacant if shown.rev > 0 => (
+            Writable::Vacant,
+            format!(
+                "nodes hold revision {}:{}, and this store has nothing: import what was exported, which begins a \
+                 new epoch",
+                shown.epoch, shown.rev
+            ),
+        ),
         ReadOnly::Vacant => (
             Writable::Vacant,
             "nothing was committed here yet, or this store was lost: where it is new, expect 0:0 with the first \
