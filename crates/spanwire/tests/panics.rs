@@ -151,6 +151,18 @@ fn in_a_callers_thread_it_unwinds_there_and_the_others_are_told() {
 }
 
 #[test]
+fn the_end_of_a_socket_whose_loop_was_in_the_panic_takes_no_other_out_of_the_drivers_poll() {
+    let Pair2 { touchy, push } = pair();
+    // This thread most likely leads; what it leaves behind must not be known by a number that is used again.
+    push.send("readable").expect("a peer");
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| touchy.recv()));
+    until("it is closed for all", || touchy.try_recv() == Err(RecvError::Closed));
+    let fresh: Vec<_> = (0..8).map(|_| bystander_pair()).collect();
+    drop(touchy);
+    fresh.iter().for_each(others_work);
+}
+
+#[test]
 fn a_poller_that_waits_for_more_than_one_keeps_the_others() {
     let bystander = bystander_pair();
     let Pair2 { touchy, push } = pair();

@@ -130,7 +130,6 @@ impl Core {
 
     /// Pipes have something to say, or their peers to read to the end (for a second at most).
     fn stays(&self, st: &State) -> bool {
-        // In a ruin the loop may be lost, and with it whoever would take these in.
-        st.phase != Phase::Closed || (!st.ruined && (st.draining > 0 || !st.fresh.is_empty()))
+        st.phase != Phase::Closed || st.draining > 0 || !st.fresh.is_empty()
     }
 }

@@ -9,10 +9,11 @@
 
 use std::any::Any;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
-use super::core::{Core, Fresh, Phase, Trash, count_gone};
+use super::core::{Core, Fresh, Guard, Phase, Trash, count_gone};
+use super::drive::Drive;
 use super::driver::driver;
 use crate::events::Event;
 use crate::protocol::{Cx, Effects, PipeId, Protocol, ProtocolInfo, Readiness, Reason, Reject};
@@ -52,6 +53,26 @@ impl Core {
         let result = f();
         std::mem::forget(bomb);
         result
+    }
+
+    /// Drives with `d`, and gives it back, also when that panics: others wait for it, and the socket's place in the
+    /// driver's poll goes by the number of a descriptor in it. Then the driver buries the socket, and it unwinds on.
+    pub(crate) fn with_loop<'a, R>(
+        &'a self,
+        mut d: Box<Drive>,
+        f: impl FnOnce(&mut Drive) -> (Guard<'a>, R),
+    ) -> (Guard<'a>, R) {
+        match catch_unwind(AssertUnwindSafe(|| f(&mut d))) {
+            Ok((mut st, result)) => {
+                self.give(&mut st, d);
+                (st, result)
+            }
+            Err(payload) => {
+                self.give(&mut self.lock(), d);
+                self.ruined(); // it looks once more, if it was faster
+                resume_unwind(payload)
+            }
+        }
     }
 
     /// The protocol has panicked: the lock is held, so the driver does the rest.

@@ -347,35 +347,37 @@ pub(crate) struct Driven {
 impl Core {
     fn on_post(&self) -> Post {
         let mut st = self.lock();
-        st.in_inbox = false;
+        st.lead.posted = false;
         Post { listed: st.lead.listed, asked: !st.asked.is_empty(), serve: st.lead.watched() }
     }
 
     /// The driver drives: `None` when somebody else does.
     fn drive(&self) -> Option<Driven> {
         let mut st = self.lock();
-        let mut d = st.lead.take_as_driver()?;
-        self.notes.awake();
-        let mut again = true;
-        for _ in 0..ROUNDS {
-            st = self.refresh(st, &mut d);
-            let leave = self.leave(&mut st);
-            drop(st);
-            self.carry_out(leave);
-            let more = d.turn(self, Some(Duration::ZERO));
-            st = self.lock();
-            st = self.deliver(st, &mut d);
-            let quiet = !more && !d.sticky() && !st.has_news();
-            if quiet && self.notes.sleep() {
-                again = false;
-                break;
+        let d = st.lead.take_as_driver()?;
+        let (st, driven) = self.with_loop(d, |d| {
+            self.notes.awake();
+            let mut again = true;
+            for _ in 0..ROUNDS {
+                st = self.refresh(st, d);
+                let leave = self.leave(&mut st);
+                drop(st);
+                self.carry_out(leave);
+                let more = d.turn(self, Some(Duration::ZERO));
+                st = self.lock();
+                st = self.deliver(st, d);
+                let quiet = !more && !d.sticky() && !st.has_news();
+                if quiet && self.notes.sleep() {
+                    again = false;
+                    break;
+                }
             }
-        }
-        let due = st.due_with(&d);
-        st.polled_until = due;
-        self.give(&mut st, d);
+            let due = st.due_with(d);
+            st.polled_until = due;
+            (st, Driven { due, again })
+        });
         self.finish(st);
-        Some(Driven { due, again })
+        Some(driven)
     }
 
     fn look(&self) -> Look {
