@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use spanwire_config::process::{Log, ProcessError, Stopper, shutdown};
 use spanwire_config::{Limits, State, agent, serve, store, tree};
 
+#[path = "processes/control.rs"]
+mod control;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a process logged, and who waits for more.
@@ -319,7 +322,7 @@ fn changes_are_found_by_reading_where_no_word_of_them_comes() {
     let (link, other) = (w.path("link"), w.path("other"));
     std::os::unix::fs::symlink(w.path("src"), &link).expect("writable");
     let mut config = w.serve_config();
-    config.dir = link.clone();
+    config.dir = Some(link.clone());
     config.state = w.path("server.state");
     config.rescan = Duration::from_millis(50);
     let server = Running::serve(config);

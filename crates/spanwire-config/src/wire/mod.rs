@@ -625,5 +625,8 @@ impl Welcome {
     }
 }
 
+// Here, behind the macro that it uses.
+pub mod client;
+
 #[cfg(test)]
 mod tests;
