@@ -5,16 +5,27 @@
 //! config-sync serve --dir ./conf --bind tcp://0.0.0.0:7700
 //! config-sync relay --connect tcp://server:7700 --bind tcp://0.0.0.0:7700 --state /var/lib/config-relay
 //! config-sync agent --connect tcp://server:7700 --out /etc/app --on-change 'systemctl reload app'
+//!
+//! config-sync serve --state ./state --bind tcp://0.0.0.0:7700 --control ipc:///run/config.ipc
+//! config-sync set --control ipc:///run/config.ipc db/host 10.0.0.2
+//! config-sync wait --control ipc:///run/config.ipc --level applied
 //! ```
+//!
+//! With `--dir`, a server publishes a directory. Without, what it serves is what `set`, `apply` and the other verbs
+//! commit.
 //!
 //! `demo` starts one server and three agents as real processes on a copy of the sample configuration, changes
 //! and breaks things, prints what it does, and ends with 0 only if every node holds what the source holds.
 //! The guide is `docs/guide-config-sync.md`.
 //!
-//! Exit codes: 0 done, 1 the demo failed, 2 a request that makes no sense or would do harm (also: a log of the
-//! server that cannot be used), 3 a folder or tree cannot be used, 4 an address cannot be used.
+//! Exit codes: 0 done, 1 the demo failed, or there is no such key, 2 a request that makes no sense or would do harm
+//! (also: a log of the server that cannot be used), 3 a folder, file or tree cannot be used, 4 an address cannot be
+//! used, 5 conflict: another revision than expected, or the epoch changed, 6 refused, by the server or by a node,
+//! 7 time was over: no answer, or nodes that are behind or silent.
 
 mod demo;
+mod operate;
+mod show;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -38,12 +49,14 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Publish a directory, and again whenever it changes.
+    /// Publish a directory, and again whenever it changes; or what clients commit.
     Serve(ServeArgs),
     /// Keep a directory equal to what a server publishes.
     Agent(AgentArgs),
     /// Receive what a server publishes and serve it to others.
     Relay(RelayArgs),
+    #[command(flatten)]
+    Operate(operate::Verb),
     /// Show it: a server and three agents, edits, kills, restarts.
     Demo {
         /// Print the words of every process.
@@ -54,20 +67,23 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct ServeArgs {
-    /// The directory to publish.
-    #[arg(long)]
-    dir: PathBuf,
-    /// Address to listen at; repeatable. Port 0 takes a free one.
-    #[arg(long, required = true)]
+    /// The directory to publish. Without it the state lives in STATE alone, and changes by commits.
+    #[arg(long, env = "CONFIG_SYNC_DIR", required_unless_present = "control")]
+    dir: Option<PathBuf>,
+    /// Address to listen at for nodes; repeatable. Port 0 takes a free one.
+    #[arg(long, env = "CONFIG_SYNC_BIND", required = true)]
     bind: Vec<String>,
+    /// Address to listen at for operators; repeatable. Who reaches it may change everything.
+    #[arg(long, env = "CONFIG_SYNC_CONTROL")]
+    control: Vec<String>,
     /// State folder; neither of it and DIR is inside the other [default: DIR.state].
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_STATE", required_unless_present = "dir")]
     state: Option<PathBuf>,
     /// Name of the cluster.
-    #[arg(long, default_value = "config-sync")]
+    #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
     cluster: String,
     /// Name of the namespace.
-    #[arg(long, default_value = "config")]
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
     namespace: String,
     /// Begin a new epoch with this number: after the state folder was lost or put back.
     #[arg(long)]
@@ -83,16 +99,16 @@ struct ServeArgs {
 #[derive(Args, Debug)]
 struct AgentArgs {
     /// Address of the server; repeatable: the one that answers first is used, the others stand by.
-    #[arg(long, required = true)]
+    #[arg(long, env = "CONFIG_SYNC_CONNECT", required = true)]
     connect: Vec<String>,
     /// The directory to keep. It holds nothing else, and is no mount point.
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_OUT")]
     out: PathBuf,
     /// State folder; neither of it and OUT is inside the other [default: OUT.state].
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_STATE")]
     state: Option<PathBuf>,
     /// Name of this node, for people [default: last part of OUT].
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_NAME")]
     name: Option<String>,
     /// Label of this node as NAME=VALUE; repeatable.
     #[arg(long, value_parser = label)]
@@ -104,10 +120,10 @@ struct AgentArgs {
     #[arg(long, default_value_t = 30)]
     hook_limit: u64,
     /// Name of the cluster.
-    #[arg(long, default_value = "config-sync")]
+    #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
     cluster: String,
     /// Name of the namespace.
-    #[arg(long, default_value = "config")]
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
     namespace: String,
     /// Take over a directory that holds something else: that is deleted.
     #[arg(long)]
@@ -146,6 +162,11 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let command = match cli.command {
+        // A signal ends these at once.
+        Command::Operate(verb) => return operated(verb),
+        other => other,
+    };
     let (stopper, stop) = shutdown();
     if cli.tied {
         std::thread::spawn(|| {
@@ -159,10 +180,14 @@ fn main() -> ExitCode {
         eprintln!("signals will end this process without a farewell: {error}");
     }
     let log = Log::new(|line| eprintln!("{line}"));
-    let ended = match cli.command {
+    let ended = match command {
         Command::Serve(args) => {
-            let mut config = serve::Config::new(args.dir);
+            let mut config = match args.dir {
+                Some(dir) => serve::Config::new(dir),
+                None => serve::Config::without_dir(""),
+            };
             config.bind = args.bind;
+            config.control = args.control;
             config.state = args.state.unwrap_or(config.state);
             config.cluster = args.cluster;
             config.namespace = args.namespace;
@@ -193,6 +218,7 @@ fn main() -> ExitCode {
             config.namespace = args.namespace;
             relay::run(&config, &stop, &log)
         }
+        Command::Operate(verb) => return operated(verb),
         Command::Demo { verbose } => {
             return match demo::run(verbose, &stop) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -208,6 +234,16 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("config-sync: {error}");
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn operated(verb: operate::Verb) -> ExitCode {
+    match operate::run(verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(operate::Failed(code, why)) => {
+            eprintln!("config-sync: {why}");
+            ExitCode::from(code)
         }
     }
 }

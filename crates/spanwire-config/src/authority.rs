@@ -278,6 +278,11 @@ impl NsAuthority {
         })
     }
 
+    /// The oldest position that [`read`](Self::read) reaches; (0, 0) if nothing was let go of.
+    pub fn oldest(&self) -> Place {
+        self.base.as_ref().map(|base| base.head.position.into()).unwrap_or_default()
+    }
+
     /// Commits and bytes that are kept.
     pub fn log_size(&self) -> (usize, usize) {
         (self.log_commits, self.log_bytes)
@@ -331,6 +336,9 @@ impl NsAuthority {
                     out.push(AuthorityAction::Reply(ticket, Answer::ReadOnly(why.clone())));
                 }
             },
+            AuthorityEvent::Import(ticket, incarnation, content) => {
+                self.on_import(&mut out, ticket, incarnation, content);
+            }
             AuthorityEvent::Adopt(ticket, incarnation, named) => {
                 self.on_adopt(&mut out, ticket, incarnation, named);
             }

@@ -8,7 +8,7 @@
 //!
 //! Owns: the model (keys, states, positions, digests), the messages, the two protocols, and on top of them
 //! directory trees as states ([`tree`]), the verified disk cache ([`store`]), the durable log of an authority
-//! ([`source`]), and the two processes of `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
+//! ([`source`]), the two processes of `config-sync`, and the [`client`] that commits, reads and waits. Never: a door into `spanwire` that is not public; a decision by a wall clock.
 //!
 //! ```
 //! use spanwire::protocol::Time;
@@ -44,6 +44,9 @@
 #[cfg(all(unix, feature = "sync"))]
 pub mod agent;
 mod authority;
+pub mod client;
+#[cfg(all(unix, feature = "sync"))]
+mod control;
 mod digest;
 mod driver;
 #[cfg(feature = "faults")]

@@ -1,14 +1,17 @@
-//! The authority of config-sync: publishes a directory tree, and again whenever it changes.
+//! The authority of config-sync: publishes a directory tree, and again whenever it changes; or, without a tree, what
+//! clients commit.
 //!
-//! The tree is read whole, compared with the last revision, and a difference is committed: an
+//! A tree is read whole, compared with the last revision, and a difference is committed: an
 //! [`NsAuthority`](crate::NsAuthority) decides, its log in the state folder makes it durable, and only then it is
 //! published. So a restart goes on where it was: revisions never fall, and nodes that hold the newest one get
 //! nothing. What nodes show is judged by the same machine as it comes, in a thread of its own.
 //!
+//! There is one source of truth: where a tree is published, commits by clients are refused.
+//!
 //! Owns: watching and reading the tree, the state folder, the order in which the machine's actions reach the
 //! nodes. Never: publishes half a tree, or an empty one in place of what may be another unless told to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,14 +20,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use notify::Watcher;
 use spanwire::Socket;
 
+use crate::control::{self, Control};
 use crate::process::{Log, ProcessError, Shutdown, follow};
 use crate::sign::{Keyring, Secret};
 use crate::source::{Embedded, FsDisk, SourceError};
 use crate::store::Store;
 use crate::{
     Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, Driver, Id, Intent, Key, Limits, Mode,
-    NodeStatus, NsSettings, Opening, Place, Published, ReadOnly, Request, Settings, State, Ticket, folders,
-    tree,
+    NodeStatus, NsAuthority, NsSettings, Opening, Place, Published, ReadOnly, Request, Settings, State,
+    Ticket, folders, tree,
 };
 
 /// The log, in the state folder.
@@ -33,10 +37,13 @@ const LOG_DIR: &str = "log";
 /// What to serve.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The tree.
-    pub dir: PathBuf,
-    /// Addresses to listen at: at least one.
+    /// The tree; `None`: the state lives in the log alone, and changes by the commits of clients.
+    pub dir: Option<PathBuf>,
+    /// Addresses to listen at for nodes: at least one.
     pub bind: Vec<String>,
+    /// Addresses to listen at for clients ([`Client`](crate::client::Client)). Whoever reaches one may commit.
+    /// Default: none.
+    pub control: Vec<String>,
     /// The state folder; neither of it and `dir` is inside the other. Default: beside `dir`, with `.state`
     /// added to its name; empty (which is refused) if nothing lies beside it.
     pub state: PathBuf,
@@ -69,8 +76,9 @@ impl Config {
         let dir = dir.into();
         Config {
             state: folders::beside(&dir, ".state").unwrap_or_default(),
-            dir,
+            dir: Some(dir),
             bind: Vec::new(),
+            control: Vec::new(),
             cluster: "config-sync".into(),
             namespace: "config".into(),
             limits: Limits::default(),
@@ -82,6 +90,11 @@ impl Config {
             keys: Keyring::new(),
             beacon: Duration::from_secs(1),
         }
+    }
+
+    /// Serves what clients commit, kept in the log in `state`, at no address yet, with the defaults.
+    pub fn without_dir(state: impl Into<PathBuf>) -> Config {
+        Config { dir: None, state: state.into(), ..Config::new("") }
     }
 }
 
@@ -117,6 +130,9 @@ fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, Proces
         // Nobody hears what it has to say at its start.
         Driver::open(source, settings.clone(), Opening::Unknown, incarnation).map(|(driver, _)| driver)
     };
+    if config.new_epoch == Some(0) {
+        return Err(ProcessError::Refused("--new-epoch: epochs are numbered from 1 on".into()));
+    }
     let mut loaded = load();
     if let (Err(SourceError::Damaged { .. }), Some(_)) = (&loaded, config.new_epoch) {
         // Kept for people: it may hold what no node has.
@@ -148,6 +164,12 @@ fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, Proces
         Some(now) if config.new_epoch.is_some_and(|number| now.epoch.number < number) => {
             let event = AuthorityEvent::NewEpoch(Ticket(0), random()?);
             begin(&mut driver, log, event)?;
+        }
+        Some(now) if config.new_epoch.is_some_and(|number| number < now.epoch.number) => {
+            return Err(ProcessError::Refused(format!(
+                "--new-epoch is below the epoch that is here: {now}; give a number above {}, or none",
+                now.epoch.number
+            )));
         }
         Some(now) => {
             let keys = driver.machine().durable().map_or(0, |durable| durable.state.keys());
@@ -186,9 +208,9 @@ fn begin(driver: &mut Decides, log: &Log, event: AuthorityEvent) -> Result<(), P
 
 /// The machine, and the sender that it speaks through: what it wants of the sender is done under its lock, and
 /// so in its order. The socket's lock is taken within, never around it.
-struct Authority {
+pub(crate) struct Authority {
     inner: Mutex<Inner>,
-    socket: Socket<Distributor>,
+    pub(crate) socket: Socket<Distributor>,
     log: Log,
 }
 
@@ -203,12 +225,17 @@ impl Authority {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks at the machine.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&NsAuthority) -> R) -> R {
+        look(self.lock().driver.machine())
+    }
+
     fn last(&self) -> Option<State> {
         self.lock().driver.machine().durable().map(|durable| durable.state.clone())
     }
 
     /// Tells the machine what happened and does what follows; returns its answer, if it gave one.
-    fn tell(&self, event: AuthorityEvent) -> Result<Option<Answer>, ProcessError> {
+    pub(crate) fn tell(&self, event: AuthorityEvent) -> Result<Option<Answer>, ProcessError> {
         let mut inner = self.lock();
         let mut answer = None;
         for action in inner.driver.tell(event) {
@@ -223,7 +250,14 @@ impl Authority {
                 )),
                 _ => None,
             };
-            let left = self.socket.with(|d, cx| d.perform(cx, action));
+            let left = self.socket.with(|d, cx| {
+                let left = d.perform(cx, action);
+                if line.is_some() {
+                    // Clients wait for revisions by this key.
+                    cx.wake(d.wait_key());
+                }
+                left
+            });
             line.into_iter().for_each(|line| self.log.say(line));
             match left.map_err(|e| ProcessError::Refused(e.to_string()))? {
                 Some(AuthorityAction::Reply(_, said)) => answer = Some(said),
@@ -233,6 +267,11 @@ impl Authority {
             }
         }
         Ok(answer)
+    }
+
+    /// Before a namespace begins: nodes that are here already may tell that its log was lost.
+    pub(crate) fn judge_shown(&self) {
+        self.judge(self.socket.with(|d, _| d.take_shown()));
     }
 
     /// What nodes showed may tell that this store is an old copy, or that it was lost.
@@ -280,6 +319,7 @@ struct Server<'a> {
     _store: Store,
     authority: Arc<Authority>,
     judging: JoinHandle<()>,
+    control: Option<Control>,
     reports: Option<JoinHandle<()>>,
     /// The tree could not be read lately.
     behind: bool,
@@ -289,9 +329,15 @@ struct Server<'a> {
 impl<'a> Server<'a> {
     fn serve(&mut self, shutdown: &Shutdown) -> Result<(), ProcessError> {
         let Server { config, log, .. } = *self;
-        let (changed, _watcher) = watch(config, log);
+        let Some(dir) = &config.dir else {
+            self.reports = Some(self.report(shutdown));
+            // Nothing is ever said here but the end.
+            let _ = shutdown.0.recv();
+            return Ok(());
+        };
+        let (changed, _watcher) = watch(dir, config.rescan, log);
         // Before this, nodes get the last durable revision, or are told to wait.
-        match self.publish_tree() {
+        match self.publish_tree(dir) {
             Err(error) if self.may_go_on(&error) => self.trouble(&error),
             first => first?,
         }
@@ -302,7 +348,7 @@ impl<'a> Server<'a> {
                 Next::Over => return Ok(()),
                 Next::Read => {}
             }
-            match self.publish_tree() {
+            match self.publish_tree(dir) {
                 Ok(()) => self.behind = false,
                 Err(error) => self.trouble(&error),
             }
@@ -310,10 +356,16 @@ impl<'a> Server<'a> {
     }
 
     fn end(self) {
-        let Server { authority, judging, reports, .. } = self;
+        let Server { authority, judging, control, reports, .. } = self;
+        if let Some(control) = &control {
+            control.close();
+        }
         // A farewell, so that nodes need not wait for a beacon that does not come.
         let _ = authority.socket.close(Duration::from_secs(1));
         let _ = judging.join();
+        if let Some(control) = control {
+            control.join();
+        }
         let _ = reports.map(JoinHandle::join);
         // A hint for the next start, so its failure is none.
         let _ = Arc::into_inner(authority).map(|authority| {
@@ -327,8 +379,19 @@ impl<'a> Server<'a> {
         if config.bind.is_empty() {
             return refuse("no address to listen at".into());
         }
-        config.dir.canonicalize().map_err(|error| tree::TreeError::Io { path: config.dir.clone(), error })?;
-        folders::apart(&config.dir, &config.state)?;
+        match &config.dir {
+            Some(dir) => {
+                // Before anything is created: beside a file, the state folder would lie in a directory that may be
+                // published.
+                std::fs::read_dir(dir).map_err(|error| tree::TreeError::Io { path: dir.clone(), error })?;
+                folders::apart(dir, &config.state)?;
+            }
+            None if config.state.as_os_str().is_empty() => return refuse("no state folder".into()),
+            None if config.control.is_empty() => {
+                return refuse("neither a directory to publish nor an address for commits".into());
+            }
+            None => {}
+        }
         let mut store = Store::open(&config.state)?;
         store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         let identity = store.identity();
@@ -347,15 +410,21 @@ impl<'a> Server<'a> {
             let endpoint = bind(&socket, url)?;
             log.say(format_args!("listening at {}", endpoint.url()));
         }
+        let control = match &config.control[..] {
+            [] => None,
+            _ => Some(control::listen(config, log)?),
+        };
         let inner = Mutex::new(Inner { driver, alarm: String::new() });
         let authority = Arc::new(Authority { inner, socket, log: log.clone() });
         let judging = judging(authority.clone());
+        let control = control.map(|rep| Control::start(rep, &authority, config, log));
         Ok(Server {
             config,
             log,
             _store: store,
             authority,
             judging,
+            control,
             reports: None,
             behind: false,
             passed_over: Vec::new(),
@@ -381,8 +450,8 @@ impl<'a> Server<'a> {
     }
 
     /// Reads the tree and publishes what differs from the last revision.
-    fn publish_tree(&mut self) -> Result<(), ProcessError> {
-        let read = tree::read_settled(&self.config.dir, &self.config.limits, self.config.debounce)?;
+    fn publish_tree(&mut self, dir: &Path) -> Result<(), ProcessError> {
+        let read = tree::read_settled(dir, &self.config.limits, self.config.debounce)?;
         tree::check(&read.state, false)?;
         if read.passed_over != self.passed_over {
             for (path, what) in &read.passed_over {
@@ -396,7 +465,7 @@ impl<'a> Server<'a> {
         if read.state.is_empty() && !may_be_emptied {
             return Err(ProcessError::Refused(format!(
                 "{} is empty; if that is meant, start with --allow-empty",
-                self.config.dir.display()
+                dir.display()
             )));
         }
         match last {
@@ -410,8 +479,7 @@ impl<'a> Server<'a> {
 
     /// The first revision of a namespace of which there is no log.
     fn first(&mut self, state: State) -> Result<(), ProcessError> {
-        // Nodes that are here already may tell that the log was lost.
-        self.authority.judge(self.authority.socket.with(|d, _| d.take_shown()));
+        self.authority.judge_shown();
         if self.config.new_epoch.is_none() {
             return self.commit(State::new().diff(&state));
         }
@@ -497,7 +565,10 @@ fn judging(authority: Arc<Authority>) -> JoinHandle<()> {
 }
 
 /// Binds; an address that the server before this one has not let go of yet is waited for.
-pub(crate) fn bind(socket: &Socket<Distributor>, url: &str) -> Result<spanwire::Endpoint, spanwire::Error> {
+pub(crate) fn bind<P: spanwire::protocol::Protocol>(
+    socket: &Socket<P>,
+    url: &str,
+) -> Result<spanwire::Endpoint, spanwire::Error> {
     let latest = Instant::now() + Duration::from_secs(2);
     loop {
         match socket.bind(url) {
@@ -548,7 +619,7 @@ pub(crate) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> String {
 }
 
 /// Watches the tree; a failure only means that changes are seen by the next reading.
-fn watch(config: &Config, log: &Log) -> (Receiver<()>, Option<notify::RecommendedWatcher>) {
+fn watch(dir: &Path, rescan: Duration, log: &Log) -> (Receiver<()>, Option<notify::RecommendedWatcher>) {
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         use notify::event::{AccessKind, AccessMode, EventKind};
@@ -562,16 +633,13 @@ fn watch(config: &Config, log: &Log) -> (Receiver<()>, Option<notify::Recommende
         let _ = sender.try_send(());
     });
     let watcher = made.and_then(|mut watcher| {
-        watcher.watch(&config.dir, notify::RecursiveMode::Recursive)?;
+        watcher.watch(dir, notify::RecursiveMode::Recursive)?;
         Ok(watcher)
     });
     match watcher {
         Ok(watcher) => (receiver, Some(watcher)),
         Err(error) => {
-            log.say(format_args!(
-                "the tree is read every {:?}: it cannot be watched: {error}",
-                config.rescan
-            ));
+            log.say(format_args!("the tree is read every {:?}: it cannot be watched: {error}", rescan));
             // The sender lives in the watcher; without it the channel would look closed.
             (crossbeam_channel::never(), None)
         }

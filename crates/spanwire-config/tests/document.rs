@@ -3,12 +3,19 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use spanwire_config::client::Export;
 use spanwire_config::sign::Secret;
+use spanwire_config::wire::client::{
+    Ask, CommitAsk, CommitLine, Commits, Entries, ImportAsk, InvalidCode, LogAsk, Named, NodeLine, Nodes,
+    Order, ReadAsk, Refusing, Reply, RevertAsk, Selector, StatusAsk, Tip, WaitAsk, Waited, Writable,
+};
 use spanwire_config::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, NodeReport,
     Report, Slice, Want, WantReason, Welcome, encode_changes, encode_state,
 };
-use spanwire_config::{ChangeSet, Entry, Epoch, Head, Id, Key, NodeStatus, Position, State, chain};
+use spanwire_config::{
+    ChangeSet, Entry, Epoch, Head, Id, Key, Limits, NodeStatus, Place, Position, State, chain,
+};
 
 const DOCUMENT: &str = include_str!("../../../docs/config-broadcast.md");
 
@@ -170,9 +177,178 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+fn place(epoch: u64, rev: u64) -> Place {
+    Place { epoch, rev }
+}
+
+/// The same story, as a client asks for it.
+fn asks() -> Vec<(&'static str, Ask)> {
+    let (request, namespace) = (Id([0x55; 16]), String::from("config"));
+    let mut changes = ChangeSet::new();
+    changes.delete(Key::new("a").expect("short"));
+    changes.put(Key::new("b").expect("short"), 0, "2");
+    vec![
+        (
+            "commit",
+            Ask::Commit(CommitAsk {
+                request,
+                namespace: namespace.clone(),
+                expect: Some(place(1, 1)),
+                author: "me".into(),
+                note: "b for a".into(),
+                changes,
+            }),
+        ),
+        (
+            "read",
+            Ask::Read(ReadAsk {
+                namespace: namespace.clone(),
+                prefix: Bytes::from_static(b"b"),
+                max: 1,
+                ..ReadAsk::default()
+            }),
+        ),
+        (
+            "wait",
+            Ask::Wait(WaitAsk {
+                namespace: namespace.clone(),
+                position: place(1, 2),
+                level: Level::Applied,
+                timeout_ms: 5000,
+                selector: Selector {
+                    names: vec!["web-1".into()],
+                    labels: vec![("zone".into(), "eu".into())],
+                },
+            }),
+        ),
+        ("status", Ask::Status(StatusAsk { namespace: namespace.clone(), after: None })),
+        (
+            "log",
+            Ask::Log(LogAsk {
+                namespace: namespace.clone(),
+                order: Order::Forward,
+                bound: place(1, 1),
+                max: 0,
+                wait_ms: 30_000,
+            }),
+        ),
+        (
+            "revert",
+            Ask::Revert(RevertAsk {
+                request,
+                namespace: namespace.clone(),
+                expect: None,
+                author: String::new(),
+                note: String::new(),
+                to: place(1, 1),
+            }),
+        ),
+        ("import", Ask::Import(ImportAsk { request, namespace, state: state(&[("a", "1")]) })),
+    ]
+}
+
+fn tip(rev: u64, state: &State) -> Tip {
+    Tip { position: at(rev), digest: state.digest(), keys: state.keys(), bytes: state.bytes() }
+}
+
+/// And as it is answered.
+fn replies() -> Vec<(&'static str, Reply)> {
+    let two = state(&[("b", "2")]);
+    let named = |id, name: &str| Named { node: Id([id; 16]), name: name.into() };
+    let refused = (place(1, 2), NackCode::Hook, "no".to_owned());
+    let key = |key: &str| Key::new(key).expect("short");
+    vec![
+        ("committed", Reply::Committed { at: place(1, 2), digest: two.digest(), replay: false }),
+        ("conflict", Reply::Conflict(place(1, 2))),
+        (
+            "invalid",
+            Reply::Invalid {
+                code: InvalidCode::NoSuch,
+                oldest: Place::default(),
+                text: "there is no position 1:9".into(),
+            },
+        ),
+        ("busy", Reply::Busy(100)),
+        ("readonly", Reply::ReadOnly { why: Writable::Vacant, text: "vacant".into() }),
+        (
+            "entries",
+            Reply::Entries(Box::new(Entries { of: tip(2, &two), more: false, entries: two.clone() })),
+        ),
+        (
+            "waited",
+            Reply::Waited(Waited {
+                ok: vec![named(0x22, "web-1")],
+                refused: vec![Refusing {
+                    node: named(0x66, "web-2"),
+                    position: refused.0,
+                    code: refused.1,
+                    text: refused.2.clone(),
+                }],
+                behind: Vec::new(),
+                silent: vec![named(0, "web-9")],
+            }),
+        ),
+        ("aborted", Reply::Aborted),
+        ("lost", Reply::Lost(place(2, 3))),
+        (
+            "nodes",
+            Reply::Nodes(Box::new(Nodes {
+                tip: tip(2, &two),
+                writable: Writable::Yes,
+                text: String::new(),
+                oldest: Place::default(),
+                limits: Limits::default(),
+                more: false,
+                nodes: vec![NodeLine {
+                    node: named(0x22, "web-1"),
+                    labels: vec![("zone".into(), "eu".into())],
+                    connected: true,
+                    conflict: false,
+                    stored: place(1, 2),
+                    visible: place(1, 2),
+                    applied: place(1, 1),
+                    refused: vec![refused],
+                }],
+            })),
+        ),
+        (
+            "commits",
+            Reply::Commits(Commits {
+                head: place(1, 2),
+                more: false,
+                commits: vec![CommitLine {
+                    at: place(1, 2),
+                    request: Id([0x55; 16]),
+                    author: "me".into(),
+                    note: "b for a".into(),
+                    stamp: 1_700_000_000_000,
+                    digest: two.digest(),
+                    puts: 1,
+                    deletes: 1,
+                    keys: vec![(key("a"), false), (key("b"), true)],
+                }],
+            }),
+        ),
+    ]
+}
+
 #[test]
 fn every_example_in_the_document_is_what_the_code_says() {
     let mut examples = examples();
+    let mut shown = |name: &str, bytes: Vec<u8>| {
+        let shown = examples.remove(name).unwrap_or_else(|| panic!("the document has no example {name:?}"));
+        assert_eq!(hex(&shown), hex(&bytes), "{name}");
+        Bytes::from(shown)
+    };
+    for (name, ask) in asks() {
+        assert_eq!(Ask::decode(&shown(name, ask.encode())), Ok(ask), "{name}");
+    }
+    for (name, reply) in replies() {
+        assert_eq!(Reply::decode(&shown(name, reply.encode())), Ok(reply), "{name}");
+    }
+    let one = state(&[("a", "1")]);
+    let export = Export { namespace: "config".into(), of: tip(1, &one), state: one };
+    assert_eq!(Export::decode(&shown("export", export.encode())), Ok(export));
     for (name, bytes) in story() {
         let shown = examples.remove(name).unwrap_or_else(|| panic!("the document has no example {name:?}"));
         assert_eq!(hex(&shown), hex(&bytes), "{name}");

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use spanwire_config::process::{Log, ProcessError, Stopper, shutdown};
 use spanwire_config::{Limits, State, agent, relay, serve, store, tree};
 
+#[path = "processes/control.rs"]
+mod control;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a process logged, and who waits for more.
@@ -319,7 +322,7 @@ fn changes_are_found_by_reading_where_no_word_of_them_comes() {
     let (link, other) = (w.path("link"), w.path("other"));
     std::os::unix::fs::symlink(w.path("src"), &link).expect("writable");
     let mut config = w.serve_config();
-    config.dir = link.clone();
+    config.dir = Some(link.clone());
     config.state = w.path("server.state");
     config.rescan = Duration::from_millis(50);
     let server = Running::serve(config);
@@ -900,4 +903,30 @@ fn a_relay_serves_from_its_folder_while_no_server_answers() {
     relay.await_line("last good revision");
     let _agent = w.agent_below("late", &["one"]);
     w.await_equal("late");
+}
+
+#[test]
+fn what_makes_no_sense_to_serve_is_refused_before_anything_is_made() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut config = serve::Config::new(w.path("src/a"));
+    config.bind = vec!["tcp://127.0.0.1:0".into()];
+    assert!(Running::serve(config).end().is_err());
+    assert!(!w.path("src/a.state").exists());
+    // An epoch below the one that is here.
+    let mut config = w.serve_config();
+    config.new_epoch = Some(3);
+    let mut server = Running::serve(config);
+    server.await_line("listening at");
+    server.end().expect("a farewell");
+    for number in [0, 2] {
+        let mut config = w.serve_config();
+        config.new_epoch = Some(number);
+        let refused = Running::serve(config).end().expect_err("it is not begun");
+        assert!(refused.to_string().contains("--new-epoch"), "{refused}");
+    }
+    // The one that is here may be said again, as in a unit file.
+    let mut config = w.serve_config();
+    config.new_epoch = Some(3);
+    Running::serve(config).await_line("listening at");
 }

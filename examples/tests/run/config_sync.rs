@@ -100,6 +100,172 @@ impl World {
     }
 }
 
+/// The operator's side of a world.
+impl World {
+    fn control(&self) -> String {
+        format!("ipc://{}", self.path("control.ipc").display())
+    }
+
+    /// Starts a server without a directory, and waits until it serves.
+    fn serve_log(&self) -> Running {
+        let server =
+            self.run(&format!("serve --state {{}}/state --bind {} --control {}", self.url, self.control()));
+        server.says("clients at");
+        server
+    }
+
+    /// Runs a verb to its end: exit code, standard output, error output.
+    fn verb(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = Command::new(program("config-sync"));
+        // Settings come from the environment too.
+        command.args(args).env("CONFIG_SYNC_CONTROL", self.control()).env("CONFIG_SYNC_AUTHOR", "me");
+        let output = command.current_dir(self.temp.path()).stdin(Stdio::null()).output();
+        let output = output.expect("the example was built");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+
+    /// Runs a verb that succeeds; gives what it printed.
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.verb(args);
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+        out
+    }
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn an_operator_changes_looks_goes_back_and_carries_away() {
+    let w = World::new();
+    let _server = w.serve_log();
+    assert_eq!(w.ok(&["set", "a", "1", "--expect", "0:0", "-m", "begin"]), "1:1\n");
+    std::fs::write(w.path("value"), "x\ny\nz").expect("writable");
+    assert_eq!(w.ok(&["set", "d/t", "--file", "value"]), "1:2\n");
+    assert_eq!((w.ok(&["get", "a"]), w.ok(&["get", "d/t"])), ("1".into(), "x\ny\nz".into()));
+    assert_eq!(w.ok(&["set", "d/t", "x\nq\nz"]), "1:3\n");
+    assert_eq!(w.ok(&["diff", "2"]), "changed d/t\n  - y\n  + q\n");
+    assert_eq!(w.ok(&["diff", "1:1", "2"]), "added d/t\n  + x\n  + y\n  + z\n");
+    assert_eq!(w.ok(&["list"]), "1  a\n5  d/t\n");
+    assert_eq!(w.ok(&["delete", "a", "b"]), "1:4\n");
+    assert_eq!(w.verb(&["get", "a"]).0, Some(1));
+    assert_eq!(w.ok(&["get", "a", "--at", "3"]), "1");
+    // A directory, and what is not in it goes, in one commit.
+    std::fs::create_dir_all(w.path("tree/e")).expect("writable");
+    std::fs::write(w.path("tree/e/f"), "new").expect("writable");
+    assert_eq!(w.ok(&["apply", "tree", "--prefix", "d/", "--prune"]), "1:5\n");
+    assert_eq!(w.ok(&["apply", "tree", "--prefix", "d/", "--prune"]), "1:5\n", "nothing to change");
+    assert_eq!(w.ok(&["list"]), "3  d/e/f\n");
+    std::fs::write(w.path("list"), r#"{"put": {"p": "1", "q": "2"}, "delete": ["d/e/f"]}"#)
+        .expect("writable");
+    assert_eq!(w.ok(&["apply", "list"]), "1:6\n");
+    assert_eq!(w.ok(&["revert", "2"]), "1:7\n");
+    assert_eq!(w.ok(&["list"]), "1  a\n5  d/t\n");
+    let history = w.ok(&["history", "--json"]);
+    let commits: Vec<_> = history.lines().map(json).collect();
+    assert_eq!(commits.len(), 7);
+    assert_eq!(
+        (&commits[0]["note"], &commits[1]["put"], &commits[6]["author"]),
+        (&"back to 1:2".into(), &serde_json::json!(["p", "q"]), &"me".into())
+    );
+    assert_eq!(w.ok(&["history", "-k", "-n", "1"]).lines().count(), 5, "four keys and the commit");
+    w.ok(&["export", "file", "--at", "6"]);
+    assert_eq!(w.ok(&["import", "file"]), "2:8\n");
+    assert_eq!(w.ok(&["list"]), "1  p\n1  q\n");
+    // What was printed by a request that had no answer may be repeated.
+    let id = "0123456789abcdef0123456789abcdef";
+    assert_eq!(w.ok(&["set", "a", "1", "--request", id]), "2:9\n");
+    let (code, out, err) = w.verb(&["set", "a", "1", "--request", id]);
+    assert_eq!((code, &out[..]), (Some(0), "2:9\n"), "{err}");
+    // Each commit as it is made.
+    let mut watch = Command::new(program("config-sync"));
+    watch.args(["watch", "--json", "--after", "8", "--control", &w.control()]).stdout(Stdio::piped());
+    let mut watch = watch.spawn().expect("the example was built");
+    let mut lines = BufReader::new(watch.stdout.take().expect("it was piped")).lines();
+    let mut next = || json(&lines.next().expect("a line").expect("text"));
+    assert_eq!(next()["at"]["revision"], 9);
+    w.ok(&["set", "a", "2"]);
+    assert_eq!(next()["put"], serde_json::json!(["a"]));
+    watch.kill().and_then(|()| watch.wait()).expect("it was started by us");
+}
+
+#[test]
+fn an_operator_sees_and_waits_for_every_node() {
+    let w = World::new();
+    let server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let agent = |name: &str, hook: &str| {
+        let args =
+            format!("agent --connect {} --out {{}}/{name} --label half={hook} --on-change {hook}", w.url);
+        w.run(&args)
+    };
+    let (_good, bad) = (agent("good", "true"), agent("bad", "false"));
+    server.says("Hook");
+    assert_eq!(w.ok(&["wait", "--level", "visible", "--min", "2"]), "ok  bad\nok  good\n");
+    let wait = |more: &[&str]| w.verb(&[&["wait", "--timeout", "0.5"], more].concat());
+    let (code, out, _) = wait(&[]);
+    assert_eq!(code, Some(6), "a node refused");
+    assert!(out.contains("refused  bad   1:1 Hook: exit status: 1"), "{out}");
+    assert_eq!(wait(&["--label", "half=true"]).0, Some(0));
+    let (code, out, _) = wait(&["--name", "good", "--name", "none", "--json"]);
+    let lists = json(&out);
+    assert_eq!(code, Some(7), "one is silent");
+    assert_eq!((&lists["ok"][0]["name"], &lists["silent"][0]["name"]), (&"good".into(), &"none".into()));
+    assert_eq!(wait(&["--label", "half=none"]).0, Some(7), "nobody");
+    bad.signal("-TERM");
+    server.says("node bad");
+    w.ok(&["set", "a", "2"]);
+    w.ok(&["wait", "--name", "good"]);
+    let status = json(&w.ok(&["status", "--json"]));
+    let node = |name: &str| {
+        let nodes = status["nodes"].as_array().expect("a list");
+        nodes.iter().find(|node| node["name"] == name).unwrap_or_else(|| panic!("{name} in {status}"))
+    };
+    assert_eq!((&node("good")["lag"], &node("good")["here"]), (&0.into(), &true.into()));
+    assert_eq!((&node("bad")["here"], &node("bad")["applied"]), (&false.into(), &serde_json::Value::Null));
+    assert_eq!(node("bad")["refused"][0]["code"], "Hook");
+    let table = w.ok(&["status"]);
+    let line = |name: &str| table.lines().find(|line| line.starts_with(name)).expect(name).to_owned();
+    assert!(table.starts_with("config: revision 1:2, 1 keys, 2 bytes; takes commits; 1 of 2 nodes here\n"));
+    assert_eq!(
+        line("good").split_whitespace().collect::<Vec<_>>(),
+        ["good", "here", "1:2", "1:2", "1:2", "0"]
+    );
+    assert!(line("bad").contains("away") && line("bad").contains("1:1 Hook: exit status: 1"), "{table}");
+}
+
+#[test]
+fn scripts_tell_conflict_refusal_and_time_apart() {
+    let w = World::new();
+    assert_eq!(w.verb(&["status", "--timeout", "0.2"]).0, Some(7), "no server");
+    let server = w.serve_log();
+    let (code, _, err) = w.verb(&["set", "a", "1"]);
+    assert!(code == Some(6) && err.contains("expect 0:0"), "{err}");
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let (code, _, err) = w.verb(&["set", "a", "1", "--expect", "7"]);
+    assert!(code == Some(5) && err.contains("the newest revision is 1:1"), "{err}");
+    assert_eq!(w.verb(&["set", "", "1"]).0, Some(2));
+    assert_eq!(w.verb(&["set", "a", "--file", "none"]).0, Some(3));
+    std::fs::write(w.path("list"), r#"{"put": {"p": 1}}"#).expect("writable");
+    assert_eq!(w.verb(&["apply", "list"]).0, Some(3));
+    assert_eq!(w.verb(&["import", "list"]).0, Some(3));
+    assert_eq!(w.verb(&["status", "--control", "nonsense"]).0, Some(4));
+    assert_eq!(w.verb(&["revert", "9"]).0, Some(6));
+    let (code, _, err) = w.verb(&["status", "--namespace", "other"]);
+    assert!(code == Some(6) && err.contains("config"), "{err}");
+    server.signal("-TERM");
+    assert_eq!(server.ends().0, Some(0));
+    // Where a directory is published, there is no other source of truth.
+    let server = w.serve(&format!(" --control {}", w.control()));
+    server.says("revision 1/");
+    let (code, _, err) = w.verb(&["set", "a", "2"]);
+    assert!(code == Some(6) && err.contains("conf on the server is what is published"), "{err}");
+    assert_eq!(w.ok(&["get", "a"]), "1");
+}
+
 fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }

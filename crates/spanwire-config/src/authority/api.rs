@@ -214,6 +214,9 @@ pub enum AuthorityEvent {
     Init(Ticket, Id, State),
     /// The operator begins a new epoch with the content of now; the id is random.
     NewEpoch(Ticket, Id),
+    /// The operator puts this content in the place of all there is, in a new epoch; the id is random, and names the
+    /// request too: its repeat gets the first one's answer.
+    Import(Ticket, Id, State),
     /// The operator takes the state over from the nodes: the highest that is for all, or the one named.
     Adopt(Ticket, Id, Option<Base>),
     /// A node sent its state after [`AuthorityAction::Offer`]; `None`: it did not, or is gone.

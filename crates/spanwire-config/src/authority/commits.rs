@@ -11,7 +11,7 @@ use super::{
 };
 use crate::faults::planted;
 use crate::source::{Batch, LogCommit, MAX_AUTHOR, MAX_NOTE, Record, Snapshot};
-use crate::{ChangeSet, Epoch, Head, Position, Shown, State, chain};
+use crate::{ChangeSet, Epoch, Head, Id, Position, Shown, State, chain};
 
 impl NsAuthority {
     /// The newest position, commits under way included.
@@ -52,21 +52,27 @@ impl NsAuthority {
         }
     }
 
-    pub(super) fn on_commit(&mut self, out: &mut Actions, ticket: Ticket, request: Request) {
-        let refuse = |out: &mut Actions, answer| out.push(AuthorityAction::Reply(ticket, answer));
-        // Before the mode: what is durable is answered for even when nothing can be written.
-        if let Some((position, digest)) = self.requests.get(&request.request).copied() {
-            let answer = Answer::Committed { position, digest, replay: true };
-            let durable = self.position().map_or(0, |p| p.rev);
-            if position.rev <= durable {
-                return refuse(out, answer);
-            }
-            if self.waits() >= self.settings.waiting_commits {
-                return refuse(out, Answer::Busy);
-            }
+    /// Answers a request that is known already, in any mode: what is durable is answered for even when nothing can
+    /// be written. Returns whether it is.
+    pub(super) fn repeated(&mut self, out: &mut Actions, ticket: Ticket, request: Id) -> bool {
+        let Some((position, digest)) = self.requests.get(&request).copied() else { return false };
+        let answer = Answer::Committed { position, digest, replay: true };
+        let durable = self.position().map_or(0, |p| p.rev);
+        if position.rev <= durable {
+            out.push(AuthorityAction::Reply(ticket, answer));
+        } else if self.waits() >= self.settings.waiting_commits {
+            out.push(AuthorityAction::Reply(ticket, Answer::Busy));
+        } else {
             // It waits for its own revision, not for later ones; the queue stays in the order of revisions.
             let at = self.answers.partition_point(|(rev, ..)| *rev <= position.rev);
             self.answers.insert(at, (position.rev, ticket, answer));
+        }
+        true
+    }
+
+    pub(super) fn on_commit(&mut self, out: &mut Actions, ticket: Ticket, request: Request) {
+        let refuse = |out: &mut Actions, answer| out.push(AuthorityAction::Reply(ticket, answer));
+        if self.repeated(out, ticket, request.request) {
             return;
         }
         match &self.mode {

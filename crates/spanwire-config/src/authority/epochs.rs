@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Actions, Adopting, Answer, AuthorityAction, Beginning, Invalid, Mode, NsAuthority, Place, Ticket,
-    Writing, max_each,
+    Actions, Adopting, Answer, AuthorityAction, Beginning, Invalid, Mode, NsAuthority, Place, ReadOnly,
+    Ticket, Writing, max_each,
 };
 use crate::faults::planted;
 use crate::source::LogCommit;
@@ -29,6 +29,22 @@ impl NsAuthority {
         if self.writing.is_none() {
             self.begin_now(out);
         }
+    }
+
+    pub(super) fn on_import(&mut self, out: &mut Actions, ticket: Ticket, incarnation: Id, content: State) {
+        if self.repeated(out, ticket, incarnation) {
+            return;
+        }
+        if let Mode::ReadOnly(why @ ReadOnly::Store(_)) = &self.mode {
+            return out.push(AuthorityAction::Reply(ticket, Answer::ReadOnly(why.clone())));
+        }
+        let limits = &self.settings.limits;
+        let within = limits.check(content.keys(), content.bytes());
+        if let Err(over) = within.and_then(|()| limits.check_values(&State::new().diff(&content))) {
+            return self.answer(out, ticket, Answer::Invalid(over.into()));
+        }
+        let from = self.position();
+        self.begin(out, ticket, incarnation, Some(content), from);
     }
 
     pub(super) fn begin_now(&mut self, out: &mut Actions) {

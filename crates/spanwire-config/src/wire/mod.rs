@@ -641,5 +641,8 @@ impl Welcome {
     }
 }
 
+// Here, behind the macro that it uses.
+pub mod client;
+
 #[cfg(test)]
 mod tests;

@@ -348,3 +348,45 @@ fn a_sender_begins_with_the_log_that_the_store_had() {
     assert_eq!(sender.log_size().0, 2, "from 1 to 2, and the batch above it");
     assert_eq!(sender.head().map(|head| head.position), rig.machine.position());
 }
+
+#[test]
+fn an_import_replaces_all_in_a_new_epoch_and_its_repeats_get_its_answer() {
+    let mut content = State::new();
+    content.put(key("b"), crate::Entry::new(0, "2"));
+    let import = |n| {
+        let content = content.clone();
+        move |ticket| AuthorityEvent::Import(ticket, id(n), content)
+    };
+    let mut rig = Rig::serving(settings());
+    let before = rig.commit(put(1, "a", "1"));
+    let first = rig.ask(import(950));
+    // It waits for the commit under way, and is not known before its own sync began.
+    let busy = rig.ask(import(950));
+    assert_eq!(rig.answer(busy), Some(Answer::Busy));
+    rig.sync();
+    assert!(matches!(rig.answer(before), Some(Answer::Committed { .. })));
+    let repeat = rig.ask(import(950));
+    assert_eq!((rig.answer(first), rig.answer(repeat)), (None, None), "durable first");
+    rig.sync_all();
+    let Some(Answer::Begun { position, .. }) = rig.answer(first) else { panic!() };
+    assert_eq!((position.epoch.number, position.rev), (2, 3));
+    let again = Answer::Committed { position, digest: content.digest(), replay: true };
+    assert_eq!(rig.answer(repeat), Some(again.clone()));
+    assert_eq!(rig.ask_now(import(950)), again);
+    assert_eq!(rig.machine.read(None), Ok((position, content.clone())));
+    let mut rig = rig.restart(After::Nothing);
+    assert_eq!(rig.ask_now(import(950)), again);
+    // Also where nothing else is taken: it ends what froze the store.
+    let mut frozen = some_history(with_keys());
+    let shown = contradictions(&mut frozen).swap_remove(3);
+    assert_eq!(frozen.show(1, &shown), Verdict::Conflict);
+    frozen.sync_all();
+    assert!(matches!(frozen.machine.mode(), Mode::ReadOnly(ReadOnly::Old { .. })));
+    assert!(matches!(frozen.ask_now(import(951)), Answer::Begun { .. }));
+    assert_eq!(*frozen.machine.mode(), Mode::Serving);
+    // Within the limits, and none of it where one is exceeded.
+    let limits = Limits { value: 0, ..Limits::default() };
+    let mut small = Rig::serving(NsSettings { limits, ..settings() });
+    assert!(matches!(small.ask_now(import(952)), Answer::Invalid(Invalid::OverLimit(_))));
+    assert_eq!(small.machine.position().map(|at| at.epoch.number), Some(1));
+}

@@ -1,0 +1,539 @@
+//! What an authority answers its clients: the desk behind the control socket.
+//!
+//! One thread takes requests and answers each at once; only what has to wait (WAIT, and LOG for a commit that is not
+//! there yet) is put aside, for a second thread that is woken by reports and revisions. Where a directory is what the
+//! authority publishes, all that would change the namespace is refused.
+//!
+//! Owns: the meaning of the client's messages. Never: decides a commit (the machine does), or waits for a client.
+
+mod wait;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use spanwire::{Rep, WaitError};
+
+use crate::process::{Log, ProcessError};
+use crate::serve::{Authority, Config, bind};
+use crate::source::LogCommit;
+use crate::wire::client::{
+    Ask, CommitLine, Commits, Entries, InvalidCode, LogAsk, MAX_COMMITS, MAX_LISTED, Named, NodeLine, Nodes,
+    Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk, Writable,
+};
+use crate::{
+    Answer, AuthorityEvent, Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus,
+    NsAuthority, Place, Position, ReadOnly, Request, State, Ticket,
+};
+use wait::Wait;
+
+/// Most requests that wait at once.
+const MAX_PARKED: usize = 1024;
+/// Longest that a request waits.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// How long a reply waits for room: who does not take replies gets none.
+const ROOM: Duration = Duration::from_millis(10);
+
+/// Listens for clients.
+pub(crate) fn listen(config: &Config, log: &Log) -> Result<Rep, ProcessError> {
+    let Limits { value: _, keys, bytes } = config.limits;
+    // The largest commit that the limits allow, with room for its framing.
+    let largest = bytes.saturating_add(16 * u64::from(keys)).saturating_add(1 << 20);
+    let largest = usize::try_from(largest).unwrap_or(usize::MAX);
+    let rep = Rep::builder().recv_max_size(largest).build()?;
+    for url in &config.control {
+        let endpoint = bind(&rep, url)?;
+        log.say(format_args!("clients at {}", endpoint.url()));
+    }
+    Ok(rep)
+}
+
+/// A running desk.
+pub(crate) struct Control {
+    rep: Rep,
+    asks: JoinHandle<()>,
+    waits: JoinHandle<()>,
+}
+
+impl Control {
+    pub(crate) fn start(rep: Rep, authority: &Arc<Authority>, config: &Config, log: &Log) -> Control {
+        let directory = config.dir.as_ref().map(|dir| {
+            format!("{} on the server is what is published: make the change there", dir.display())
+        });
+        let desk = Arc::new(Desk {
+            authority: authority.clone(),
+            namespace: config.namespace.clone(),
+            limits: config.limits,
+            directory,
+            open: Mutex::default(),
+            log: log.clone(),
+        });
+        let asks = std::thread::spawn({
+            let (rep, desk) = (rep.clone(), desk.clone());
+            move || rep.iter().for_each(|request| desk.take(request))
+        });
+        let waits = std::thread::spawn(move || desk.serve_parked());
+        Control { rep, asks, waits }
+    }
+
+    /// Takes no request any more; what waits is not answered, and its clients ask again.
+    pub(crate) fn close(&self) {
+        let _ = self.rep.close(Duration::from_secs(1));
+    }
+
+    /// Once both sockets are closed.
+    pub(crate) fn join(self) {
+        let _ = (self.asks.join(), self.waits.join());
+    }
+}
+
+/// A request that waits, and for what.
+struct Parked {
+    request: spanwire::Request,
+    deadline: Instant,
+    until: Until,
+}
+
+enum Until {
+    Reached(Wait),
+    Commit(LogAsk),
+}
+
+#[derive(Default)]
+struct Open {
+    parked: Vec<Parked>,
+    /// One was added since somebody looked for the next deadline.
+    added: bool,
+}
+
+/// What came of a request that waited.
+enum Ended {
+    With(Reply),
+    Look(LogAsk),
+}
+
+impl Open {
+    /// Takes out what has ended by now: all whose time is over, and all that has what it waits for.
+    fn take_ended(&mut self, sender: &Distributor, now: Instant) -> Vec<(spanwire::Request, Ended)> {
+        if self.parked.is_empty() {
+            return Vec::new();
+        }
+        let head = sender.head().map(|head| head.position).unwrap_or_default();
+        let reports = self.parked.iter().any(|parked| matches!(parked.until, Until::Reached(_)));
+        let status = if reports { sender.status() } else { Vec::new() };
+        let mut ended = Vec::new();
+        for index in (0..self.parked.len()).rev() {
+            let parked = &self.parked[index];
+            let over = now >= parked.deadline;
+            let reply = match &parked.until {
+                Until::Reached(wait) => wait_reply(wait, head, &status, over).map(Ended::With),
+                Until::Commit(ask) => {
+                    (over || Place::from(head) > ask.bound).then(|| Ended::Look(ask.clone()))
+                }
+            };
+            if let Some(reply) = reply {
+                ended.push((self.parked.swap_remove(index).request, reply));
+            }
+        }
+        ended
+    }
+}
+
+/// The answer to WAIT, once it is final or its time is over.
+fn wait_reply(wait: &Wait, head: Position, status: &[NodeStatus], over: bool) -> Option<Reply> {
+    if head.epoch != wait.epoch() {
+        return Some(Reply::Lost(head.into()));
+    }
+    let (waited, done) = wait.look(status);
+    (done || over).then_some(Reply::Waited(waited))
+}
+
+struct Desk {
+    authority: Arc<Authority>,
+    namespace: String,
+    limits: Limits,
+    /// Why clients may not commit.
+    directory: Option<String>,
+    /// Taken within the sender's socket, never around it or the machine.
+    open: Mutex<Open>,
+    log: Log,
+}
+
+/// A request that cannot be answered now.
+struct Later(Duration, Until);
+
+impl Desk {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One request, from its bytes to its answer.
+    fn take(&self, request: spanwire::Request) {
+        let reply = match Ask::decode(&request.body().clone().into_bytes()) {
+            Ok(Ask::Unknown(kind)) => invalid(
+                InvalidCode::Malformed,
+                format!("request type {kind} is not known here: a newer client?"),
+            ),
+            Ok(ask) if ask.namespace() != Some(&self.namespace) => {
+                invalid(InvalidCode::Namespace, format!("the namespace served here is {}", self.namespace))
+            }
+            Ok(ask) => match self.answer(ask) {
+                Ok(reply) => reply,
+                Err(later) => return self.park(request, later),
+            },
+            Err(why) => invalid(InvalidCode::Malformed, format!("not understood: {why}")),
+        };
+        self.reply(request, &reply);
+    }
+
+    fn reply(&self, mut request: spanwire::Request, reply: &Reply) {
+        match request.reply_timeout(reply.encode(), ROOM) {
+            Ok(()) | Err(spanwire::SendError::Closed(_)) => {}
+            Err(error) => {
+                self.log.say(format_args!("a client takes no replies; this one is dropped: {error}"))
+            }
+        }
+    }
+
+    fn park(&self, request: spanwire::Request, Later(time, until): Later) {
+        let parked = Parked { request, deadline: Instant::now() + time.min(MAX_WAIT), until };
+        let mut open = self.open();
+        if open.parked.len() >= MAX_PARKED {
+            drop(open);
+            return self.reply(parked.request, &Reply::Busy(1000));
+        }
+        open.parked.push(parked);
+        open.added = true;
+        drop(open);
+        self.authority.socket.with(|d, cx| cx.wake(d.wait_key()));
+    }
+
+    /// Answers what waits, until the nodes' socket is closed.
+    fn serve_parked(&self) {
+        let socket = &self.authority.socket;
+        let key = socket.with(|d, _| d.wait_key());
+        loop {
+            let next = self.open().parked.iter().map(|parked| parked.deadline).min();
+            let left = next.map(|next| next.saturating_duration_since(Instant::now()));
+            let (mut looks, mut cost) = (0, Duration::ZERO);
+            let ended = socket.wait(key, left, |d, _| {
+                let now = Instant::now();
+                let mut open = self.open();
+                let ended = open.take_ended(d, now);
+                looks += 1;
+                cost = now.elapsed();
+                // The second look in a row is the last: see below.
+                let enough = std::mem::take(&mut open.added) || looks > 1 || !ended.is_empty();
+                enough.then_some(ended)
+            });
+            let ended = match ended {
+                Ok(ended) => ended,
+                Err(WaitError::TimedOut) => socket.with(|d, _| self.open().take_ended(d, Instant::now())),
+                Err(_) => return,
+            };
+            for (request, ended) in ended {
+                let reply = match ended {
+                    Ended::With(reply) => reply,
+                    Ended::Look(ask) => self.log(&ask),
+                };
+                self.reply(request, &reply);
+            }
+            // Reports come in swarms, and each look is at all nodes: a tenth of the time at most goes to looking.
+            std::thread::sleep(cost.saturating_mul(9).min(Duration::from_millis(200)));
+        }
+    }
+
+    fn answer(&self, ask: Ask) -> Result<Reply, Later> {
+        Ok(match ask {
+            Ask::Commit(ask) => self.commit(Request {
+                request: ask.request,
+                expect: ask.expect,
+                intent: Intent::Change(ask.changes),
+                author: ask.author,
+                note: ask.note,
+                stamp: now_ms(),
+            }),
+            Ask::Revert(ask) => self.commit(Request {
+                request: ask.request,
+                expect: ask.expect,
+                intent: Intent::Revert(ask.to),
+                author: ask.author,
+                note: ask.note,
+                stamp: now_ms(),
+            }),
+            Ask::Import(ask) => self.write(AuthorityEvent::Import(Ticket(2), ask.request, ask.state)),
+            Ask::Read(ask) => self.authority.look(|machine| read(machine, &ask)),
+            Ask::Status(ask) => self.status(&ask),
+            Ask::Log(ask) => {
+                let newest = self.newest();
+                let waits = ask.order == Order::Forward && ask.bound >= newest && ask.wait_ms > 0;
+                if waits {
+                    return Err(Later(Duration::from_millis(ask.wait_ms.into()), Until::Commit(ask)));
+                }
+                self.log(&ask)
+            }
+            Ask::Wait(ask) => return self.wait(&ask),
+            Ask::Unknown(_) => invalid(InvalidCode::Malformed, "unknown".into()),
+        })
+    }
+
+    fn newest(&self) -> Place {
+        self.authority.look(|machine| machine.position().map(Place::from).unwrap_or_default())
+    }
+
+    fn commit(&self, request: Request) -> Reply {
+        let (author, note) = (request.author.clone(), request.note.clone());
+        let reply = self.write(AuthorityEvent::Commit(Ticket(2), request));
+        if let Reply::Committed { at, replay: false, .. } = &reply {
+            let Place { epoch, rev } = at;
+            self.log.say(format_args!("commit {epoch}:{rev} by {author:?}: {note:?}"));
+        }
+        reply
+    }
+
+    /// What changes the namespace.
+    fn write(&self, event: AuthorityEvent) -> Reply {
+        if let Some(text) = &self.directory {
+            return Reply::ReadOnly { why: Writable::Directory, text: text.clone() };
+        }
+        if self.authority.look(|machine| *machine.mode() == Mode::Vacant) {
+            self.authority.judge_shown();
+        }
+        match self.authority.tell(event) {
+            Ok(Some(Answer::Committed { position, digest, replay })) => {
+                Reply::Committed { at: position.into(), digest, replay }
+            }
+            Ok(Some(Answer::Begun { position, lost })) => {
+                for (lost, nodes) in lost {
+                    self.log.say(format_args!("{nodes} nodes held {lost}, which is beyond what was here"));
+                }
+                let digest = self.authority.look(|m| m.durable().map(|durable| durable.head.digest));
+                Reply::Committed { at: position.into(), digest: digest.unwrap_or_default(), replay: false }
+            }
+            Ok(Some(Answer::Conflict { head })) => Reply::Conflict(head),
+            Ok(Some(Answer::Invalid(why))) => refused(&why),
+            Ok(Some(Answer::Busy)) => Reply::Busy(100),
+            Ok(Some(Answer::ReadOnly(why))) => {
+                let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
+                Reply::ReadOnly { why, text }
+            }
+            // Cannot be: the store is written within the call, and what is published follows.
+            Ok(None) => Reply::Busy(100),
+            Err(error) => invalid(InvalidCode::NotNow, error.to_string()),
+        }
+    }
+
+    fn status(&self, ask: &StatusAsk) -> Reply {
+        let mut nodes = self.authority.look(|machine| {
+            let (writable, text) = match (machine.mode(), &self.directory) {
+                (Mode::ReadOnly(why), _) => read_only(why, machine.highest()),
+                (_, Some(text)) => (Writable::Directory, text.clone()),
+                (Mode::Vacant, None) => read_only(&ReadOnly::Vacant, machine.highest()),
+                (Mode::Serving, None) => (Writable::Yes, String::new()),
+            };
+            let tip = machine.durable().map(|durable| tip(&durable.head)).unwrap_or_default();
+            let (oldest, limits) = (machine.oldest(), self.limits);
+            Nodes { tip, writable, text, oldest, limits, more: false, nodes: Vec::new() }
+        });
+        let mut size = 0;
+        for status in self.authority.socket.with(|d, _| d.status()) {
+            if ask.after.is_some_and(|after| status.node <= after) {
+                continue;
+            }
+            if size >= PAGE {
+                nodes.more = true;
+                break;
+            }
+            let line = node_line(status);
+            size += size_of(|out| line.encode(out));
+            nodes.nodes.push(line);
+        }
+        Reply::Nodes(Box::new(nodes))
+    }
+
+    fn log(&self, ask: &LogAsk) -> Reply {
+        self.authority.look(|machine| log(machine, ask))
+    }
+
+    fn wait(&self, ask: &WaitAsk) -> Result<Reply, Later> {
+        let Some(head) = self.authority.look(NsAuthority::position) else {
+            return Ok(nothing_yet());
+        };
+        if ask.position.epoch < head.epoch.number {
+            return Ok(Reply::Lost(head.into()));
+        }
+        if ask.position > head.into() || ask.position.rev == 0 {
+            return Ok(refused(&Invalid::NoSuch(ask.position)));
+        }
+        let position = Position { epoch: head.epoch, rev: ask.position.rev };
+        let (newest, status) =
+            self.authority.socket.with(|d, _| (d.head().map(|head| head.position), d.status()));
+        let wait = Wait::new(position, ask.level, &ask.selector, &status);
+        match wait_reply(&wait, newest.unwrap_or(head), &status, ask.timeout_ms == 0) {
+            Some(reply) => Ok(reply),
+            None => Err(Later(Duration::from_millis(ask.timeout_ms.into()), Until::Reached(wait))),
+        }
+    }
+}
+
+/// Bytes that something takes in a message.
+fn size_of(encode: impl FnOnce(&mut Vec<u8>)) -> usize {
+    let mut out = Vec::new();
+    encode(&mut out);
+    out.len()
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn invalid(code: InvalidCode, text: String) -> Reply {
+    Reply::Invalid { code, oldest: Place::default(), text }
+}
+
+fn nothing_yet() -> Reply {
+    invalid(InvalidCode::NoSuch, "nothing was committed here yet".into())
+}
+
+fn refused(why: &Invalid) -> Reply {
+    let code = match why {
+        Invalid::OverLimit(_) => InvalidCode::OverLimit,
+        Invalid::TooLong(_) => InvalidCode::TooLong,
+        Invalid::Compacted { .. } => InvalidCode::Compacted,
+        Invalid::NoSuch(_) => InvalidCode::NoSuch,
+        Invalid::NotNow(_) => InvalidCode::NotNow,
+    };
+    let oldest = match why {
+        Invalid::Compacted { oldest } => *oldest,
+        _ => Place::default(),
+    };
+    Reply::Invalid { code, oldest, text: why.to_string() }
+}
+
+/// In the words of somebody who has a command line. `shown`: the highest that was ever seen.
+fn read_only(why: &ReadOnly, shown: Place) -> (Writable, String) {
+    match why {
+        ReadOnly::Vacant if shown.rev > 0 => (
+            Writable::Vacant,
+            format!(
+                "nodes hold revision {}:{}, and this store has nothing: import what was exported, which begins a \
+                 new epoch",
+                shown.epoch, shown.rev
+            ),
+        ),
+        ReadOnly::Vacant => (
+            Writable::Vacant,
+            "nothing was committed here yet, or this store was lost: where it is new, expect 0:0 with the first \
+             commit; else import what was exported"
+                .into(),
+        ),
+        ReadOnly::Store(error) => (
+            Writable::Store,
+            format!("the store failed ({error}): make room or repair the disk, and start the server again; a commit \
+                     that got this answer may be durable, so repeat it under the same request id"),
+        ),
+        ReadOnly::Old { shown } => (
+            Writable::Old,
+            format!("a node shows {shown}, so this store is an old copy: import what is right, or start the server \
+                     with --new-epoch"),
+        ),
+    }
+}
+
+fn tip(head: &Head) -> Tip {
+    Tip { position: head.position, digest: head.digest, keys: head.keys, bytes: head.bytes }
+}
+
+fn node_line(status: NodeStatus) -> NodeLine {
+    let place = |position: Option<Position>| position.map(Place::from).unwrap_or_default();
+    NodeLine {
+        stored: place(status.stored),
+        visible: place(status.visible),
+        applied: place(status.applied),
+        node: Named { node: status.node, name: status.name },
+        labels: status.labels,
+        connected: status.connected,
+        conflict: status.conflict,
+        refused: status.refused.into_iter().map(|(at, code, text)| (at.into(), code, text)).collect(),
+    }
+}
+
+fn read(machine: &NsAuthority, ask: &ReadAsk) -> Reply {
+    let (position, state) = match machine.read(ask.at) {
+        Ok(read) => read,
+        Err(Invalid::NoSuch(place)) if place == Place::default() => return nothing_yet(),
+        Err(why) => return refused(&why),
+    };
+    let of = Tip { position, digest: state.digest(), keys: state.keys(), bytes: state.bytes() };
+    let mut page = Entries { of, more: false, entries: State::new() };
+    for (key, entry) in state.iter() {
+        if key.as_bytes() <= &ask.after[..] || key.as_bytes() < &ask.prefix[..] {
+            continue;
+        }
+        if !key.as_bytes().starts_with(&ask.prefix) {
+            break;
+        }
+        let full = page.entries.bytes() >= PAGE as u64 || page.entries.keys() >= PAGE as u32 / 16;
+        if full || ask.max > 0 && page.entries.keys() >= ask.max {
+            page.more = true;
+            break;
+        }
+        page.entries.put(key.clone(), entry.clone());
+    }
+    Reply::Entries(Box::new(page))
+}
+
+fn log(machine: &NsAuthority, ask: &LogAsk) -> Reply {
+    let head = machine.position().map(Place::from).unwrap_or_default();
+    let oldest = machine.oldest();
+    if ask.order == Order::Forward && ask.bound < oldest {
+        return refused(&Invalid::Compacted { oldest });
+    }
+    let mut page = Commits { head, ..Commits::default() };
+    let most = if ask.max == 0 { MAX_COMMITS } else { usize::from(ask.max).min(MAX_COMMITS) };
+    let mut size = 0;
+    let mut add = |(position, commit): (Position, &LogCommit)| {
+        if size >= PAGE || page.commits.len() >= most {
+            page.more = true;
+            return false;
+        }
+        let line = commit_line(position.into(), commit);
+        size += size_of(|out| line.encode(out));
+        page.commits.push(line);
+        true
+    };
+    match ask.order {
+        Order::Back => {
+            let all = ask.bound == Place::default();
+            let mut older = machine.history().filter(|(at, _)| all || Place::from(*at) < ask.bound);
+            while older.next().is_some_and(&mut add) {}
+        }
+        Order::Forward => {
+            let newer: Vec<_> =
+                machine.history().take_while(|(at, _)| Place::from(*at) > ask.bound).collect();
+            let mut newer = newer.into_iter().rev();
+            while newer.next().is_some_and(&mut add) {}
+        }
+    }
+    Reply::Commits(page)
+}
+
+fn commit_line(at: Place, commit: &LogCommit) -> CommitLine {
+    let put = |change: &Change| matches!(change, Change::Put(_));
+    let puts = commit.changes.iter().filter(|(_, change)| put(change)).count();
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    CommitLine {
+        at,
+        request: commit.request,
+        author: commit.author.clone(),
+        note: commit.note.clone(),
+        stamp: commit.stamp,
+        digest: commit.digest,
+        puts: count(puts),
+        deletes: count(commit.changes.len() - puts),
+        keys: (commit.changes.iter().take(MAX_LISTED))
+            .map(|(key, change)| (key.clone(), put(change)))
+            .collect(),
+    }
+}

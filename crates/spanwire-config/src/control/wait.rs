@@ -1,0 +1,202 @@
+//! Who has reached a position: the answer to WAIT, from what nodes reported.
+//!
+//! The nodes are looked up once, at the start. From then on each of them is in exactly one of four lists, and the
+//! answer is final when nobody is left who may still reach it.
+//!
+//! Owns: which list a node is in. Never: a clock, a socket.
+
+use std::collections::BTreeMap;
+
+use crate::wire::client::{Named, Refusing, Selector, Waited};
+use crate::wire::{Level, NackCode, NodeKind};
+use crate::{Epoch, Id, NodeStatus, Position};
+
+/// Longest text of a refusal in an answer: there may be many of them.
+const MAX_TEXT: usize = 256;
+
+/// A wait for one position.
+#[derive(Clone, Debug)]
+pub(crate) struct Wait {
+    position: Position,
+    level: Level,
+    nodes: Vec<Named>,
+    /// Names that were asked for and that no node had.
+    unknown: Vec<Named>,
+}
+
+impl Wait {
+    /// Selects from the nodes that are known now.
+    pub(crate) fn new(position: Position, level: Level, selector: &Selector, known: &[NodeStatus]) -> Wait {
+        let Selector { names, labels } = selector;
+        let meant = |node: &&NodeStatus| {
+            // A relay applies nothing.
+            node.kind == NodeKind::Replica
+                && (names.is_empty() || names.contains(&node.name))
+                && labels.iter().all(|label| node.labels.contains(label))
+        };
+        let mut nodes: Vec<Named> = (known.iter().filter(meant))
+            .map(|node| Named { node: node.node, name: node.name.clone() })
+            .collect();
+        nodes.sort_by(|a, b| (&a.name, a.node).cmp(&(&b.name, b.node)));
+        let mut unknown: Vec<Named> = (names.iter())
+            .filter(|name| known.iter().all(|node| node.name != **name))
+            .map(|name| Named { node: Id::default(), name: name.clone() })
+            .collect();
+        unknown.sort_by(|a, b| a.name.cmp(&b.name));
+        unknown.dedup();
+        Wait { position, level, nodes, unknown }
+    }
+
+    /// The epoch in which it can be answered.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.position.epoch
+    }
+
+    /// Each selected node in one list, and whether that is final.
+    pub(crate) fn look(&self, status: &[NodeStatus]) -> (Waited, bool) {
+        let status: BTreeMap<Id, &NodeStatus> = status.iter().map(|node| (node.node, node)).collect();
+        let mut waited = Waited { silent: self.unknown.clone(), ..Waited::default() };
+        let mut done = true;
+        for named in &self.nodes {
+            let Some(node) = status.get(&named.node) else {
+                // Forgotten: it may come back as long as there is time.
+                waited.silent.push(named.clone());
+                done = false;
+                continue;
+            };
+            if self.reached(node) {
+                waited.ok.push(named.clone());
+            } else if let Some(refusing) = self.refusal(named, node) {
+                waited.refused.push(refusing);
+            } else {
+                done = false;
+                if node.connected { &mut waited.behind } else { &mut waited.silent }.push(named.clone());
+            }
+        }
+        (waited, done)
+    }
+
+    fn reached(&self, node: &NodeStatus) -> bool {
+        !node.conflict && node.at(self.level).is_some_and(|at| at >= self.position)
+    }
+
+    /// Why it will not reach the position by itself.
+    fn refusal(&self, named: &Named, node: &NodeStatus) -> Option<Refusing> {
+        let node_named = named.clone();
+        // The oldest of those that contain it: a newer one that is on its way may yet be taken.
+        let refused = node.refused.iter().find(|(position, ..)| *position >= self.position);
+        match refused {
+            Some((position, code, text)) => {
+                let mut end = text.len().min(MAX_TEXT);
+                while !text.is_char_boundary(end) {
+                    end -= 1;
+                }
+                let (position, text) = ((*position).into(), text[..end].to_owned());
+                Some(Refusing { node: node_named, position, code: *code, text })
+            }
+            None if node.conflict => Some(Refusing {
+                node: node_named,
+                position: self.position.into(),
+                code: NackCode::Conflict,
+                text: "holds another history".into(),
+            }),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(rev: u64) -> Position {
+        Position { epoch: Epoch { number: 1, incarnation: Id([1; 16]) }, rev }
+    }
+
+    fn status(
+        n: u8,
+        connected: bool,
+        applied: Option<u64>,
+        refused: Option<u64>,
+        conflict: bool,
+    ) -> NodeStatus {
+        let applied = applied.map(at);
+        NodeStatus {
+            name: format!("n{n}"),
+            labels: vec![("half".into(), if n.is_multiple_of(2) { "even" } else { "odd" }.into())],
+            connected,
+            stored: applied,
+            visible: applied,
+            applied,
+            refused: refused.map(|rev| (at(rev), NackCode::Hook, "no".into())).into_iter().collect(),
+            conflict,
+            ..NodeStatus::new(Id([n; 16]), 1)
+        }
+    }
+
+    fn known() -> impl Strategy<Value = Vec<NodeStatus>> {
+        let one =
+            (any::<bool>(), proptest::option::of(1u64..5), proptest::option::of(1u64..5), any::<bool>());
+        proptest::collection::vec(one, 0..12).prop_map(|all| {
+            (1..)
+                .zip(all)
+                .map(|(n, (here, applied, refused, odd))| status(n, here, applied, refused, odd))
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn invariant_17_each_selected_node_is_in_exactly_one_list(
+            start in known(), later in known(), names in proptest::collection::vec(0u8..14, 0..4), label in any::<bool>()
+        ) {
+            let selector = Selector {
+                names: names.iter().map(|n| format!("n{n}")).collect(),
+                labels: label.then(|| ("half".into(), "even".into())).into_iter().collect(),
+            };
+            let wait = Wait::new(at(3), Level::Applied, &selector, &start);
+            let (waited, done) = wait.look(&later);
+            let refused = waited.refused.iter().map(|refusing| &refusing.node);
+            let mut all: Vec<&Named> =
+                waited.ok.iter().chain(refused).chain(&waited.behind).chain(&waited.silent).collect();
+            let count = all.len();
+            all.sort_by(|a, b| (a.node, &a.name).cmp(&(b.node, &b.name)));
+            all.dedup();
+            prop_assert_eq!(all.len(), count, "nobody twice");
+            // What was selected at the start, whatever came later.
+            let meant = |node: &NodeStatus| {
+                (names.is_empty() || selector.names.contains(&node.name))
+                    && (!label || node.labels[0].1 == "even")
+            };
+            let unknown = selector.names.iter().filter(|name| start.iter().all(|node| node.name != **name));
+            let unknown: std::collections::BTreeSet<_> = unknown.collect();
+            prop_assert_eq!(count, start.iter().filter(|node| meant(node)).count() + unknown.len());
+            let open = waited.behind.len() + waited.silent.len() - unknown.len();
+            prop_assert_eq!(done, open == 0);
+            prop_assert!(waited.ok.iter().all(|ok| later.iter().any(|n| n.node == ok.node && n.applied >= Some(at(3)))));
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_what_contains_the_position_counts_and_an_older_one_does_not() {
+        let wait =
+            Wait::new(at(3), Level::Applied, &Selector::default(), &[status(1, true, None, None, false)]);
+        let (waited, done) = wait.look(&[status(1, true, Some(2), Some(4), false)]);
+        assert_eq!((waited.refused.len(), waited.refused[0].position, done), (1, at(4).into(), true));
+        let (waited, done) = wait.look(&[status(1, true, Some(1), Some(2), false)]);
+        assert_eq!((waited.behind.len(), done), (1, false));
+        // What was refused may have been got over.
+        let (waited, done) = wait.look(&[status(1, true, Some(3), Some(3), false)]);
+        assert_eq!((waited.ok.len(), done), (1, true));
+    }
+
+    #[test]
+    fn what_is_reached_in_another_incarnation_does_not_count() {
+        let mut node = status(1, true, Some(9), None, false);
+        let wait = Wait::new(at(3), Level::Applied, &Selector::default(), std::slice::from_ref(&node));
+        node.applied = Some(Position { epoch: Epoch { number: 1, incarnation: Id([2; 16]) }, rev: 9 });
+        assert_eq!(wait.look(&[node]).0.behind.len(), 1);
+    }
+}

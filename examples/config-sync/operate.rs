@@ -1,0 +1,647 @@
+//! The operator's verbs: each is one or a few requests to a server's control address.
+//!
+//! What a script wants to read goes to standard output, all else to standard error. A verb that changes something
+//! prints the position that it made, which `wait --at` takes.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use spanwire_config::client::{Client, ClientError, Commit, Committed, Export, Revert};
+use spanwire_config::wire::client::{InvalidCode, Selector, Waited, Writable};
+use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, tree};
+
+use super::show;
+
+/// Why a verb ended without what it was to do, and its exit code.
+#[derive(Debug)]
+pub(crate) struct Failed(pub(crate) u8, pub(crate) String);
+
+/// Nothing of that name.
+const ABSENT: u8 = 1;
+const SENSELESS: u8 = 2;
+const FILE: u8 = 3;
+const ADDRESS: u8 = 4;
+const CONFLICT: u8 = 5;
+const REFUSED: u8 = 6;
+const TIMEOUT: u8 = 7;
+
+type Res<T> = Result<T, Failed>;
+
+impl From<ClientError> for Failed {
+    fn from(error: ClientError) -> Failed {
+        let code = match &error {
+            ClientError::Conflict { .. } | ClientError::Lost { .. } | ClientError::Aborted => CONFLICT,
+            ClientError::Invalid { .. } | ClientError::ReadOnly { .. } => REFUSED,
+            ClientError::Unanswered(_) | ClientError::Busy => TIMEOUT,
+            _ => ADDRESS,
+        };
+        Failed(code, error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Failed {
+        Failed(FILE, error.to_string())
+    }
+}
+
+fn senseless<T>(why: impl ToString) -> Res<T> {
+    Err(Failed(SENSELESS, why.to_string()))
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct To {
+    /// The server's control address.
+    #[arg(long, env = "CONFIG_SYNC_CONTROL")]
+    control: String,
+    /// Name of the namespace.
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
+    namespace: String,
+    /// Seconds: how long to wait, for an answer or (wait) for the nodes.
+    #[arg(long, env = "CONFIG_SYNC_TIMEOUT", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct How {
+    /// Only if this is the newest revision; 0:0: only as the first of all.
+    #[arg(long, value_name = "REV")]
+    expect: Option<Rev>,
+    /// Who makes the change.
+    #[arg(long, env = "CONFIG_SYNC_AUTHOR")]
+    author: Option<String>,
+    /// Why.
+    #[arg(long, short = 'm', default_value = "")]
+    note: String,
+    /// Repeat a request that had no answer: the id that was printed.
+    #[arg(long, value_name = "ID", value_parser = id)]
+    request: Option<Id>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Verb {
+    /// Give a key a value.
+    Set {
+        #[command(flatten)]
+        to: To,
+        #[command(flatten)]
+        how: How,
+        key: String,
+        /// The value.
+        #[arg(required_unless_present = "file", conflicts_with = "file")]
+        value: Option<String>,
+        /// A file with the value; `-`: standard input.
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// As a file it is executable.
+        #[arg(long)]
+        executable: bool,
+    },
+    /// Print what a key holds.
+    Get {
+        #[command(flatten)]
+        to: To,
+        key: String,
+        /// In which revision [default: the newest].
+        #[arg(long, value_name = "REV")]
+        at: Option<Rev>,
+    },
+    /// Print the keys that begin with PREFIX, and the sizes of their values.
+    List {
+        #[command(flatten)]
+        to: To,
+        #[arg(default_value = "")]
+        prefix: String,
+        /// In which revision [default: the newest].
+        #[arg(long, value_name = "REV")]
+        at: Option<Rev>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take keys out.
+    Delete {
+        #[command(flatten)]
+        to: To,
+        #[command(flatten)]
+        how: How,
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+    /// Make all changes of a directory or a file in one commit.
+    Apply {
+        #[command(flatten)]
+        to: To,
+        #[command(flatten)]
+        how: How,
+        /// A directory: each file is a key. Or a file (`-`: standard input): {"put": {KEY: VALUE}, "delete": [KEY]}.
+        from: PathBuf,
+        /// Goes before every key of a directory.
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// Take out what begins with the prefix and is not in the directory.
+        #[arg(long)]
+        prune: bool,
+    },
+    /// Print the commits, newest first.
+    History {
+        #[command(flatten)]
+        to: To,
+        /// How many.
+        #[arg(long, short = 'n', default_value_t = 20)]
+        max: usize,
+        /// With the keys that they changed.
+        #[arg(long, short)]
+        keys: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what changed from one revision to another.
+    Diff {
+        #[command(flatten)]
+        to: To,
+        from: Rev,
+        /// [default: the newest].
+        until: Option<Rev>,
+    },
+    /// Commit the content of an earlier revision.
+    Revert {
+        #[command(flatten)]
+        to: To,
+        #[command(flatten)]
+        how: How,
+        revision: Rev,
+    },
+    /// Print the server and every node: what it holds, how far it is behind, what it refused.
+    Status {
+        #[command(flatten)]
+        to: To,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wait until nodes have reached a revision, or refused it.
+    Wait {
+        #[command(flatten)]
+        to: To,
+        /// Which revision [default: the newest].
+        #[arg(long, value_name = "REV")]
+        at: Option<Rev>,
+        /// How far.
+        #[arg(long, value_enum, default_value = "applied")]
+        level: LevelArg,
+        /// A node of this name; repeatable [default: all nodes known now].
+        #[arg(long)]
+        name: Vec<String>,
+        /// Only nodes with this label, NAME=VALUE; repeatable.
+        #[arg(long, value_parser = super::label)]
+        label: Vec<(String, String)>,
+        /// Fewer nodes than this are a failure.
+        #[arg(long, default_value_t = 1)]
+        min: usize,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a revision into a file.
+    Export {
+        #[command(flatten)]
+        to: To,
+        /// `-`: standard output.
+        file: PathBuf,
+        /// Which revision [default: the newest].
+        #[arg(long, value_name = "REV")]
+        at: Option<Rev>,
+    },
+    /// Put an export in the place of all there is. A new epoch begins with it.
+    Import {
+        #[command(flatten)]
+        to: To,
+        /// `-`: standard input.
+        file: PathBuf,
+        /// Repeat a request that had no answer: the id that was printed.
+        #[arg(long, value_name = "ID", value_parser = id)]
+        request: Option<Id>,
+    },
+    /// Print each commit as it is made.
+    Watch {
+        #[command(flatten)]
+        to: To,
+        /// Begin above this revision [default: the newest].
+        #[arg(long, value_name = "REV")]
+        after: Option<Rev>,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LevelArg {
+    /// On disk.
+    Stored,
+    /// Readers see it.
+    Visible,
+    /// The hook has acted on it.
+    Applied,
+}
+
+/// A revision as it is given: alone, or with its epoch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rev {
+    epoch: Option<u64>,
+    rev: u64,
+}
+
+impl std::str::FromStr for Rev {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Rev, String> {
+        let number = |text: &str| text.parse().map_err(|_| "a revision is REV or EPOCH:REV".to_owned());
+        match text.split_once(':') {
+            Some((epoch, rev)) => Ok(Rev { epoch: Some(number(epoch)?), rev: number(rev)? }),
+            None => Ok(Rev { epoch: None, rev: number(text)? }),
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "seconds are a number")?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn id(text: &str) -> Result<Id, String> {
+    let wrong = || "an id has 32 hex digits".to_owned();
+    if text.len() != 32 || !text.is_ascii() {
+        return Err(wrong());
+    }
+    let mut id = [0; 16];
+    for (byte, at) in id.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(Id(id))
+}
+
+fn key(text: &str) -> Res<Key> {
+    Key::new(text).or_else(senseless)
+}
+
+fn random() -> Res<Id> {
+    Ok(Id::random()?)
+}
+
+fn input(file: &Path) -> Res<Vec<u8>> {
+    let read = if file == Path::new("-") {
+        let mut all = Vec::new();
+        std::io::stdin().read_to_end(&mut all).map(|_| all)
+    } else {
+        std::fs::read(file)
+    };
+    read.map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
+}
+
+fn output(file: &Path, bytes: &[u8]) -> Res<()> {
+    if file == Path::new("-") {
+        return Ok(std::io::stdout().write_all(bytes)?);
+    }
+    // Beside and renamed, so that nobody ever sees half of it.
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".part");
+    std::fs::write(&beside, bytes)
+        .and_then(|()| std::fs::File::open(&beside)?.sync_all())
+        .and_then(|()| std::fs::rename(&beside, file))
+        .map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
+}
+
+/// Standard output that has no reader any more is no error of ours.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+impl To {
+    fn client(&self) -> Res<Client> {
+        Ok(Client::connect(&self.control, &self.namespace)?.with_timeout(self.timeout))
+    }
+}
+
+/// A revision given without its epoch, with it: revisions never fall, so there is one at most.
+fn place(client: &Client, rev: Rev) -> Res<Place> {
+    let Rev { epoch, rev } = rev;
+    if let Some(epoch) = epoch {
+        return Ok(Place { epoch, rev });
+    }
+    let status = client.status()?;
+    for known in [status.tip.position.into(), status.oldest] {
+        if known.rev == rev && known != Place::default() {
+            return Ok(known);
+        }
+    }
+    let mut before = None;
+    loop {
+        let page = client.log(before, 0)?;
+        if let Some(commit) = page.commits.iter().find(|commit| commit.at.rev == rev) {
+            return Ok(commit.at);
+        }
+        match page.commits.last() {
+            Some(last) if page.more && last.at.rev > rev => before = Some(last.at),
+            _ if rev < status.oldest.rev => {
+                let oldest = show::place(status.oldest);
+                return Err(Failed(
+                    REFUSED,
+                    format!("revision {rev} is not kept; the oldest kept is {oldest}"),
+                ));
+            }
+            _ => return Err(Failed(REFUSED, format!("there is no revision {rev}"))),
+        }
+    }
+}
+
+/// What is expected need not exist: that it does not is a conflict, and the server's to say.
+fn expected(client: &Client, Rev { epoch, rev }: Rev) -> Res<Place> {
+    let newest = |client: &Client| Ok::<_, Failed>(client.status()?.tip.position.epoch.number);
+    Ok(Place { epoch: epoch.map_or_else(|| newest(client), Ok)?, rev })
+}
+
+fn maybe_place(client: &Client, rev: Option<Rev>) -> Res<Option<Place>> {
+    rev.map(|rev| place(client, rev)).transpose()
+}
+
+impl How {
+    fn commit(&self, client: &Client, changes: ChangeSet) -> Res<Commit> {
+        Ok(Commit {
+            request: self.request.map_or_else(random, Ok)?,
+            expect: self.expect.map(|rev| expected(client, rev)).transpose()?,
+            changes,
+            author: self.author(),
+            note: self.note.clone(),
+        })
+    }
+
+    fn author(&self) -> String {
+        let user = || std::env::var("USER").unwrap_or_default();
+        self.author.clone().unwrap_or_else(user)
+    }
+}
+
+/// Prints where a change is; without an answer, how to ask again.
+fn done(request: Id, told: Result<Committed, ClientError>) -> Res<()> {
+    match told {
+        Ok(Committed { at, replay, .. }) => {
+            if replay {
+                eprintln!("an earlier copy of this request did it");
+            }
+            print(&format!("{}\n", show::place(at)));
+            Ok(())
+        }
+        Err(error @ ClientError::Unanswered(_)) => {
+            let text =
+                format!("{error}; it may have been done: to make sure, repeat it with --request {request}");
+            Err(Failed(TIMEOUT, text))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn commit(to: &To, how: &How, changes: ChangeSet) -> Res<()> {
+    let client = to.client()?;
+    let commit = how.commit(&client, changes)?;
+    done(commit.request, client.commit(&commit))
+}
+
+/// Runs one.
+pub(crate) fn run(verb: Verb) -> Res<()> {
+    match verb {
+        Verb::Set { to, how, key: name, value, file, executable } => {
+            let value = match (value, file) {
+                (Some(value), _) => value.into_bytes(),
+                (None, Some(file)) => input(&file)?,
+                (None, None) => return senseless("a value or a file"),
+            };
+            let mut changes = ChangeSet::new();
+            changes.put(key(&name)?, u16::from(executable), value);
+            commit(&to, &how, changes)
+        }
+        Verb::Delete { to, how, keys } => {
+            let mut changes = ChangeSet::new();
+            for name in keys {
+                changes.delete(key(&name)?);
+            }
+            commit(&to, &how, changes)
+        }
+        Verb::Get { to, key: name, at } => {
+            let client = to.client()?;
+            match client.get(&key(&name)?, maybe_place(&client, at)?)? {
+                (_, Some(entry)) => Ok(std::io::stdout().write_all(entry.value())?),
+                (of, None) => {
+                    let at = show::place(of.position.into());
+                    Err(Failed(ABSENT, format!("there is no key {name} in revision {at}")))
+                }
+            }
+        }
+        Verb::List { to, prefix, at, json } => {
+            let client = to.client()?;
+            let (of, state) = client.list(prefix.as_bytes(), maybe_place(&client, at)?)?;
+            print(&show::list(&of, &state, json));
+            Ok(())
+        }
+        Verb::Apply { to, how, from, prefix, prune } => apply(&to, how, &from, &prefix, prune),
+        Verb::History { to, max, keys, json } => history(&to.client()?, max, keys, json),
+        Verb::Diff { to, from, until } => {
+            let client = to.client()?;
+            let old = client.list(b"", Some(place(&client, from)?))?.1;
+            let new = client.list(b"", maybe_place(&client, until)?)?.1;
+            print(&show::diff(&old, &new));
+            Ok(())
+        }
+        Verb::Revert { to, how, revision } => {
+            let client = to.client()?;
+            let back = place(&client, revision)?;
+            let Commit { request, expect, author, note, .. } = how.commit(&client, ChangeSet::new())?;
+            let note = if note.is_empty() { format!("back to {}", show::place(back)) } else { note };
+            done(request, client.revert(&Revert { request, expect, to: back, author, note }))
+        }
+        Verb::Status { to, json } => {
+            let mut status = to.client()?.status()?;
+            // They come in the order of their ids.
+            status.nodes.sort_by(|a, b| (&a.node.name, a.node.node).cmp(&(&b.node.name, b.node.node)));
+            print(&show::status(&to.namespace, &status, json));
+            Ok(())
+        }
+        Verb::Wait { to, at, level, name, label, min, json } => {
+            let selector = Selector { names: name, labels: label };
+            wait(&to, at, level, &selector, min, json)
+        }
+        Verb::Export { to, file, at } => {
+            let client = to.client()?;
+            let (of, state) = client.list(b"", maybe_place(&client, at)?)?;
+            output(&file, &Export { namespace: to.namespace.clone(), of, state }.encode())?;
+            eprintln!("{}: {} keys, {} bytes", show::place(of.position.into()), of.keys, of.bytes);
+            Ok(())
+        }
+        Verb::Import { to, file, request } => {
+            let export = Export::decode(&input(&file)?.into())
+                .map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))?;
+            let (of, from) = (&export.of, &export.namespace);
+            let at = show::place(of.position.into());
+            eprintln!("{from} {at}: {} keys, {} bytes", of.keys, of.bytes);
+            let request = request.map_or_else(random, Ok)?;
+            done(request, to.client()?.import(request, export.state))
+        }
+        Verb::Watch { to, after, json } => watch(&to.client()?, after, json),
+    }
+}
+
+/// The newest revision; where there is none yet, an empty one.
+fn newest(client: &Client) -> Res<(Option<Place>, State)> {
+    match client.list(b"", None) {
+        Ok((of, state)) => Ok((Some(of.position.into()), state)),
+        Err(ClientError::Invalid { code: InvalidCode::NoSuch, .. }) => Ok((None, State::new())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: bool) -> Res<()> {
+    let client = to.client()?;
+    let mut changes = if from.is_dir() {
+        let read = tree::read(from, &Limits::default()).map_err(|error| Failed(FILE, error.to_string()))?;
+        for (path, what) in &read.passed_over {
+            eprintln!("passed over: {} ({what})", path.display());
+        }
+        let mut changes = ChangeSet::new();
+        for (name, entry) in read.state.iter() {
+            let name = Key::new([prefix.as_bytes(), name.as_bytes()].concat()).or_else(senseless)?;
+            changes.put(name, entry.flags(), entry.value().clone());
+        }
+        changes
+    } else if prune || !prefix.is_empty() {
+        return senseless("--prune and --prefix are for a directory");
+    } else {
+        listed(&input(from)?).map_err(|why| Failed(FILE, format!("{}: {why}", from.display())))?
+    };
+    let (at, now) = newest(&client)?;
+    if prune {
+        let named: std::collections::BTreeSet<Key> = changes.keys().cloned().collect();
+        let gone = now.iter().filter(|(name, _)| name.as_bytes().starts_with(prefix.as_bytes()));
+        gone.filter(|(name, _)| !named.contains(*name)).for_each(|(name, _)| changes.delete(name.clone()));
+    }
+    let effective = now.effective(&changes);
+    if let (true, Some(at), None) = (effective.is_empty(), at, how.request) {
+        eprintln!("nothing to change");
+        print(&format!("{}\n", show::place(at)));
+        return Ok(());
+    }
+    let mut commit = how.commit(&client, if prune { effective } else { changes })?;
+    if prune && commit.expect.is_none() {
+        // What to take out was decided by looking at this revision.
+        commit.expect = at;
+    }
+    done(commit.request, client.commit(&commit))
+}
+
+/// {"put": {KEY: VALUE}, "delete": [KEY]}
+fn listed(text: &[u8]) -> Result<ChangeSet, String> {
+    let form = || "it is not {\"put\": {KEY: VALUE}, \"delete\": [KEY]} with texts".to_owned();
+    let root: serde_json::Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let root = root.as_object().ok_or_else(form)?;
+    if root.keys().any(|name| name != "put" && name != "delete") {
+        return Err(form());
+    }
+    let name = |name: &str| Key::new(name).map_err(|error| error.to_string());
+    let mut changes = ChangeSet::new();
+    if let Some(puts) = root.get("put") {
+        for (key, value) in puts.as_object().ok_or_else(form)? {
+            changes.put(name(key)?, 0, value.as_str().ok_or_else(form)?.to_owned());
+        }
+    }
+    if let Some(deletes) = root.get("delete") {
+        for key in deletes.as_array().ok_or_else(form)? {
+            let key = key.as_str().ok_or_else(form)?;
+            if changes.keys().any(|put| put.as_bytes() == key.as_bytes()) {
+                return Err(format!("{key} is both put and deleted"));
+            }
+            changes.delete(name(key)?);
+        }
+    }
+    Ok(changes)
+}
+
+fn history(client: &Client, max: usize, keys: bool, json: bool) -> Res<()> {
+    let (mut before, mut left) = (None, max);
+    while left > 0 {
+        let page = client.log(before, u16::try_from(left).unwrap_or(u16::MAX))?;
+        page.commits.iter().for_each(|commit| print(&show::commit(commit, keys, json)));
+        left -= page.commits.len().min(left);
+        match page.commits.last() {
+            Some(last) if page.more => before = Some(last.at),
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+fn wait(to: &To, at: Option<Rev>, level: LevelArg, selector: &Selector, min: usize, json: bool) -> Res<()> {
+    // An answer may take its time beyond that of the nodes.
+    let client = to.client()?.with_timeout(Duration::from_secs(10));
+    let at = match at {
+        Some(rev) => place(&client, rev)?,
+        None => client.status()?.tip.position.into(),
+    };
+    let level = match level {
+        LevelArg::Stored => Level::Stored,
+        LevelArg::Visible => Level::Visible,
+        LevelArg::Applied => Level::Applied,
+    };
+    let waited = client.wait(at, level, to.timeout, selector)?;
+    print(&show::waited(at, &waited, json));
+    let Waited { ok, refused, behind, silent } = &waited;
+    if !refused.is_empty() {
+        return Err(Failed(REFUSED, format!("{} refused", refused.len())));
+    }
+    if !behind.is_empty() || !silent.is_empty() {
+        return Err(Failed(TIMEOUT, format!("{} behind, {} silent", behind.len(), silent.len())));
+    }
+    if ok.len() < min {
+        return Err(Failed(TIMEOUT, format!("{} nodes; at least {min} were asked for", ok.len())));
+    }
+    Ok(())
+}
+
+fn watch(client: &Client, after: Option<Rev>, json: bool) -> Res<()> {
+    let mut after = match after {
+        Some(rev) => place(client, rev)?,
+        None => client.status()?.tip.position.into(),
+    };
+    loop {
+        match client.follow(after, Duration::from_secs(60)) {
+            Ok(page) => {
+                page.commits.iter().for_each(|commit| print(&show::commit(commit, true, json)));
+                after = page.commits.last().map_or(after, |last| last.at);
+            }
+            Err(ClientError::Invalid { code: InvalidCode::Compacted, oldest, .. }) => {
+                let (from, to) = (show::place(after), show::place(oldest));
+                if json {
+                    print(&format!("{}\n", json!({"missed": {"after": from, "to": to}})));
+                } else {
+                    eprintln!("what came after {from} up to {to} is not kept");
+                }
+                after = oldest;
+            }
+            // It comes back, or the operator ends this.
+            Err(ClientError::Unanswered(_) | ClientError::Busy) => eprintln!("no answer; asking on"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether the server takes commits, for people.
+pub(crate) fn writable(writable: Writable) -> &'static str {
+    match writable {
+        Writable::Yes => "takes commits",
+        Writable::Vacant => "vacant",
+        Writable::Store | Writable::Old => "READ-ONLY",
+        Writable::Directory => "publishes a directory",
+    }
+}
+
+/// Text of an entry, if it is some.
+pub(crate) fn text(entry: Option<&Entry>) -> Option<&str> {
+    std::str::from_utf8(entry.map_or(b"", |entry| &entry.value()[..])).ok()
+}

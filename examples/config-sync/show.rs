@@ -1,0 +1,227 @@
+//! How the operator's verbs say things: lines and tables for people, JSON for programs.
+
+use serde_json::{Value, json};
+use spanwire_config::wire::client::{CommitLine, Named, NodeLine, Nodes, Tip, Waited};
+use spanwire_config::{Change, Entry, Place, State};
+
+use super::operate::{text, writable};
+
+/// `EPOCH:REV`; `-` for none.
+pub(crate) fn place(place: Place) -> String {
+    if place == Place::default() { "-".into() } else { format!("{}:{}", place.epoch, place.rev) }
+}
+
+fn place_json(at: Place) -> Value {
+    if at == Place::default() { Value::Null } else { json!({"epoch": at.epoch, "revision": at.rev}) }
+}
+
+/// What ends a line or moves the cursor must not come from a node or a key.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Milliseconds since 1970 as a date and time of day in UTC.
+pub(crate) fn time(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Years of 365.2425 days that begin in March, so that the leap day is the last (Hinnant's algorithm).
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", of_day / 3600, of_day / 60 % 60, of_day % 60)
+}
+
+/// Columns as wide as their widest, the last one free.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|c: &String| c.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        out.push_str(line.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+pub(crate) fn list(of: &Tip, state: &State, json: bool) -> String {
+    if json {
+        let entries: Vec<Value> = (state.iter())
+            .map(|(key, entry)| json!({"key": key.to_string(), "flags": entry.flags(), "bytes": entry.value().len()}))
+            .collect();
+        return format!("{}\n", json!({"at": place_json(of.position.into()), "entries": entries}));
+    }
+    let rows: Vec<Vec<String>> = (state.iter())
+        .map(|(key, entry)| vec![entry.value().len().to_string(), plain(&key.to_string())])
+        .collect();
+    table(&rows)
+}
+
+pub(crate) fn commit(commit: &CommitLine, keys: bool, json: bool) -> String {
+    let CommitLine { at, request, author, note, stamp, digest, puts, deletes, keys: listed } = commit;
+    if json {
+        let keys = |put| {
+            let keys = listed.iter().filter(move |(_, is_put)| *is_put == put);
+            keys.map(|(key, _)| key.to_string()).collect::<Vec<_>>()
+        };
+        let line = json!({
+            "at": place_json(*at), "request": request.to_string(), "author": author, "note": note, "time": (*stamp > 0).then(|| time(*stamp)),
+            "digest": format!("{digest}"), "puts": puts, "deletes": deletes, "put": keys(true), "deleted": keys(false),
+        });
+        return format!("{line}\n");
+    }
+    let when = if *stamp == 0 { "-".into() } else { time(*stamp) };
+    let who = if author.is_empty() { "-" } else { author };
+    let (at, who, note) = (place(*at), plain(who), plain(note));
+    let mut out = format!("{at:8} {when:20}  {who:12}  +{puts} -{deletes}  {note}").trim_end().to_owned();
+    out.push('\n');
+    if keys {
+        for (key, put) in listed {
+            out.push_str(&format!("    {} {}\n", if *put { '+' } else { '-' }, plain(&key.to_string())));
+        }
+        let more = (*puts as usize + *deletes as usize).saturating_sub(listed.len());
+        if more > 0 {
+            out.push_str(&format!("    and {more} more\n"));
+        }
+    }
+    out
+}
+
+/// What leads from one state to the other: keys, and the lines of texts.
+pub(crate) fn diff(old: &State, new: &State) -> String {
+    let mut out = String::new();
+    for (key, change) in old.diff(new).iter() {
+        let before = old.get(key.as_bytes());
+        let (mark, after) = match change {
+            Change::Put(entry) => (if before.is_some() { "changed" } else { "added" }, Some(entry)),
+            Change::Delete => ("deleted", None),
+        };
+        out.push_str(&format!("{mark} {}\n", plain(&key.to_string())));
+        let flags = |entry: Option<&Entry>| entry.map_or(0, Entry::flags);
+        if before.is_some() && after.is_some() && flags(before) != flags(after) {
+            out.push_str(&format!("  flags {:#x} -> {:#x}\n", flags(before), flags(after)));
+        }
+        match (text(before), text(after)) {
+            (Some(before), Some(after)) => lines(&mut out, before, after),
+            _ => {
+                let size = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.value().len());
+                out.push_str(&format!("  {} -> {} bytes\n", size(before), size(after)));
+            }
+        }
+    }
+    out
+}
+
+/// The lines between those that both begin and end with.
+fn lines(out: &mut String, before: &str, after: &str) {
+    let (before, after): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
+    let head = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
+    let (before, after) = (&before[head..], &after[head..]);
+    let tail = before.iter().rev().zip(after.iter().rev()).take_while(|(a, b)| a == b).count();
+    before[..before.len() - tail].iter().for_each(|line| out.push_str(&format!("  - {}\n", plain(line))));
+    after[..after.len() - tail].iter().for_each(|line| out.push_str(&format!("  + {}\n", plain(line))));
+}
+
+fn lag(tip: Place, node: &NodeLine) -> Option<u64> {
+    (node.applied.epoch == tip.epoch).then(|| tip.rev.saturating_sub(node.applied.rev))
+}
+
+pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
+    let tip = Place::from(status.tip.position);
+    if json {
+        let nodes: Vec<Value> = status.nodes.iter().map(|node| node_json(tip, node)).collect();
+        let status = json!({
+            "namespace": namespace, "at": place_json(tip), "digest": status.tip.digest.to_string(),
+            "keys": status.tip.keys, "bytes": status.tip.bytes, "writable": writable(status.writable),
+            "why": status.text, "oldest": place_json(status.oldest), "nodes": nodes,
+        });
+        return format!("{status}\n");
+    }
+    let here = status.nodes.iter().filter(|node| node.connected).count();
+    let mut out = format!(
+        "{namespace}: revision {}, {} keys, {} bytes; {}; {here} of {} nodes here\n",
+        place(tip),
+        status.tip.keys,
+        status.tip.bytes,
+        writable(status.writable),
+        status.nodes.len()
+    );
+    if !status.text.is_empty() {
+        out.push_str(&format!("  {}\n", plain(&status.text)));
+    }
+    if status.nodes.is_empty() {
+        return out;
+    }
+    let head = ["NODE", "", "STORED", "VISIBLE", "APPLIED", "LAG", "REFUSED"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for node in &status.nodes {
+        let refused = match node.refused.last() {
+            _ if node.conflict => "holds another history".into(),
+            Some((at, code, text)) => format!("{} {code:?}: {}", place(*at), plain(text.trim_end())),
+            None => String::new(),
+        };
+        rows.push(vec![
+            plain(&node.node.name),
+            if node.connected { "here" } else { "away" }.into(),
+            place(node.stored),
+            place(node.visible),
+            place(node.applied),
+            lag(tip, node).map_or("-".into(), |lag| lag.to_string()),
+            refused,
+        ]);
+    }
+    out + &table(&rows)
+}
+
+fn node_json(tip: Place, node: &NodeLine) -> Value {
+    let refused: Vec<Value> = (node.refused.iter())
+        .map(|(at, code, text)| json!({"at": place_json(*at), "code": format!("{code:?}"), "text": text}))
+        .collect();
+    let labels: serde_json::Map<String, Value> =
+        node.labels.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    json!({
+        "id": node.node.node.to_string(), "name": node.node.name, "labels": labels, "here": node.connected,
+        "conflict": node.conflict, "stored": place_json(node.stored), "visible": place_json(node.visible),
+        "applied": place_json(node.applied), "lag": lag(tip, node), "refused": refused,
+    })
+}
+
+pub(crate) fn waited(at: Place, waited: &Waited, json: bool) -> String {
+    let Waited { ok, refused, behind, silent } = waited;
+    if json {
+        let named = |nodes: &[Named]| {
+            let one = |node: &Named| json!({"id": node.node.to_string(), "name": node.name});
+            nodes.iter().map(one).collect::<Vec<_>>()
+        };
+        let refused: Vec<Value> = (refused.iter())
+            .map(|r| {
+                json!({"id": r.node.node.to_string(), "name": r.node.name, "at": place_json(r.position),
+                       "code": format!("{:?}", r.code), "text": r.text})
+            })
+            .collect();
+        let lists = json!({"at": place_json(at), "ok": named(ok), "refused": refused, "behind": named(behind),
+                           "silent": named(silent)});
+        return format!("{lists}\n");
+    }
+    let mut rows = Vec::new();
+    let list = |what: &str, nodes: &[Named]| {
+        nodes.iter().map(|node| vec![what.to_owned(), plain(&node.name)]).collect::<Vec<_>>()
+    };
+    rows.extend(list("ok", ok));
+    rows.extend(refused.iter().map(|r| {
+        let why = format!("{} {:?}: {}", place(r.position), r.code, plain(r.text.trim_end()));
+        vec!["refused".into(), plain(&r.node.name), why]
+    }));
+    rows.extend(list("behind", behind));
+    rows.extend(list("silent", silent));
+    table(&rows)
+}
