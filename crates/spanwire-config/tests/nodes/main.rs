@@ -5,6 +5,7 @@ mod memory;
 mod reports;
 mod sockets;
 mod transfers;
+mod trust;
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;

@@ -5,6 +5,9 @@ use super::*;
 impl Oracle {
     /// Invariants 6 and 7: what leaves a server is durable there, and is what was committed.
     pub(super) fn left(&mut self, net: &Net<Party>, from: usize, head: &Head) -> Checked {
+        if self.keys.used && !(self.keys.foreign && from == 1) {
+            self.issued.insert(print_of(head));
+        }
         if self.find(head).is_none() {
             self.learn(net, from)?;
         }
@@ -213,6 +216,10 @@ impl Oracle {
             let seen = &mut self.seen[talk.server];
             *seen = (*seen).max(have.position.epoch.number);
         }
+        if self.keys.foreign && talk.server == 1 {
+            // It takes no word of those whose key it does not know.
+            return Ok(());
+        }
         let Some(at) = server(net, talk.server) else { return Ok(()) };
         let open = net.link(link).is_some_and(|view| view.listener.1);
         let (Some(have), Some(head), true) = (&talk.have, at.socket.protocol().head(), open) else {
@@ -236,7 +243,7 @@ impl Oracle {
         }
         if let (true, Some(talk)) = (expected, self.conversations.get_mut(&link)) {
             talk.contradicts = Some(epoch);
-            if self.keys && !lazy {
+            if self.keys.used && !lazy {
                 self.frozen[at_server] = Some(epoch);
             }
         }
@@ -251,14 +258,29 @@ impl Oracle {
                 self.truths[to].waits = None;
                 vec![&slice.head]
             }
+            Frame::Welcome(_) => {
+                self.truths[to].welcomed.entry(link).or_insert(net.now());
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         let Some(node) = agent(net, to) else { return Ok(()) };
         let open = net.link(link).is_some_and(|view| view.dialer.1);
         let used = self.truths[to].asked.contains(&link);
         let status = node.socket.protocol().status(net.now());
-        for head in heads.into_iter().filter(|head| used && head.audience.is_empty()) {
+        for head in heads.into_iter().filter(|_| used) {
+            let forged = !self.is_true(head);
             let truth = &mut self.truths[to];
+            let row = truth.forged.entry(link).or_default();
+            *row = if forged { *row + 1 } else { 0 };
+            if *row >= 3 && open {
+                return Err(format!(
+                    "invariant 5: node {to} listens to {row} forged HEADs in a row on {link:?}"
+                ));
+            }
+            if forged || !head.audience.is_empty() {
+                continue;
+            }
             let first = truth.seqs.is_empty();
             let epoch = (head.position.epoch.number, head.position.epoch.incarnation);
             let known = truth.seqs.get(&epoch).copied();
