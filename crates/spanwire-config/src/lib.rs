@@ -44,6 +44,10 @@
 #[cfg(all(unix, feature = "sync"))]
 pub mod agent;
 mod authority;
+#[cfg(all(unix, feature = "sync"))]
+mod check;
+#[cfg(all(unix, feature = "sync"))]
+mod command;
 mod digest;
 mod driver;
 #[cfg(feature = "faults")]
