@@ -59,6 +59,7 @@ mod folders;
 #[cfg(all(unix, feature = "sync"))]
 mod hook;
 mod model;
+mod node;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
@@ -81,6 +82,10 @@ pub use authority::{
 pub use digest::{Digest, LtHash};
 pub use driver::Driver;
 pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
+pub use node::{
+    Changed, Freshness, Node, NodeBuilder, NodeError, NotReached, Snapshot, Validator, WaitFor, Watch,
+    WatchStream,
+};
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
 pub use sender::{Distributor, NodeStatus, Origin, Settings, Stale};

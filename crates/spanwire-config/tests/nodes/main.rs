@@ -1,6 +1,7 @@
 //! Sender and receiver, joined by hand (and in `sockets`, by real sockets): what each of them says, keeps and bounds.
 
 mod history;
+mod library;
 mod memory;
 mod reports;
 mod sockets;
