@@ -175,13 +175,6 @@ pub trait Pull {
     /// # Errors
     /// What the library says.
     async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R>;
-    /// Shows a message if there is one now. Only lossy subscribers need it.
-    ///
-    /// # Errors
-    /// What the library says.
-    async fn try_recv<R>(&mut self, _look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
-        Err(cannot("look for a message without waiting"))
-    }
 }
 
 /// Asks.

@@ -321,6 +321,9 @@ impl Drop for Side {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contestant::Job;
+    use crate::payload::{Checker, Maker};
+    use crate::side::Ends;
 
     fn cell() -> Cell {
         Cell { shape: Shape::Stream, transport: Transport::Tcp, size: 64 }
@@ -347,6 +350,48 @@ mod tests {
             }
         }
         assert!(join(&cell(), &said("seen=30 measured=20 from=1 to=2"), &[said("")], false).is_err());
+    }
+
+    struct Named(Standing);
+
+    impl Entry for Named {
+        fn name(&self) -> &'static str {
+            "somebody"
+        }
+        fn version(&self) -> String {
+            String::new()
+        }
+        fn standing(&self) -> Standing {
+            self.0
+        }
+        fn takes(&self, _: &Cell) -> bool {
+            true
+        }
+        fn is_lossy(&self) -> bool {
+            false
+        }
+        fn run(&self, _: &Job<'_>, _: Role, _: &str, _: &Ends) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_peer_is_forgiven_that_it_gave_up_but_not_what_it_lost_and_we_are_forgiven_nothing() {
+        let lost = {
+            let (mut maker, mut checker) = (Maker::new(&cell(), 0), Checker::new(&cell()));
+            maker.make();
+            checker.look(maker.make()).unwrap_err().to_string()
+        };
+        for (why, standing, good) in [
+            ("it hung", Standing::Peer, true),
+            (&*lost, Standing::Peer, false),
+            ("it hung", Standing::Ours, false),
+            ("it hung", Standing::Limit, false),
+        ] {
+            let row = Row { name: "somebody".into(), failures: vec![why.into()], ..Row::default() };
+            let outcome = Outcome { cell: cell(), rows: vec![row], spent: Vec::new(), discarded: 0 };
+            assert_eq!(outcome.is_good(&[&Named(standing)]), good, "{why}, {standing:?}");
+        }
     }
 
     #[test]

@@ -27,13 +27,11 @@ const SNDTIMEO: c_int = 4;
 const RCVMAXSIZE: c_int = 16;
 /// Of a sub socket.
 const SUBSCRIBE: c_int = 1;
-/// As a flag.
-const DONTWAIT: c_int = 1;
 const TCP: c_int = -3;
 const TCP_NODELAY: c_int = 1;
 /// As a length: the library allocates.
 const MSG: usize = usize::MAX;
-/// Bodies up to this size are copied out into one buffer; larger ones are handed over.
+/// Bodies up to this size are copied out into one buffer; larger ones are handed over, and so are answers with them.
 const COPIED: usize = 1024;
 
 // As in nn.h of nanomsg 1.1.
@@ -170,35 +168,26 @@ impl Push for Sharer {
 impl Pull for Socket {
     async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         if self.large {
-            return self.take(look);
+            let (msg, seen) = self.take(look)?;
+            // SAFETY: just received, not freed yet.
+            unsafe { nn_freemsg(msg) };
+            return Ok(seen);
         }
         // SAFETY: the buffer has as many bytes as are told.
         let size = check(unsafe { nn_recv(self.socket, self.buffer.as_mut_ptr().cast(), COPIED, 0) })?;
         Ok(look(self.buffer.get(..size).ok_or_else(|| format!("a message of {size} bytes"))?))
     }
-    async fn try_recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
-        // SAFETY: the buffer has as many bytes as are told; errno is only read.
-        let code = unsafe { nn_recv(self.socket, self.buffer.as_mut_ptr().cast(), COPIED, DONTWAIT) };
-        // SAFETY: wants nothing.
-        if code < 0 && unsafe { nn_errno() } == libc::EAGAIN {
-            return Ok(None);
-        }
-        let size = check(code)?;
-        Ok(Some(look(self.buffer.get(..size).ok_or_else(|| format!("a message of {size} bytes"))?)))
-    }
 }
 
 impl Socket {
-    /// Receives into a buffer of the library, shows it and frees it.
-    fn take<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+    /// Receives into a buffer of the library and shows it; it is to be freed or sent.
+    fn take<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<(*mut c_void, R)> {
         let mut msg = std::ptr::null_mut::<c_void>();
         // SAFETY: with NN_MSG a place for a pointer is wanted.
         let size = check(unsafe { nn_recv(self.socket, (&raw mut msg).cast(), MSG, 0) })?;
         // SAFETY: it now points to that many bytes, ours until freed.
         let seen = look(unsafe { std::slice::from_raw_parts(msg.cast::<u8>(), size) });
-        // SAFETY: received above, not freed yet.
-        unsafe { nn_freemsg(msg) };
-        Ok(seen)
+        Ok((msg, seen))
     }
 }
 
@@ -212,6 +201,13 @@ impl Req for Socket {
 impl Rep for Socket {
     async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let socket = self.socket;
+        if self.large {
+            let (msg, seen) = self.take(look)?;
+            // SAFETY: just received, and with NN_MSG a pointer to it is wanted. A message that was sent is the library's;
+            // after an error the process ends.
+            check(unsafe { nn_send(socket, (&raw const msg).cast(), MSG, 0) })?;
+            return Ok(seen);
+        }
         let served = self.recv(|body| {
             let seen = look(body);
             // SAFETY: the body is copied before the call returns.

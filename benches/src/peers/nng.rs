@@ -13,7 +13,6 @@ use crate::cell::{Cell, Shape};
 use crate::contestant::{Contestant, Pull, Push, REFUSAL, Rep, Req, Topics, Void};
 
 const ETIMEDOUT: c_int = 5;
-const EAGAIN: c_int = 8;
 const ENOTSUP: c_int = 9;
 /// As a flag.
 const NONBLOCK: c_int = 2;
@@ -99,8 +98,9 @@ impl Socket {
 
     fn connect(&self, url: &str) -> Result<()> {
         let url = CString::new(url)?;
+        // In the background, as all others connect.
         // SAFETY: the socket is open, the string ends with a zero, and null is allowed.
-        check(unsafe { nng_dial(self.0, url.as_ptr(), std::ptr::null_mut(), 0) })
+        check(unsafe { nng_dial(self.0, url.as_ptr(), std::ptr::null_mut(), NONBLOCK) })
     }
 
     fn bound(open: Open, url: &str, cell: &Cell) -> Result<(Self, String)> {
@@ -176,20 +176,6 @@ impl Pull for Socket {
             let seen = show(msg, look);
             nng_msg_free(msg);
             Ok(seen)
-        }
-    }
-    async fn try_recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
-        let mut msg = std::ptr::null_mut();
-        // SAFETY: the socket is open; a place for a pointer.
-        match unsafe { nng_recvmsg(self.0, &mut msg, NONBLOCK) } {
-            EAGAIN => return Ok(None),
-            code => check(code)?,
-        }
-        // SAFETY: just received; freed once.
-        unsafe {
-            let seen = show(msg, look);
-            nng_msg_free(msg);
-            Ok(Some(seen))
         }
     }
 }

@@ -154,7 +154,9 @@ impl Contestant for Spanwire {
         Ok((socket, url))
     }
     async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<spanwire::Sub> {
-        let socket = socket!(Sub, cell, queue(limit(cell), Prefer::Oldest))?;
+        // It has a queue of its own behind that of the connection: together they are the cell's bound.
+        let half = Limit::messages(cell.queue().div_ceil(2)).and_bytes(cell.queue_bytes() + (8 << 20));
+        let socket = socket!(Sub, cell, recv_queue(half), queue(half, Prefer::Oldest))?;
         for topic in topics {
             socket.subscribe(topic);
         }

@@ -4,7 +4,6 @@
 //! its streams. No inproc, and its pub socket drops.
 
 use std::sync::Arc;
-use std::task::Poll;
 
 use tokio::sync::Mutex;
 use zeromq::{
@@ -38,14 +37,6 @@ impl<S: SocketSend> Push for Own<S> {
 impl<S: SocketRecv> Pull for Own<S> {
     async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         show(&self.0.recv().await?, look)
-    }
-    async fn try_recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
-        // Receiving takes from a stream, which loses nothing when it is dropped.
-        let mut next = std::pin::pin!(self.0.recv());
-        match std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
-            Poll::Ready(msg) => Ok(Some(show(&msg?, look)?)),
-            Poll::Pending => Ok(None),
-        }
     }
 }
 

@@ -176,6 +176,16 @@ impl<'a> Agent<'a> {
         let loaded = store.load(config.limits.bytes);
         let damaged = store.damaged().iter().chain(&loaded.damaged);
         damaged.for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
+        let foreign =
+            |head: &Head| head.cluster != Id::named(&config.cluster) || head.namespace != config.namespace;
+        if let Some((head, _)) = loaded.newest.as_ref().filter(|(head, _)| foreign(head)) {
+            return refuse(format!(
+                "the state folder {} holds namespace {:?} of cluster {}; give each its own",
+                config.state.display(),
+                head.namespace,
+                head.cluster
+            ));
+        }
         let check = config.validate.as_deref();
         let check = check.map(|command| Check::open(&store, command, config.validate_limit)).transpose()?;
         let identity = store.identity();

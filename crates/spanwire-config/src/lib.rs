@@ -8,7 +8,7 @@
 //!
 //! Owns: the model (keys, states, positions, digests), the messages, the two protocols, and on top of them
 //! directory trees as states ([`tree`]), the verified disk cache ([`store`]), the durable log of an authority
-//! ([`source`]), and the two processes of `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
+//! ([`source`]), a replica for programs ([`Node`]), and the two processes of `config-sync`. Never: a door into `spanwire` that is not public; a decision by a wall clock.
 //!
 //! ```
 //! use spanwire::protocol::Time;

@@ -233,7 +233,7 @@ impl Store {
     /// Writes a revision into the older slot. When this returns, it is on disk.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; the slots are as they were.
+    /// [`StoreError::Io`]; the newer slot is as it was, and the older may be.
     pub fn save(&mut self, head: &Head, state: &State) -> Result<(), StoreError> {
         let mut bytes = MAGIC.to_vec();
         bytes.raw(&self.trust.signer(head).map_or([0; 32], |key| key.to_bytes()));
@@ -356,7 +356,7 @@ fn read_slot(path: &Path, most: u64) -> Result<Option<Slot>, String> {
         Err(e) => return Err(e.to_string()),
     };
     let len = file.seek(io::SeekFrom::End(0)).and_then(|len| file.rewind().map(|()| len));
-    // Keys and values, and at most as much again for their framing.
+    // Keys and values, and their framing: 8 bytes a key, so for all but the tiniest values at most as much again.
     let limit = most.saturating_mul(2).saturating_add(1 << 20);
     if len.map_err(|e| e.to_string())? > limit {
         return Err(format!("larger than {limit} bytes"));

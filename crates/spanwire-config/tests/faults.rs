@@ -1,7 +1,7 @@
 //! Bugs on purpose, one at a time: the simulated world has to find each of them.
 //!
 //! `cargo xtask faults` runs this; it needs the feature `faults`. For each bug it looks for the first seed that
-//! fails, several times from different places, and prints how many seeds that took.
+//! fails, several times from different places, and prints how many seeds that took. `FAULT=NAME,NAME` picks some.
 
 #![cfg(feature = "faults")]
 
@@ -50,15 +50,22 @@ fn every_planted_fault_is_found() {
     // The panics of a bug are its findings; the report is enough.
     std::panic::set_hook(Box::new(|_| {}));
     let tries = number("FAULT_TRIES").unwrap_or(TRIES);
-    let only = std::env::var("FAULT").ok();
-    let faults: Vec<_> =
-        ALL.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name)).collect();
+    let names: Vec<&str> = match std::env::var("FAULT") {
+        Err(_) => ALL.iter().map(|(name, _)| *name).collect(),
+        Ok(only) => only
+            .split(',')
+            .map(|name| match ALL.iter().find(|(known, _)| *known == name) {
+                Some((known, _)) => *known,
+                None => panic!("no planted fault is called {name:?}"),
+            })
+            .collect(),
+    };
     let (next, found) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some((name, _)) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = hunt(name, tries);
                     eprintln!("{name}: {result:?}");
                     if let Ok(mut found) = found.lock() {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,8 @@ use spanwire_config::{Limits, State, agent, serve, store, tree};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-type Lines = Arc<Mutex<Vec<String>>>;
+/// What a process logged, and who waits for more.
+type Lines = Arc<(Mutex<Vec<String>>, Condvar)>;
 
 /// A process in a thread; ended when dropped.
 struct Running {
@@ -30,7 +31,10 @@ impl Running {
         let lines = Lines::default();
         let log = Log::new({
             let lines = lines.clone();
-            move |line| lines.lock().expect("no logger panics").push(line.to_owned())
+            move |line| {
+                lines.0.lock().expect("no logger panics").push(line.to_owned());
+                lines.1.notify_all();
+            }
         });
         let thread = Some(std::thread::spawn(move || run(stop, log)));
         Running { lines, stopper: Some(stopper), thread }
@@ -45,20 +49,24 @@ impl Running {
     }
 
     fn lines(&self) -> Vec<String> {
-        self.lines.lock().expect("no logger panics").clone()
+        self.lines.0.lock().expect("no logger panics").clone()
     }
 
     #[track_caller]
     fn await_line(&self, part: &str) -> String {
-        let latest = Instant::now() + PATIENCE;
-        loop {
-            let lines = self.lines();
-            if let Some(line) = lines.iter().rev().find(|line| line.contains(part)) {
-                return line.clone();
-            }
-            assert!(Instant::now() < latest, "waited for {part:?} in {lines:#?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let found = |lines: &[String]| lines.iter().rev().find(|line| line.contains(part)).cloned();
+        let lines = self.lines.0.lock().expect("no logger panics");
+        let waited = self.lines.1.wait_timeout_while(lines, PATIENCE, |lines| found(lines).is_none());
+        let lines = waited.expect("no logger panics").0.clone();
+        found(&lines).unwrap_or_else(|| panic!("waited for {part:?} in {lines:#?}"))
+    }
+
+    /// It does not start, and says why.
+    #[track_caller]
+    fn refusal(mut self) -> String {
+        let thread = self.thread.take().expect("not ended yet");
+        await_that("the refusal", || thread.is_finished());
+        thread.join().expect("it does not panic").expect_err("it is refused").to_string()
     }
 
     fn end(&mut self) -> Result<(), ProcessError> {
@@ -172,18 +180,23 @@ fn a_change_reaches_the_directory_and_the_hook_learns_what_changed() {
 }
 
 #[test]
-fn identical_content_runs_no_hook_even_over_restarts() {
+fn promise_18_identical_content_runs_no_hook_even_over_restarts() {
     let w = World::new();
     w.write("src/a", "1");
     let mut server = Running::serve(w.serve_config());
     let hooked = |w: &World| {
         let mut config = w.agent_config("n");
-        config.on_change = Some(format!("echo x >> '{}'", w.path("hooks").display()));
+        config.on_change = Some(format!("echo $CONFIG_SYNC_CHANGED >> '{}'", w.path("hooks").display()));
         config
     };
     let mut agent = Running::agent(hooked(&w));
     server.await_line("applied 1/");
-    // The same bytes written again, and both processes started again.
+    // The same bytes written again: whoever has seen the file that comes after has read them, too.
+    w.write("src/a", "1");
+    w.write("src/b", "2");
+    await_that("the hook of b", || text(&w.path("hooks")).contains('b'));
+    assert_eq!((w.stored("n"), text(&w.path("hooks")).as_str()), (Some(2), "a\nb\n"));
+    // Again, and both processes started again.
     w.write("src/a", "1");
     agent.end().expect("a farewell");
     server.end().expect("a farewell");
@@ -191,7 +204,7 @@ fn identical_content_runs_no_hook_even_over_restarts() {
     let agent = Running::agent(hooked(&w));
     server.await_line("applied 1/");
     agent.await_line("state: Live");
-    assert_eq!((w.stored("n"), text(&w.path("hooks")).as_str()), (Some(1), "x\n"));
+    assert_eq!((w.stored("n"), text(&w.path("hooks")).as_str()), (Some(2), "a\nb\n"));
 }
 
 #[test]
@@ -877,4 +890,27 @@ fn invariant_07_a_node_of_a_lost_history_stops_commits_though_the_server_went_on
     let _agent = Running::agent(w.agent_config("n"));
     server.await_line("commits stop until a new epoch begins");
     assert_eq!(text(&w.path("n/a")), "2", "the node keeps what it has");
+}
+
+#[test]
+fn a_state_folder_of_another_namespace_or_cluster_is_refused() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let server = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    server.await_line("applied 1/");
+    agent.end().expect("a farewell");
+    let change = |change: &dyn Fn(&mut agent::Config)| {
+        let mut config = w.agent_config("n");
+        change(&mut config);
+        config
+    };
+    for config in [
+        change(&|config| config.namespace = "other".into()),
+        change(&|config| config.cluster = "other".into()),
+    ] {
+        let refused = Running::agent(config).refusal();
+        assert!(refused.contains("config") && refused.contains("namespace"), "{refused}");
+    }
+    assert_eq!(text(&w.path("n/a")), "1");
 }

@@ -10,7 +10,7 @@ use loom::sync::{Condvar, Mutex, MutexGuard};
 use loom::thread;
 
 use crate::kernel::{Kernel, NOW};
-use crate::lead::{Lead, Look, Now, Parent, Todo, Waiter, Want};
+use crate::lead::{Lead, Leave, Look, Now, Owed, Parent, Waiter, Want};
 use crate::notes::{Notes, Notifier};
 use crate::{Token, Waker};
 
@@ -123,7 +123,6 @@ pub(crate) struct State {
     drive_deadline: Option<u32>,
     polled_until: Option<u32>,
     closed: bool,
-    in_inbox: bool,
     // The one pipe's sending side.
     out: u32,
     writing: bool,
@@ -193,11 +192,6 @@ pub(crate) struct Socket {
 
 pub(crate) type Guard<'a> = MutexGuard<'a, State>;
 
-pub(crate) struct Leave {
-    todo: Option<Todo<Who>>,
-    post: bool,
-}
-
 /// What driving left.
 struct Driven {
     due: Option<u32>,
@@ -230,7 +224,6 @@ impl Socket {
                 drive_deadline: None,
                 polled_until: None,
                 closed: false,
-                in_inbox: false,
                 out: 0,
                 writing: false,
                 blocked: false,
@@ -259,7 +252,7 @@ impl Socket {
     // ------------------------------------------------------------ leaving
 
     pub(crate) fn finish<'a>(&'a self, mut st: Guard<'a>) {
-        if self.owes_nothing(&st) {
+        if st.lead.owes_nothing(Self::owed(&st)) {
             return;
         }
         let leave = self.leave(&mut st);
@@ -267,39 +260,25 @@ impl Socket {
         self.carry_out(leave);
     }
 
-    fn owes_nothing(&self, st: &State) -> bool {
-        st.lead.is_quiet(st.blocked)
-            && !st.ask
-            && st.fresh == 0
-            && !st.unstalled
-            && !st.timer_moved
-            && !st.alarm_moved
+    fn owed(st: &State) -> Owed {
+        Owed {
+            news: st.fresh > 0,
+            unstalled: st.unstalled,
+            moved: st.timer_moved || st.alarm_moved,
+            blocked: st.blocked,
+            ask: st.ask,
+        }
     }
 
-    pub(crate) fn leave(&self, st: &mut State) -> Leave {
-        let mut must = st.fresh > 0;
-        if std::mem::take(&mut st.timer_moved) | std::mem::take(&mut st.alarm_moved) {
-            must |= st.due_earlier();
-        }
-        let work = must || st.unstalled;
-        let blocked = must || st.blocked;
-        let was_watched = st.lead.watched();
+    pub(crate) fn leave(&self, st: &mut State) -> Leave<Who> {
+        let owed = Self::owed(st);
+        (st.timer_moved, st.alarm_moved, st.ask) = (false, false, false);
+        let (earlier, dated) = (st.due_earlier(), st.next_due().is_some());
         let (can_recv, can_send) = (st.queue > 0 || st.closed, st.out < self.out_limit || st.closed);
-        let mut todo = st.lead.leave(work, blocked, || Now { can_recv, can_send }, &self.link);
-        if let Some(todo) = &mut todo
-            && !was_watched
-            && st.lead.watched()
-            && st.next_due().is_some()
-        {
-            todo.kick = true; // the driver does not know our next deadline
-        }
-        let kick = todo.as_ref().is_some_and(|t| t.kick);
-        let post = (st.ask || kick) && !std::mem::replace(&mut st.in_inbox, true);
-        st.ask = false;
-        Leave { todo, post }
+        st.lead.leave(owed, || earlier, || dated, || Now { can_recv, can_send }, &self.link)
     }
 
-    pub(crate) fn carry_out(&self, leave: Leave) {
+    pub(crate) fn carry_out(&self, leave: Leave<Who>) {
         if leave.post {
             self.kernel.post();
         }
@@ -818,7 +797,7 @@ impl Socket {
             let mut drive = std::mem::take(&mut again) || woke.event;
             if woke.posted {
                 let mut st = self.lock();
-                st.in_inbox = false;
+                st.lead.posted = false;
                 listed |= st.lead.listed;
                 let asked = st.asked;
                 drive |= st.lead.watched();

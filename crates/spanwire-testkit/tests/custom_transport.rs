@@ -60,7 +60,7 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-transport_conformance!(exec_over_tcp, || {
+transport_conformance!(promise_24_exec_over_tcp, || {
     Setup::dial_only(Exec, Tcp, || "tcp://127.0.0.1:0".into(), carry_to)
         .bad_to_dial(["exec://", "exec:// ", "exec://a\0b"])
         .bad_to_bind(["stdio://here"])

@@ -19,15 +19,15 @@ fn tcp_at() -> String {
     "tcp://127.0.0.1:0".into()
 }
 
-transport_conformance!(tcp, || Setup::new(Tcp, tcp_at).ports().bad_addresses(BAD_TCP));
+transport_conformance!(promise_24_tcp, || Setup::new(Tcp, tcp_at).ports().bad_addresses(BAD_TCP));
 
-transport_conformance!(ipc, || {
+transport_conformance!(promise_24_ipc, || {
     let dir = tempfile::tempdir().expect("a directory");
     Setup::new(Ipc, move || format!("ipc://{}/{}", dir.path().display(), number()))
         .bad_addresses(["ipc://", &format!("ipc:///{}", "x".repeat(200))])
 });
 
-transport_conformance!(inproc, || {
+transport_conformance!(promise_24_inproc, || {
     Setup::new(Inproc, || format!("inproc://suite-{}", number())).bad_addresses(["inproc://"])
 });
 
@@ -42,13 +42,13 @@ fn single_bytes() -> Setup {
         .cycles(100)
 }
 
-transport_conformance!(tcp_in_single_bytes, single_bytes);
+transport_conformance!(promise_24_tcp_in_single_bytes, single_bytes);
 
-transport_conformance!(tcp_in_pieces_and_late, || {
+transport_conformance!(promise_24_tcp_in_pieces_and_late, || {
     Setup::new(Faulty::new(Tcp, Faults::new(2).pieces(3000).delay_one_in(3)), tcp_at).ports().cycles(300)
 });
 
-transport_conformance!(inproc_in_pieces_and_late, || {
+transport_conformance!(promise_24_inproc_in_pieces_and_late, || {
     let faulty = Faulty::new(Inproc, Faults::new(3).pieces(3).delay_one_in(3));
     Setup::new(faulty, || format!("inproc://late-{}", number())).cycles(300)
 });

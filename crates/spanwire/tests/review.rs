@@ -4,9 +4,12 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use spanwire::protocol::publish::Slow;
 use spanwire::protocol::{Overflow, Reason};
-use spanwire::transport::{Bag, Connection, Dialer, Listener, Target, Tcp, Transport};
+use spanwire::transport::{
+    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
+};
 use spanwire::{Event, Interest, Limit, Poller, Pub, Pull, Push, Socket, Sub, protocol};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -135,7 +138,6 @@ fn newest_arrives(overflow: Overflow) {
         body[..4].copy_from_slice(&n.to_be_bytes());
         pb.send(body).unwrap();
     }
-    slow.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     slow.read_exact(&mut [0; 8]).unwrap();
     let mut frame = vec![0; 8 + 60_000];
     let mut last = None;
@@ -155,36 +157,40 @@ fn with_drop_oldest_the_last_message_arrives_at_a_subscriber_that_was_slow() {
     newest_arrives(Overflow::DropOldest);
 }
 
-#[test]
-fn the_peer_of_a_pipe_that_its_protocol_closes_is_told_at_once() {
-    let pull = Pull::new().unwrap();
-    let at = pull.bind("tcp://127.0.0.1:0").unwrap();
-    let mut peer = raw(at.url(), 0x50);
-    assert!(pull.wait_for_peers(1, LONG));
-    peer.read_exact(&mut [0; 8]).unwrap();
-    let id = pull.stats().pipes[0].pipe;
-    let began = Instant::now();
-    pull.with(|_, cx| cx.close(id, Reason::Malformed));
-    assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
-    assert!(began.elapsed() < Duration::from_millis(600), "{:?}", began.elapsed());
+/// What a connection was seen to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Did {
+    /// Read so many bytes; 0: there were none yet.
+    Read(usize),
+    /// Say that it will write no more.
+    EndWriting,
 }
 
-/// Dials two addresses for one name.
-struct Two([SocketAddr; 2]);
+/// Tcp to any of some addresses, as of one name, that tells what it does.
+#[derive(Clone)]
+struct Spied(Vec<SocketAddr>, Sender<Did>);
 
-impl Transport for Two {
+impl Spied {
+    /// To these, and what is seen of it.
+    fn on(servers: &[TcpListener]) -> (Spied, Receiver<Did>) {
+        let (tell, seen) = unbounded();
+        (Spied(servers.iter().map(|s| s.local_addr().unwrap()).collect(), tell), seen)
+    }
+}
+
+impl Transport for Spied {
     fn schemes(&self) -> &'static [&'static str] {
-        &["two"]
+        &["spied"]
     }
     fn dialer(&self, _: &str, _: &Bag) -> io::Result<Box<dyn Dialer>> {
-        Ok(Box::new(Two(self.0)))
+        Ok(Box::new(self.clone()))
     }
     fn listen(&self, _: &str, _: &Bag) -> io::Result<Box<dyn Listener>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
 
-impl Dialer for Two {
+impl Dialer for Spied {
     fn needs_resolve(&self) -> bool {
         true
     }
@@ -193,37 +199,117 @@ impl Dialer for Two {
     }
     fn dial(&self, to: Option<&Target>) -> io::Result<Connection> {
         let at = &to.unwrap().label;
-        Tcp.dialer(&format!("tcp://{at}"), &Bag::default())?.dial(None)
+        Ok(match Tcp.dialer(&format!("tcp://{at}"), &Bag::default())?.dial(None)? {
+            Connection::Stream(stream, wire) => {
+                Connection::Stream(Box::new(Seen(stream, self.1.clone())), wire)
+            }
+            other => other,
+        })
     }
+}
+
+struct Seen<T>(T, Sender<Did>);
+
+impl Stream for Seen<Box<dyn Stream>> {
+    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
+        self.0.register(registrar)
+    }
+    fn establish(&mut self) -> io::Result<bool> {
+        self.0.establish()
+    }
+    fn facts(&self) -> Facts {
+        self.0.facts()
+    }
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
+        let (reader, writer) = self.0.split()?;
+        Ok((Box::new(Seen(reader, self.1.clone())), Box::new(Seen(writer, self.1))))
+    }
+}
+
+impl Read for Seen<Box<dyn Read + Send>> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(into);
+        let _ = self.1.send(Did::Read(*read.as_ref().unwrap_or(&0)));
+        read
+    }
+}
+
+impl Write for Seen<Box<dyn StreamWriter>> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl StreamWriter for Seen<Box<dyn StreamWriter>> {
+    fn shutdown(&mut self) -> io::Result<bool> {
+        let _ = self.1.send(Did::EndWriting);
+        self.0.shutdown()
+    }
+}
+
+/// Waits until it did this.
+#[track_caller]
+fn saw(seen: &Receiver<Did>, what: Did) {
+    while seen.recv_timeout(LONG).unwrap_or_else(|e| panic!("{what:?}: {e}")) != what {}
+}
+
+#[test]
+fn the_peer_of_a_pipe_that_its_protocol_closes_is_told_at_once() {
+    let servers = [TcpListener::bind("127.0.0.1:0").unwrap()];
+    let (spied, seen) = Spied::on(&servers);
+    let pull = Socket::builder(protocol::pull::Pull::new()).transport(spied).build().unwrap();
+    pull.connect("spied://x").unwrap();
+    let mut peer = servers[0].accept().unwrap().0;
+    peer.write_all(&[0, b'S', b'P', 0, 0, 0x50, 0, 0]).unwrap();
+    assert!(pull.wait_for_peers(1, LONG));
+    peer.read_exact(&mut [0; 8]).unwrap();
+    let id = pull.stats().pipes[0].pipe;
+    pull.with(|_, cx| cx.close(id, Reason::Malformed));
+    // It was told by a drop of the connection only, a second later.
+    saw(&seen, Did::EndWriting);
+    assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
 }
 
 #[test]
 fn of_two_addresses_that_answer_at_once_one_is_taken_and_works() {
     let servers = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    let two = Two([0, 1].map(|i| servers[i].local_addr().unwrap()));
-    let pull = Socket::builder(protocol::pull::Pull::new()).transport(two).build().unwrap();
+    let (spied, seen) = Spied::on(&servers);
+    let pull = Socket::builder(protocol::pull::Pull::new()).transport(spied).build().unwrap();
     let events = pull.events();
-    pull.connect("two://x").unwrap();
+    pull.connect("spied://x").unwrap();
     // The second is dialled when the first has said nothing for a quarter of a second.
     let mut peers = servers.map(|s| s.accept().unwrap().0);
     let hello = [0, b'S', b'P', 0, 0, 0x50, 0, 0];
     for peer in &mut peers {
         peer.read_exact(&mut [0; 8]).unwrap();
     }
-    // While the lock is held the loop stands still with the first byte in its hands; then it finds the rest of both.
+    // The loop has one byte in its hands. While the lock is held it stands still; then it finds the rest of both.
+    peers[0].write_all(&hello[..1]).unwrap();
+    saw(&seen, Did::Read(1));
+    saw(&seen, Did::Read(0));
     pull.with(|_, _| {
-        peers[0].write_all(&hello[..1]).unwrap();
-        std::thread::sleep(Duration::from_millis(100));
         peers[0].write_all(&hello[1..]).unwrap();
         peers[1].write_all(&hello).unwrap();
     });
     assert!(pull.wait_for_peers(1, LONG));
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(pull.peers(), 1);
+    // The other one is let go.
+    let (tell, ended) = unbounded();
+    for mut peer in peers.each_ref().map(|peer| peer.try_clone().unwrap()) {
+        let tell = tell.clone();
+        std::thread::spawn(move || {
+            let _ = peer.read(&mut [0; 8]); // its end, or a reset
+            tell.send(())
+        });
+    }
+    ended.recv_timeout(LONG).expect("of one of the two the end comes");
+    assert_eq!((pull.peers(), ended.len()), (1, 0));
     for peer in &mut peers {
         let _ = peer.write_all(&[0, 0, 0, 0, 0, 0, 0, 1, b'x']);
     }
-    let got = pull.recv_timeout(Duration::from_secs(3));
+    let got = pull.recv_timeout(LONG);
     assert!(got.is_ok(), "{got:?}, {:?}", events.try_iter().collect::<Vec<_>>());
 }
 

@@ -1,5 +1,8 @@
 //! Sockets end to end, every pattern over every transport.
 
+use std::pin::pin;
+use std::sync::{Arc, Barrier};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use spanwire::{Pair, Pub, Pull, Push, RecvError, Rep, Req, Sub};
@@ -163,29 +166,39 @@ fn an_address_is_free_as_soon_as_its_endpoint_or_socket_is_closed() {
 
 #[test]
 fn closing_wakes_whoever_waits_and_a_closed_socket_says_so() {
-    let pull = Pull::new().unwrap();
-    let push = Push::new().unwrap();
-    let waits = [
-        std::thread::spawn({
-            let pull = pull.clone();
-            move || pull.recv().unwrap_err().is_closed()
-        }),
-        std::thread::spawn({
-            let pull = pull.clone();
-            move || pull.recv_timeout(SOON * 10).unwrap_err().is_closed()
-        }),
-        std::thread::spawn({
-            let push = push.clone();
-            move || push.send("nobody").unwrap_err().is_closed()
-        }),
-    ];
-    while push.close(Duration::ZERO).unwrap() + pull.close(Duration::ZERO).unwrap() > 0 {}
-    for wait in waits {
-        assert!(wait.join().unwrap());
+    // A thread cannot be seen to wait: in most of the rounds one does.
+    for round in 0..50 {
+        let pull = Pull::new().unwrap();
+        let push = Push::new().unwrap();
+        let there = Arc::new(Barrier::new(4));
+        let wait = |call: Box<dyn FnOnce() -> bool + Send>| {
+            let there = there.clone();
+            std::thread::spawn(move || {
+                there.wait();
+                call()
+            })
+        };
+        let (a, b, c) = (pull.clone(), pull.clone(), push.clone());
+        let waits = [
+            wait(Box::new(move || a.recv().unwrap_err().is_closed())),
+            wait(Box::new(move || b.recv_timeout(SOON * 10).unwrap_err().is_closed())),
+            wait(Box::new(move || c.send("nobody").unwrap_err().is_closed())),
+        ];
+        // A task can: it was told that there is nothing yet.
+        let mut task = pin!(pull.recv_async());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(task.as_mut().poll(&mut cx).is_pending());
+        there.wait();
+        (0..round * 4).for_each(|_| std::thread::yield_now());
+        while push.close(Duration::ZERO).unwrap() + pull.close(Duration::ZERO).unwrap() > 0 {}
+        for wait in waits {
+            assert!(wait.join().unwrap());
+        }
+        assert_eq!(task.poll(&mut cx), Poll::Ready(Err(RecvError::Closed)));
+        assert!(push.send("x").unwrap_err().is_closed());
+        assert!(pull.bind("tcp://127.0.0.1:0").unwrap_err().is_closed());
+        assert!(!pull.wait_for_peers(1, SOON));
     }
-    assert!(push.send("x").unwrap_err().is_closed());
-    assert!(pull.bind("tcp://127.0.0.1:0").unwrap_err().is_closed());
-    assert!(!pull.wait_for_peers(1, SOON));
 }
 
 #[test]

@@ -21,7 +21,6 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   test            everything that a change must pass; installs the peers that are missing
-  ci              `test`, then each feature and each crate built alone
   interop         only the tests against nanomsg and nng; installs the peers that are missing
   peers           only install the peers: nanocat, nngcat, and pynng in target/peers-venv
   portable        the sockets' tests as on systems without nested epoll
@@ -30,7 +29,7 @@ cargo xtask COMMAND
   miri [ARGS]     the unit tests of spanwire under miri; needs nightly with miri and rust-src
   tsan [ARGS]     the tests of spanwire under ThreadSanitizer; needs nightly with rust-src
   sim [SEEDS]     the simulated cluster of config-broadcast, optimised: so many seeds (10000), or A..B
-  faults [NAME]   each bug that can be planted in config-broadcast, or one: in how many seeds it is found
+  faults [NAMES]  each bug that can be planted in config-broadcast, or some, A,B: in how many seeds it is found
   versus [ARGS]   the benchmark beside other libraries, whose development packages must be there; ARGS go to
                   it: `--quick` takes 5 minutes, otherwise 30
 ";
@@ -39,17 +38,23 @@ fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let rest = args.get(1..).unwrap_or_default();
     let result = match args.first().map(String::as_str) {
-        Some("test") => test(Report::default()),
-        Some("ci") => ci(),
+        Some("test") => test(),
         Some("interop") => interop(rest),
         Some("peers") => peers::ensure(&root()),
         Some("portable") => portable(&mut Report::default()),
-        Some("loom") => loom(&mut Report::default()),
+        Some("loom") => {
+            let mut report = Report::default();
+            let counted = loom(&mut report);
+            report.step("loom", counted);
+            report.finish()
+        }
         Some("fuzz") => fuzz(rest),
         Some("miri") => miri(rest),
         Some("tsan") => tsan(rest),
         Some("sim") => sim(rest),
-        Some("faults") => faults(rest),
+        Some("faults") => {
+            run(faults("--release").arg("--nocapture").envs(rest.first().map(|names| ("FAULT", names))))
+        }
         Some("versus") => {
             let build = ["run", "--release", "--package", "spanwire-benches", "--features", "peers"];
             run(cargo(build).args(["--bin", "versus", "--"]).args(rest))
@@ -71,12 +76,14 @@ fn main() -> ExitCode {
 }
 
 /// All steps run, whatever failed before: one run tells everything.
-fn test(mut report: Report) -> Result<(), String> {
+fn test() -> Result<(), String> {
+    let mut report = Report::default();
     // Without its peers the interop tests fail one by one and say little: this says what to install.
     report.step("peers", peers::ensure(&root()));
     report.step("fmt", run(&mut cargo(["fmt", "--all", "--check"])));
     report
         .step("clippy", run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])));
+    alone(&mut report);
     // The dev profile: an optimised build costs more than the tests gain by it.
     let counted = report.count(&mut cargo(["test", "--workspace", "--no-fail-fast"]));
     report.step("test", counted);
@@ -86,18 +93,19 @@ fn test(mut report: Report) -> Result<(), String> {
         let counted = loom(&mut report);
         report.step("loom", counted);
     }
+    let counted = every_fault(&mut report);
+    report.step("faults", counted);
     report.step("doc", doc());
     report.finish()
 }
 
-fn ci() -> Result<(), String> {
-    let mut report = Report::default();
+/// Each feature and each crate builds alone: in the workspace one may live on what another asked for.
+fn alone(report: &mut Report) {
     report.step("no features", run(&mut cargo(["check", "--package", "spanwire", "--no-default-features"])));
     report.step("all features", run(&mut cargo(["check", "--package", "spanwire", "--all-features"])));
     for name in ["spanwire-config", "spanwire-testkit", "spanwire-cli"] {
         report.step(name, run(&mut cargo(["check", "--package", name])));
     }
-    test(report)
 }
 
 fn interop(args: &[String]) -> Result<(), String> {
@@ -108,7 +116,8 @@ fn interop(args: &[String]) -> Result<(), String> {
 /// The sockets once more, as on systems where callers do not drive: the driver does, always.
 fn portable(report: &mut Report) -> Result<(), String> {
     // A target directory of its own, or the flag would throw every other build away.
-    let tests = ["sockets", "stress", "times", "transports"].into_iter().flat_map(|test| ["--test", test]);
+    let tests = ["sockets", "stress", "times", "promises", "review", "transport_faults", "transports"];
+    let tests = tests.into_iter().flat_map(|test| ["--test", test]);
     let mut cargo = cargo(["test", "--no-fail-fast", "-p", "spanwire", "-p", "spanwire-testkit"]);
     cargo.env("RUSTFLAGS", "--cfg spanwire_portable").env("CARGO_TARGET_DIR", root().join("target/portable"));
     report.count(cargo.args(tests))
@@ -148,23 +157,17 @@ fn sim(args: &[String]) -> Result<(), String> {
     run(cargo.env("SIM_SEEDS", seeds))
 }
 
-fn faults(args: &[String]) -> Result<(), String> {
-    let mut cargo = cargo([
-        "test",
-        "--release",
-        "--package",
-        "spanwire-config",
-        "--features",
-        "faults",
-        "--test",
-        "faults",
-        "--",
-        "--nocapture",
-    ]);
-    if let Some(name) = args.first() {
-        cargo.env("FAULT", name);
-    }
-    run(&mut cargo)
+/// The hunt for planted bugs, ready for more arguments of the test.
+fn faults(profile: &str) -> Command {
+    let mut cargo =
+        cargo(["test", "--package", "spanwire-config", "--features", "faults", "--test", "faults"]);
+    cargo.args([profile, "--"]);
+    cargo
+}
+
+/// Each of them once, in the profile of the tests: that the oracle looks.
+fn every_fault(report: &mut Report) -> Result<(), String> {
+    report.count(faults("--profile=dev").env("FAULT_TRIES", "1"))
 }
 
 fn fuzz(args: &[String]) -> Result<(), String> {

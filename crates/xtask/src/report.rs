@@ -10,7 +10,12 @@ use std::process::{Command, Stdio};
 pub(crate) struct Report {
     failed_steps: Vec<(String, String)>,
     total: Counts,
+    /// Models that passed, and were not explored to their end.
+    cut_short: u64,
 }
+
+/// What a model prints that had no time for all of its interleavings.
+const CUT_SHORT: &str = "cut short: ";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
@@ -46,7 +51,9 @@ impl Report {
             // Bytes, not lines of text: a test may print anything.
             for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
                 let _ = own.write_all(&line).and_then(|()| own.write_all(b"\n"));
-                if let Some(counts) = parse(&String::from_utf8_lossy(&line)) {
+                let line = String::from_utf8_lossy(&line);
+                self.cut_short += u64::from(line.contains(CUT_SHORT));
+                if let Some(counts) = parse(&line) {
                     self.total.add(counts);
                 }
             }
@@ -61,9 +68,12 @@ impl Report {
 
     /// Prints the failed steps and, last and alone on its line, the sum.
     pub(crate) fn finish(self) -> Result<(), String> {
-        let Report { failed_steps, total } = self;
+        let Report { failed_steps, total, cut_short } = self;
         for (name, text) in &failed_steps {
             println!("FAILED {name}: {text}");
+        }
+        if cut_short > 0 {
+            println!("{cut_short} models had no time to be explored to their end; SECS gives them more");
         }
         println!("{}", total.line());
         let _ = std::io::stdout().flush();
@@ -150,5 +160,8 @@ mod tests {
         assert!(report.count_to(&mut Command::new("false"), &mut own).is_err());
         assert_eq!(own, format!("hello\n{line}\n").into_bytes());
         assert_eq!(report.total, Counts { passed: 2, failed: 0, ignored: 0 });
+        let cut = format!("test a ... {CUT_SHORT}a after 9 interleavings\n{line}");
+        assert!(report.count_to(&mut echo(&cut), &mut own).is_ok());
+        assert_eq!((report.cut_short, report.total.passed), (1, 4));
     }
 }

@@ -8,7 +8,7 @@ use crate::sign::Keyring;
 use crate::source::{Record, Recovered, Snapshot};
 use crate::{Base, ChangeSet, ClusterId, Digest, Head, Id, Limits, OverLimit, Position, Shown, State};
 
-/// Settings of an [`NsAuthority`].
+/// Settings of an [`NsAuthority`](crate::NsAuthority).
 #[derive(Clone, Debug)]
 pub struct NsSettings {
     /// The cluster. Default: zeros.

@@ -5,7 +5,7 @@
 
 use spanwire::protocol::{Cx, DropReason, PipeId, Reason, Time};
 
-use super::{Replica, endpoint};
+use super::{PATIENCE, Replica, endpoint};
 use crate::Head;
 use crate::faults::planted;
 
@@ -81,9 +81,12 @@ impl Replica {
     /// server stands by: two relays that were cut off together could keep each other alive for ever.
     pub(super) fn frozen(&self, now: Time) -> Option<PipeId> {
         let active = self.active?;
-        let server = self.pipes.get(active)?.server?;
+        let up = self.pipes.get(active)?;
+        let server = up.server?;
         let other = self.pipes.iter().any(|(_, up)| up.server.is_some_and(|other| other != server));
         let since = self.fresh.map_or(self.active_since, |rose| rose.max(self.active_since));
-        (other && now.saturating_since(since) > self.settings.fresh).then_some(active)
+        // Who is slow to say anything has said nothing wrong.
+        let patience = self.settings.fresh.max(up.beacon * PATIENCE);
+        (other && now.saturating_since(since) > patience).then_some(active)
     }
 }

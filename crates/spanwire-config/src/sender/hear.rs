@@ -196,8 +196,8 @@ impl Distributor {
             Standing::Conflict if !planted("conflict-acks-count") => {
                 return cx.dropped(Some(pipe), DropReason::Own("ack-in-conflict"));
             }
-            // It tells of what was shown: the one stands or falls with the other.
-            Standing::Unjudged => {
+            // It tells of what is shown, or is about to be: the one stands or falls with the other.
+            standing if standing == Standing::Unjudged || !session.wants => {
                 if session.keep(ack) {
                     cx.dropped(Some(pipe), DropReason::Own("ack-too-many"));
                 }

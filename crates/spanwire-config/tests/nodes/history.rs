@@ -57,7 +57,7 @@ fn invariant_07_a_node_of_a_lost_history_is_listed_and_gets_no_data() {
 }
 
 #[test]
-fn invariant_12_a_lower_epoch_is_ignored() {
+fn promise_04_invariant_12_a_lower_epoch_is_ignored() {
     let (mut a, mut r, mut link) = pair();
     a.new_epoch(5);
     link.flow(&mut a, &mut r);
@@ -77,7 +77,7 @@ fn invariant_12_a_lower_epoch_is_ignored() {
 }
 
 #[test]
-fn invariant_13_an_authority_that_has_not_loaded_its_state_shows_nothing() {
+fn promise_05_invariant_13_an_authority_that_has_not_loaded_its_state_shows_nothing() {
     let (mut a, mut r) = (authority(Settings::default()), replica(1));
     let mut link = Link::new(&mut a, &mut r);
     link.flow(&mut a, &mut r);

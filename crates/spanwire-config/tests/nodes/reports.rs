@@ -85,7 +85,7 @@ fn a_node_of_another_cluster_is_turned_away() {
 }
 
 #[test]
-fn invariant_14_an_ack_above_the_head_is_not_believed() {
+fn promise_13_invariant_14_an_ack_above_the_head_is_not_believed() {
     let (mut a, _, link) = pair();
     let head = a.protocol.head().expect("committed").position;
     for position in [Position { rev: head.rev + 1, ..head }, Position { epoch: epoch(9), rev: 1 }] {
@@ -228,4 +228,22 @@ fn a_message_that_is_not_known_and_not_optional_gets_a_word_before_the_end() {
     let said: Vec<Frame> = r.drain(link.below, usize::MAX).iter().map(frame).collect();
     assert!(matches!(&said[..], [Frame::Goodbye(g)] if g.code == GoodbyeCode::Version), "{said:?}");
     assert_eq!(r.closed.len(), 1);
+}
+
+#[test]
+fn a_report_that_comes_before_the_word_of_what_is_held_counts_after_it() {
+    let (mut a, mut r, old) = pair();
+    // A pipe in reserve, whose WELCOME comes when it is in use already: it says first what it reached.
+    let mut new = Link::new(&mut a, &mut r);
+    a.arrive(new.above, r.drain(new.below, usize::MAX));
+    let at = commit(&mut a, &puts([("b", "3")]));
+    r.arrive(old.below, a.drain(old.above, usize::MAX));
+    accept(&mut r, Level::Visible);
+    r.lose(old.below);
+    a.lose(old.above);
+    r.call(|r, cx| r.ack(cx, at, Level::Applied, false)).expect("visible");
+    new.flow(&mut a, &mut r);
+    let first = new.up.iter().find(|f| matches!(f, Frame::Ack(_) | Frame::Want(..)));
+    assert!(matches!(first, Some(Frame::Ack(_))), "{:?}", new.up);
+    assert_eq!(a.protocol.reached(at, Level::Applied), 1);
 }

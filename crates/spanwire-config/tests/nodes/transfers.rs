@@ -306,7 +306,7 @@ fn invariant_22_a_reader_that_stopped_holds_a_slot_for_t_stall_at_most() {
 }
 
 #[test]
-fn invariant_24_a_node_that_missed_the_last_change_sees_it_in_a_beacon() {
+fn promise_03_invariant_24_a_node_that_missed_the_last_change_sees_it_in_a_beacon() {
     let (mut a, mut r, mut link) = pair();
     commit(&mut a, &puts([("a", "lost")]));
     link.flow_with(&mut a, &mut r, |m| (!matches!(frame(&m), Frame::Slice(_))).then_some(m));

@@ -175,3 +175,30 @@ fn invariant_18_the_only_server_is_not_left_though_it_shows_nothing_new() {
     assert!(r.is_open(link.below));
     assert_eq!((data(&r), r.protocol.status(r.now()).fresh), (Data::Live, false));
 }
+
+#[test]
+fn invariant_18_a_server_that_is_slow_to_beacon_is_not_left_for_that() {
+    let slow = Duration::from_secs(9);
+    let mut a = authority(Settings { beacon: slow, ..Settings::default() });
+    commit(&mut a, &puts([("a", "1")]));
+    let settings = ReplicaSettings { fresh: slow / 2, ..ReplicaSettings::default() };
+    let mut r = Script::new(Replica::new(settings));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    accept(&mut r, Level::Applied);
+    let second = Settings { server: Id([7; 16]), beacon: slow, ..Settings::default() };
+    let mut b = Authority::new(second, a.memory.reopen(usize::MAX));
+    let mut other = Link::new(&mut b, &mut r);
+    other.flow(&mut b, &mut r);
+    for _ in 0..30 {
+        for _ in 0..3 {
+            a.advance(slow / 3);
+            b.advance(slow / 3);
+            r.advance(slow / 3);
+            link.flow(&mut a, &mut r);
+            other.flow(&mut b, &mut r);
+        }
+        assert!(r.is_open(link.below) && r.is_open(other.below));
+    }
+    assert_eq!(r.counted("upstreams-left"), 0);
+}

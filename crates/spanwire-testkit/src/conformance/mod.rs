@@ -78,10 +78,12 @@ macro_rules! __each_transport_check {
 #[macro_export]
 macro_rules! transport_conformance {
     ($name:ident, $setup:expr) => {
+        // A module and a function may have the same name.
+        fn $name() -> $crate::conformance::Setup {
+            ($setup)()
+        }
         mod $name {
-            #[allow(unused_imports, reason = "the setup may need nothing of what surrounds it")]
-            use super::*;
-            $crate::__each_transport_check!($crate::__transport_tests, $setup);
+            $crate::__each_transport_check!($crate::__transport_tests, super::$name);
         }
     };
 }

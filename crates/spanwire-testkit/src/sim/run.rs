@@ -276,8 +276,14 @@ where
 }
 
 /// The seeds that the environment asks for: `SIM_SEEDS=N` (the first N), or `SIM_SEEDS=A..B`; else `default`.
+///
+/// # Panics
+/// When it asks for something else: other seeds than those that were meant show nothing.
 pub fn seeds(default: Range<u64>) -> Range<u64> {
-    std::env::var("SIM_SEEDS").ok().and_then(|text| parse(&text)).unwrap_or(default)
+    match std::env::var("SIM_SEEDS") {
+        Ok(text) => parse(&text).unwrap_or_else(|| panic!("SIM_SEEDS={text} is neither N nor A..B")),
+        Err(_) => default,
+    }
 }
 
 fn parse(text: &str) -> Option<Range<u64>> {

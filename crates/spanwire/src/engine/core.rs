@@ -21,7 +21,7 @@ use super::contain::dispose;
 use super::drive::{Conn, Door, Drive, Job, WAKE};
 use super::driver::{Driver, driver};
 use super::endpoint::Endpoint;
-use super::lead::{Lead, Now, Parent, Todo, Want};
+use super::lead::{self, Lead, Now, Owed, Parent, Todo, Want};
 use super::sys::{self, CALLERS_LEAD, Level};
 use super::tx::Writer;
 use super::waiters::{Parker, Who};
@@ -149,7 +149,6 @@ pub(crate) struct State {
     pub(crate) asked: Vec<PipeId>,
     /// The driver is to be told of `asked`.
     pub(crate) ask: bool,
-    pub(crate) in_inbox: bool,
     pub(crate) phase: Phase,
     /// The protocol has panicked; another stands in its place.
     pub(crate) ruined: bool,
@@ -165,8 +164,7 @@ pub(crate) struct State {
 
 impl State {
     fn next_due(&self) -> Option<Time> {
-        let alarm = self.alarms.first().map(|(at, _)| *at);
-        [self.fx.timers.next(), alarm, self.drive_deadline].into_iter().flatten().min()
+        next_due(&self.fx, &self.alarms, self.drive_deadline)
     }
 
     pub(crate) fn set_alarm(&mut self, at: Time, alarm: Alarm) {
@@ -246,8 +244,7 @@ impl Parent for Link {
 /// What to carry out after unlocking.
 #[must_use]
 pub(crate) struct Leave {
-    todo: Option<Todo<Who>>,
-    post: bool,
+    tell: lead::Leave<Who>,
     trash: Vec<Trash>,
 }
 
@@ -282,7 +279,6 @@ impl Core {
                 blocked: 0,
                 asked: Vec::new(),
                 ask: false,
-                in_inbox: false,
                 phase: Phase::Open,
                 ruined: false,
                 undelivered: 0,
@@ -506,7 +502,7 @@ impl Core {
         if !st.fx.dirty.is_empty() {
             st = self.write_dirty(st);
         }
-        if self.owes_nothing(&st) {
+        if Self::owes_nothing(&st) {
             return;
         }
         let leave = self.leave(&mut st);
@@ -514,20 +510,20 @@ impl Core {
         self.carry_out(leave);
     }
 
-    /// The common case, without a look at anything that a message does not touch: nobody waits, nothing is
-    /// new, and somebody minds the socket. (`leave` would say the same, at the price of building its answer:
-    /// a fifth of a small message.)
     #[inline]
-    fn owes_nothing(&self, st: &State) -> bool {
-        st.lead.is_quiet(st.blocked > 0)
-            && !st.ask
-            && st.fresh.is_empty()
-            && st.jobs.is_empty()
-            && st.trash.is_empty()
-            && st.fx.unstalled.is_empty()
-            && !st.fx.timers.moved()
-            && !st.alarm_moved
-            && st.level.is_none()
+    fn owed(st: &State) -> Owed {
+        Owed {
+            news: !(st.fresh.is_empty() && st.jobs.is_empty()),
+            unstalled: !st.fx.unstalled.is_empty(),
+            moved: st.fx.timers.moved() || st.alarm_moved,
+            blocked: st.blocked > 0,
+            ask: st.ask,
+        }
+    }
+
+    #[inline]
+    fn owes_nothing(st: &State) -> bool {
+        st.lead.owes_nothing(Self::owed(st)) && st.trash.is_empty() && st.level.is_none()
     }
 
     /// Asks the lead who must be told. The guard must be dropped next.
@@ -536,54 +532,36 @@ impl Core {
         if st.level.is_some() {
             self.show_level(st);
         }
-        let mut must = !st.fresh.is_empty() || !st.jobs.is_empty();
-        if st.fx.timers.take_moved() | std::mem::take(&mut st.alarm_moved) {
-            must |= self.due_earlier(st);
-        }
-        let work = must || !st.fx.unstalled.is_empty();
-        let blocked = must || st.blocked > 0;
-        let was_watched = st.lead.watched();
+        let owed = Self::owed(st);
+        st.fx.timers.take_moved();
+        (st.alarm_moved, st.ask) = (false, false);
         let closed = st.is_closed();
-        let protocol = &st.protocol;
-        let now = || {
-            let Readiness { send, recv } = self.guard(|| protocol.readiness());
-            Now { can_recv: recv || closed, can_send: send || closed }
-        };
-        let mut todo = st.lead.leave(work, blocked, now, &self.link);
-        if let Some(todo) = &mut todo
-            && !was_watched
-            && st.lead.watched()
-            && st.next_due().is_some()
-        {
-            todo.kick = true; // the driver does not know our next deadline
-        }
-        let kick = todo.as_ref().is_some_and(|t| t.kick);
-        let post = (st.ask || kick) && !std::mem::replace(&mut st.in_inbox, true);
-        st.ask = false;
-        let trash = if st.trash.is_empty() { Vec::new() } else { std::mem::take(&mut st.trash) };
-        Leave { todo, post, trash }
-    }
-
-    /// Whether a timer is due before whoever polls comes back by himself.
-    #[cold]
-    fn due_earlier(&self, st: &State) -> bool {
-        match (st.next_due(), st.polled_until) {
+        let State { lead, protocol, fx, alarms, drive_deadline, polled_until, .. } = st;
+        let next_due = || next_due(fx, alarms, *drive_deadline);
+        let earlier = || match (next_due(), *polled_until) {
             (Some(due), Some(until)) => due < until,
             // Nobody sleeps, or sleeps without limit.
             (Some(_), None) => true,
             _ => false,
-        }
+        };
+        let now = || {
+            let Readiness { send, recv } = self.guard(|| protocol.readiness());
+            Now { can_recv: recv || closed, can_send: send || closed }
+        };
+        let tell = lead.leave(owed, earlier, || next_due().is_some(), now, &self.link);
+        let trash = if st.trash.is_empty() { Vec::new() } else { std::mem::take(&mut st.trash) };
+        Leave { tell, trash }
     }
 
     #[inline]
     pub(crate) fn carry_out(&self, leave: Leave) {
-        if leave.post
+        if leave.tell.post
             && let Some(me) = self.me.upgrade()
             && let Ok(driver) = driver()
         {
             driver.post(me);
         }
-        if let Some(todo) = leave.todo {
+        if let Some(todo) = leave.tell.todo {
             self.tell(todo);
         }
         if !leave.trash.is_empty() {
@@ -957,7 +935,6 @@ impl fmt::Debug for Core {
                 .field("dirty", &st.fx.dirty)
                 .field("asked", &st.asked)
                 .field("blocked", &st.blocked)
-                .field("posted", &st.in_inbox)
                 .field("notes", &self.notes);
             for p in st.pipes.iter() {
                 out.field("pipe", p);
@@ -965,6 +942,12 @@ impl fmt::Debug for Core {
         }
         out.finish_non_exhaustive()
     }
+}
+
+/// When something is due next: a timer of the protocol, one of the engine, or of the loop while it lies here.
+fn next_due(fx: &Effects, alarms: &BTreeSet<(Time, Alarm)>, drive_deadline: Option<Time>) -> Option<Time> {
+    let alarm = alarms.first().map(|(at, _)| *at);
+    [fx.timers.next(), alarm, drive_deadline].into_iter().flatten().min()
 }
 
 /// A pipe is gone, and with it `lost` messages that nobody has.

@@ -347,7 +347,7 @@ pub(crate) struct Driven {
 impl Core {
     fn on_post(&self) -> Post {
         let mut st = self.lock();
-        st.in_inbox = false;
+        st.lead.posted = false;
         Post { listed: st.lead.listed, asked: !st.asked.is_empty(), serve: st.lead.watched() }
     }
 

@@ -92,9 +92,6 @@ pub struct ProtocolInfo {
     pub peer_name: &'static str,
     /// Items keep everything that a device must pass on, so the socket may stand in one.
     pub forwardable: bool,
-    /// Somebody waits for each message: a hint for transports and wires. The engine writes a lone message at once
-    /// in any case, and gathers only for a sender that is hotter than its writes.
-    pub latency_bound: bool,
     /// Own ZMTP socket type and the types that may be its partners, for wires that speak ZMTP.
     pub zmtp: Option<(&'static str, &'static [&'static str])>,
 }
@@ -102,20 +99,13 @@ pub struct ProtocolInfo {
 impl ProtocolInfo {
     /// A protocol `name` with SP id `id`, whose peers must be `peer_name` with id `peer`.
     pub const fn new(id: u16, name: &'static str, peer: u16, peer_name: &'static str) -> Self {
-        ProtocolInfo { id, peer, name, peer_name, forwardable: false, latency_bound: false, zmtp: None }
+        ProtocolInfo { id, peer, name, peer_name, forwardable: false, zmtp: None }
     }
 
     /// May stand in a device.
     #[must_use]
     pub const fn forwardable(mut self) -> Self {
         self.forwardable = true;
-        self
-    }
-
-    /// Somebody waits for each message.
-    #[must_use]
-    pub const fn latency_bound(mut self) -> Self {
-        self.latency_bound = true;
         self
     }
 

@@ -62,7 +62,7 @@ impl RawRep {
 
 impl Protocol for RawRep {
     fn info(&self) -> ProtocolInfo {
-        ProtocolInfo::new(0x31, "rep", 0x30, "req").forwardable().latency_bound()
+        ProtocolInfo::new(0x31, "rep", 0x30, "req").forwardable()
     }
 
     fn pipe_opened(&mut self, _: &mut Cx<'_>, _: PipeId) -> Result<(), Reject> {
@@ -141,7 +141,7 @@ impl RawReq {
 
 impl Protocol for RawReq {
     fn info(&self) -> ProtocolInfo {
-        ProtocolInfo::new(0x30, "req", 0x31, "rep").forwardable().latency_bound()
+        ProtocolInfo::new(0x30, "req", 0x31, "rep").forwardable()
     }
 
     fn pipe_opened(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {

@@ -131,7 +131,7 @@ impl Rep {
 
 impl Protocol for Rep {
     fn info(&self) -> ProtocolInfo {
-        ProtocolInfo::new(0x31, "rep", 0x30, "req").latency_bound().zmtp("REP", &["REQ", "DEALER"])
+        ProtocolInfo::new(0x31, "rep", 0x30, "req").zmtp("REP", &["REQ", "DEALER"])
     }
 
     fn pipe_opened(&mut self, _: &mut Cx<'_>, _: PipeId) -> Result<(), Reject> {

@@ -12,6 +12,8 @@ use spanwire::Event;
 
 /// How long anything may take on a busy machine; nothing is expected to need it.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// By so much a deadline may be missed on a busy machine; on a quiet one it is a millisecond or two.
+pub(crate) const LATE: Duration = Duration::from_secs(5);
 
 /// SP ids.
 pub(crate) const PAIR: u16 = 0x10;
@@ -98,6 +100,23 @@ pub(crate) fn event<T>(events: &Receiver<Event>, mut pick: impl FnMut(Event) -> 
     }
 }
 
+fn socket(url: &str) -> (Socket, SockAddr) {
+    let (domain, at) = match url.split_once("://").expect("an address has a scheme") {
+        ("tcp", at) => (Domain::IPV4, SockAddr::from(at.parse::<SocketAddr>().expect("a numeric address"))),
+        (_, path) => (Domain::UNIX, SockAddr::unix(path).expect("a short path")),
+    };
+    (Socket::new(domain, Type::STREAM, None).expect("a descriptor"), at)
+}
+
+/// A listener of bytes, and its real address.
+pub(crate) fn listen(url: &str) -> (Socket, String) {
+    let (socket, at) = socket(url);
+    socket.bind(&at).expect("a free address");
+    socket.listen(128).expect("a bound socket");
+    let bound = socket.local_addr().expect("a bound socket").as_socket();
+    (socket, bound.map_or_else(|| url.to_owned(), |at| format!("tcp://{at}")))
+}
+
 /// A peer of bytes, connected to a bound address.
 pub(crate) fn dial(url: &str) -> Socket {
     dial_with(url, None)
@@ -105,11 +124,7 @@ pub(crate) fn dial(url: &str) -> Socket {
 
 /// The same with a kernel buffer for what it receives.
 pub(crate) fn dial_with(url: &str, recv_buffer: Option<usize>) -> Socket {
-    let (domain, at) = match url.split_once("://").expect("an address has a scheme") {
-        ("tcp", at) => (Domain::IPV4, SockAddr::from(at.parse::<SocketAddr>().expect("a numeric address"))),
-        (_, path) => (Domain::UNIX, SockAddr::unix(path).expect("a short path")),
-    };
-    let socket = Socket::new(domain, Type::STREAM, None).expect("a descriptor");
+    let (socket, at) = socket(url);
     if let Some(bytes) = recv_buffer {
         socket.set_recv_buffer_size(bytes).expect("a buffer size");
     }

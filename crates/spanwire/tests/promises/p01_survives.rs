@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crossbeam_channel::{Sender, bounded};
 use spanwire::transport::{
     Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
 };
@@ -14,25 +15,23 @@ use crate::common::*;
 
 const MARK: &[u8] = b"the flow of the good pipe";
 
-/// A pusher that counts up until it is told to stop; joins to what it has sent.
-fn flow(url: &str) -> (Arc<AtomicBool>, std::thread::JoinHandle<u64>) {
-    let stop = Arc::new(AtomicBool::new(false));
+/// A pusher that counts up, a steady flow and not a flood: for each message it needs a credit, of which there are eight,
+/// and whoever receives one gives its credit back. It ends when they do, and joins to what it has sent.
+fn flow(url: &str) -> (Sender<()>, std::thread::JoinHandle<u64>) {
+    let (credit, credits) = bounded(8);
+    (0..8).for_each(|_| credit.send(()).unwrap());
     let push = Push::new().unwrap();
     push.connect(url).unwrap();
-    let told = stop.clone();
     let thread = std::thread::spawn(move || {
         let mut n = 0u64;
-        while !told.load(Ordering::Relaxed) {
+        for () in credits {
             push.send([MARK, &n.to_be_bytes()].concat()).unwrap();
             n += 1;
-            if n.is_multiple_of(8) {
-                std::thread::sleep(std::time::Duration::from_micros(500)); // a steady flow, not a flood
-            }
         }
         assert_eq!(push.close(SOON).unwrap(), 0);
         n
     });
-    (stop, thread)
+    (credit, thread)
 }
 
 /// One hostile visit.
@@ -100,7 +99,7 @@ fn promise_01_garbage_at_the_listener_leaves_process_and_other_pipes_alone() {
         let pull = Pull::new().unwrap();
         let at = pull.bind(&url).unwrap();
         let url = at.url().to_owned();
-        let (stop, flow) = flow(&url);
+        let (credit, flow) = flow(&url);
         let barrage: Vec<_> = (0..2u64)
             .map(|t| {
                 let (url, mut rng) = (url.clone(), Rng(seed as u64 * 2 + t));
@@ -108,36 +107,31 @@ fn promise_01_garbage_at_the_listener_leaves_process_and_other_pipes_alone() {
             })
             .collect();
         let mut next = 0u64;
-        let mut receive = |pull: &Pull| {
+        let mut receive = |credit: Option<&Sender<()>>| {
             let msg = pull.recv_timeout(SOON).unwrap();
             if let Some(n) = msg.strip_prefix(MARK) {
                 assert_eq!(n, next.to_be_bytes(), "{url}: the good pipe lost or doubled something");
                 next += 1;
+                credit.map(|credit| credit.send(()));
             }
             next
         };
         while !barrage.iter().all(|t| t.is_finished()) {
-            receive(&pull);
+            receive(Some(&credit));
         }
         for t in barrage {
             t.join().unwrap();
         }
         // And still, after it.
-        let at_end = receive(&pull);
-        while receive(&pull) < at_end + 200 {}
-        stop.store(true, Ordering::Relaxed);
-        while !flow.is_finished() {
-            let _ = pull.recv_timeout(std::time::Duration::from_millis(1)).map(|msg| {
-                if let Some(n) = msg.strip_prefix(MARK) {
-                    assert_eq!(n, next.to_be_bytes());
-                    next += 1;
-                }
-            });
+        let mut received = receive(Some(&credit));
+        let enough = received + 200;
+        while received < enough {
+            received = receive(Some(&credit));
         }
+        drop(credit);
         let sent = flow.join().unwrap();
-        while next < sent {
-            let msg = pull.recv_timeout(SOON).unwrap();
-            next += u64::from(msg.starts_with(MARK));
+        while received < sent {
+            received = receive(None);
         }
         until("all strangers are gone", || pull.peers() == 0);
     }
@@ -286,7 +280,7 @@ fn promise_01_every_error_from_every_call_of_a_transport_is_survived() {
     let fast = std::time::Duration::from_millis(1);
     let pull = Pull::builder().transport(Flaky(fate.clone())).build().unwrap();
     let flaky = pull.bind("flaky://127.0.0.1:0").unwrap();
-    let (stop, flow) = flow(pull.bind(&tcp()).unwrap().url());
+    let (credit, flow) = flow(pull.bind(&tcp()).unwrap().url());
     let push = Push::builder().transport(Flaky(fate.clone())).reconnect(fast, fast * 20).build().unwrap();
     push.connect(flaky.url()).unwrap();
     let through = push.clone();
@@ -304,6 +298,7 @@ fn promise_01_every_error_from_every_call_of_a_transport_is_survived() {
             Some(n) => {
                 assert_eq!(n, good.to_be_bytes());
                 good += 1;
+                credit.send(()).unwrap();
             }
             None => others += 1,
         }
@@ -311,19 +306,20 @@ fn promise_01_every_error_from_every_call_of_a_transport_is_survived() {
     assert!(others > 0, "some messages came through");
     fate.on.store(false, Ordering::Relaxed);
     told.store(true, Ordering::Relaxed);
-    let drain = pull.clone();
+    drop(credit);
     let drain = std::thread::spawn(move || {
         let mut last = false;
         while !last {
-            last = drain.recv_timeout(SOON).unwrap() == "last";
+            last = pull.recv_timeout(SOON).unwrap() == "last";
         }
+        pull
     });
     sender.join().unwrap();
-    stop.store(true, Ordering::Relaxed);
-    // When the errors end, so does the trouble.
-    push.send("last").unwrap();
-    drain.join().unwrap();
-    let rest = std::thread::spawn(move || while pull.recv().is_ok() {});
+    // When the errors end, so does the trouble. A connection that was struck just before may still swallow what it took.
+    until("the last one comes through", || {
+        push.send("last").unwrap();
+        drain.is_finished()
+    });
+    drain.join().unwrap().close(SOON).unwrap();
     flow.join().unwrap();
-    drop(rest);
 }

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use socket2::Socket;
 use spanwire::transport::TcpOptions;
 use spanwire::{DropReason, Rep, Req, RequestError};
 
@@ -19,21 +19,22 @@ fn requester(resend: Option<Duration>) -> Req {
 }
 
 /// What a raw replier does to one connection: says the handshake and its reply up to so many bytes in all, and goes.
-fn serve(mut stream: TcpStream, upto: usize, tell: &mpsc::Sender<Vec<u8>>) {
+fn serve(mut stream: Socket, ipc: bool, upto: usize, tell: &mpsc::Sender<Vec<u8>>) {
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.write_all(&handshake(REP)[..upto.min(8)]).unwrap();
     if upto < 8 || stream.read_exact(&mut [0; 8]).is_err() {
         return;
     }
     loop {
-        let mut head = [0; 8];
+        let mut head = vec![0; frame(ipc, b"").len()];
         if stream.read_exact(&mut head).is_err() {
             return; // the requester is done
         }
-        let mut request = vec![0; u64::from_be_bytes(head) as usize];
+        let length = head.last_chunk().map_or(0, |length| u64::from_be_bytes(*length));
+        let mut request = vec![0; length as usize];
         stream.read_exact(&mut request).unwrap();
         tell.send(request[4..].to_vec()).unwrap();
-        let bytes = frame(false, &[&request[..], b"!"].concat()); // the id, and what was asked
+        let bytes = frame(ipc, &[&request[..], b"!"].concat()); // the id, and what was asked
         stream.write_all(&bytes[..bytes.len().min(upto - 8)]).unwrap();
         if upto < usize::MAX {
             return;
@@ -47,10 +48,11 @@ fn cut_at_every_byte(
     check: impl Fn(usize, usize, Result<spanwire::Message, RequestError>),
 ) {
     const ASKED: &[u8] = b"question";
-    let whole = 8 + 8 + 4 + ASKED.len() + 1;
-    for cut in 0..=whole {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let whole = |ipc| handshake(REP).len() + frame(ipc, b"").len() + 4 + ASKED.len() + 1;
+    let cuts = [false, true].into_iter().flat_map(|ipc| (0..=whole(ipc)).map(move |cut| (ipc, cut)));
+    for (over_ipc, cut) in cuts {
+        let whole = whole(over_ipc);
+        let (listener, url) = listen(&if over_ipc { ipc() } else { tcp() });
         let (tell, seen) = mpsc::channel();
         let over = Arc::new(AtomicBool::new(false));
         let last = over.clone();
@@ -61,7 +63,7 @@ fn cut_at_every_byte(
                 if last.load(Ordering::SeqCst) {
                     return;
                 }
-                serve(stream, upto, &tell);
+                serve(stream, over_ipc, upto, &tell);
                 upto = usize::MAX; // the next ones are served
             }
         });
@@ -74,7 +76,7 @@ fn cut_at_every_byte(
         }
         req.close(SOON).unwrap();
         over.store(true, Ordering::SeqCst);
-        drop(TcpStream::connect(url.trim_start_matches("tcp://")));
+        drop(dial(&url));
         server.join().unwrap();
         let mut counts: HashMap<Vec<u8>, usize> = HashMap::new();
         seen.try_iter().for_each(|request| *counts.entry(request).or_default() += 1);
@@ -128,7 +130,13 @@ fn promise_10_a_request_that_is_not_answered_ends_at_its_deadline_and_its_late_r
         let rep = Rep::new().unwrap();
         let req = requester(None);
         req.connect(rep.bind(&url).unwrap().url()).unwrap();
-        let got = req.request_timeout("first", Duration::from_millis(50));
+        // Or it might not be sent before its deadline, and then never.
+        assert!(req.wait_for_peers(1, SOON), "{url}");
+        let (patience, began) = (Duration::from_millis(50), Instant::now());
+        let got = req.request_timeout("first", patience);
+        let took = began.elapsed();
+        println!("{url}: a request with {patience:?} took {took:?}");
+        assert!((patience..patience + LATE).contains(&took), "{url}: {took:?}");
         assert_eq!(got.unwrap_err(), RequestError::TimedOut, "{url}");
         assert_eq!(req.outstanding(), 0);
         let first = rep.recv_timeout(SOON).unwrap();

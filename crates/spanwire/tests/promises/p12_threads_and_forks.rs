@@ -12,6 +12,32 @@ use crate::common::*;
 
 type Hand = Box<dyn FnOnce() + Send>;
 
+/// Again and again until it fails: because the socket was closed, and for no other reason.
+fn until_closed<T, E: std::fmt::Display>(
+    mut call: impl FnMut() -> Result<T, E> + Send + 'static,
+    is_closed: impl Fn(&E) -> bool + Send + 'static,
+) -> Hand {
+    Box::new(move || {
+        let end = std::iter::repeat_with(&mut call).find_map(Result::err).expect("it goes on until an error");
+        assert!(is_closed(&end), "not closed, but: {end}");
+    })
+}
+
+/// A call that may be late, or find nothing, and has not failed then.
+fn patient<T, E: std::fmt::Display>(
+    mut call: impl FnMut() -> Result<T, E>,
+    in_vain: impl Fn(&E) -> bool,
+) -> impl FnMut() -> Result<(), E> {
+    move || match call() {
+        Err(e) if !in_vain(&e) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn request_closed(e: &RequestError) -> bool {
+    matches!(e, RequestError::Closed | RequestError::NotSent(SendError::Closed(_)))
+}
+
 /// Everybody who may be in the middle of something on a socket; each ends when it is closed.
 fn hands(url: &str, push: &Push, pull: &Pull, req: &Req, rep: &Rep, pair: &Pair) -> Vec<Hand> {
     let (a, b, c) = (push.clone(), push.clone(), push.clone());
@@ -19,14 +45,18 @@ fn hands(url: &str, push: &Push, pull: &Pull, req: &Req, rep: &Rep, pair: &Pair)
     let (i, j, k, l, m) = (req.clone(), req.clone(), rep.clone(), pair.clone(), pair.clone());
     let (n, o) = (push.clone(), url.to_owned());
     vec![
-        Box::new(move || while a.send(vec![7; 1000]).is_ok() {}),
-        Box::new(move || while block_on(b.send_async(vec![7; 1000])).is_ok() {}),
-        Box::new(
-            move || while !c.send_timeout("x", Duration::from_micros(50)).is_err_and(|e| e.is_closed()) {},
+        until_closed(move || a.send(vec![7; 1000]), SendError::is_closed),
+        until_closed(move || block_on(b.send_async(vec![7; 1000])), SendError::is_closed),
+        until_closed(
+            patient(
+                move || c.send_timeout("x", Duration::from_micros(50)),
+                |e| matches!(e, SendError::TimedOut(_)),
+            ),
+            SendError::is_closed,
         ),
-        Box::new(move || while d.recv().is_ok() {}),
-        Box::new(move || while block_on(e.recv_async()).is_ok() {}),
-        Box::new(move || while !f.try_recv().is_err_and(|e| e.is_closed()) {}),
+        until_closed(move || d.recv(), RecvError::is_closed),
+        until_closed(move || block_on(e.recv_async()), RecvError::is_closed),
+        until_closed(patient(move || f.try_recv(), |e| *e == RecvError::Empty), RecvError::is_closed),
         Box::new(move || assert!(!g.wait_for_peers(usize::MAX, SOON * 2))),
         Box::new(move || {
             let mut poller = Poller::new().unwrap();
@@ -35,17 +65,12 @@ fn hands(url: &str, push: &Push, pull: &Pull, req: &Req, rep: &Rep, pair: &Pair)
                 let _ = h.try_recv();
             }
         }),
-        Box::new(move || while i.request("?").is_ok() {}),
-        Box::new(move || while block_on(j.request_async("?")).is_ok() {}),
-        Box::new(move || {
-            while let Ok(request) = k.recv() {
-                if request.reply("!").is_err() {
-                    return;
-                }
-            }
-        }),
-        Box::new(move || while l.recv().is_ok() {}),
-        Box::new(move || while m.send("x").is_ok() {}),
+        until_closed(move || i.request("?"), request_closed),
+        until_closed(move || block_on(j.request_async("?")), request_closed),
+        // A reply that finds the socket closed says so in words of its own; the next `recv` is looked at.
+        until_closed(move || k.recv().map(|request| drop(request.reply("!"))), RecvError::is_closed),
+        until_closed(move || l.recv(), RecvError::is_closed),
+        until_closed(move || m.send("x"), SendError::is_closed),
         Box::new(move || {
             loop {
                 match n.connect(&o) {

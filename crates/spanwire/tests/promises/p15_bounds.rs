@@ -11,7 +11,7 @@
 //! it has drained to half.
 
 use std::io::{ErrorKind, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spanwire::transport::TcpOptions;
 use spanwire::{Limit, Pub, Pull, Push, SendError, Slow};
@@ -122,18 +122,16 @@ fn promise_15_a_receiver_takes_its_limit_and_leaves_the_rest_to_the_peer() {
         let url = pull.bind(&url).unwrap().url().to_owned();
         let mut raw = peer(&url, PUSH);
         raw.set_send_buffer_size(16 << 10).unwrap();
-        // Whoever drives moves on only when the kernel is full for a while: write until nothing goes.
-        raw.set_nonblocking(true).unwrap();
+        // Until its queue is full, and then nothing goes for a while.
+        raw.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let frame = frame(is_ipc(&url), &[7; 1000]);
-        let (mut bytes, mut stuck) = (0, 0);
-        while stuck < 100 {
+        let (mut bytes, began) = (0, Instant::now());
+        loop {
             match raw.write(&frame[bytes % frame.len()..]) {
-                Ok(n) => (bytes, stuck) = (bytes + n, 0),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    stuck += 1;
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(e) => panic!("{e}"),
+                Ok(n) => bytes += n,
+                Err(e) if e.kind() != ErrorKind::WouldBlock => panic!("{e}"),
+                Err(_) if pull.stats().pipes.first().is_some_and(|p| p.pending == m) => break,
+                Err(_) => assert!(began.elapsed() < SOON, "{url}: its queue does not fill"),
             }
             assert!(bytes < 2 << 20, "{url}: it takes and takes");
         }

@@ -34,7 +34,8 @@ fn server() {
     // The condition is that nothing happens: there is nothing to await but time.
     std::thread::sleep(Duration::from_millis(1500));
     let (time, used) = (began.0.elapsed(), cpu() - began.1);
-    assert!(used * 10 < time, "{used:?} of CPU in {time:?}");
+    println!("{used:?} of CPU in {time:?}");
+    assert!(used * 20 < time, "{used:?} of CPU in {time:?}");
     let again = events.try_iter().filter(|e| matches!(e, Event::AcceptFailed { .. })).count();
     assert_eq!(again, 0, "told once, and not at each look");
     println!("say idle");
@@ -78,9 +79,14 @@ fn promise_20_out_of_descriptors_accepting_pauses_and_goes_on_by_itself() {
         say("idle").expect("it uses next to no CPU meanwhile");
         // Descriptors are freed. The last of the clients is served in the end.
         let mut last = clients.pop().unwrap();
+        let freed = Instant::now();
         drop(clients);
         last.write_all(&frame(is_ipc(&url), b"alive")).unwrap();
         say("alive").expect("it accepts again");
+        println!(
+            "{url}: the last of those that waited was served {:?} after the others left",
+            freed.elapsed()
+        );
         assert!(child.wait().unwrap().success());
     }
 }

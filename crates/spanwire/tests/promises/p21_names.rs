@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use spanwire::transport::{
     Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
 };
@@ -110,12 +110,18 @@ fn promise_21_a_dead_resolver_delays_its_own_dialer_and_nothing_else() {
     push.connect(&url).unwrap();
     let other = Push::new().unwrap();
     other.connect(&url).unwrap();
-    for _ in 0..1000 {
-        push.send("same socket").unwrap();
-        assert_eq!(pull.recv_timeout(SOON).unwrap(), "same socket");
-        other.send("other socket").unwrap();
-        assert_eq!(pull.recv_timeout(SOON).unwrap(), "other socket");
-    }
+    let mut times: Vec<_> = (0..1000)
+        .map(|_| {
+            let began = Instant::now();
+            push.send("same socket").unwrap();
+            assert_eq!(pull.recv_timeout(SOON).unwrap(), "same socket");
+            other.send("other socket").unwrap();
+            assert_eq!(pull.recv_timeout(SOON).unwrap(), "other socket");
+            began.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    println!("p99 of one message from each: {:?}", times[990]);
     assert_eq!((named.asked(), push.peers()), (1, 1), "it still hangs");
     // Nor does a socket wait for it when it closes.
     let closing = pushing(&named);
@@ -166,7 +172,10 @@ fn promise_21_a_name_is_looked_up_again_at_every_attempt_and_a_changed_record_is
 fn promise_21_of_several_addresses_the_first_that_works_is_attached() {
     let (pull, good) = listener();
     let (another, other_good) = listener();
+    // IPv6 is broken, and IPv4 works. Not even loopback may have it: then that fails at once, as well.
+    let ipv6 = good.replace("127.0.0.1", "[::1]");
     for addresses in [
+        vec![ipv6, good.clone()],
         vec![nowhere(), good.clone()],
         vec![nowhere(), nowhere(), good.clone(), other_good.clone()],
         // One that never answers: the next is tried beside it.
@@ -177,8 +186,10 @@ fn promise_21_of_several_addresses_the_first_that_works_is_attached() {
         let push = pushing(&named);
         let events = push.events();
         push.connect("named://several").unwrap();
+        let began = Instant::now();
         tell.send(Ok(addresses.clone())).unwrap();
         event(&events, |e| matches!(e, Event::Connected { .. }).then_some(()));
+        println!("{addresses:?}: attached after {:?}", began.elapsed());
         push.send("x").unwrap();
         assert_eq!(pull.recv_timeout(SOON).unwrap(), "x", "{addresses:?}");
         assert_eq!((push.peers(), named.asked()), (1, 1), "{addresses:?}");
@@ -214,11 +225,21 @@ fn promise_21_a_resolver_that_answers_after_its_socket_has_gone_harms_nobody() {
     push.connect("named://late").unwrap();
     until("the resolver is asked", || named.asked() == 1);
     drop(push);
-    let (done, seen) = bounded(1);
-    tell.send(Ok(vec![nowhere()])).unwrap();
-    std::thread::spawn(move || {
-        until("it took the answer", || named.answers.is_empty());
-        done.send(()).unwrap();
-    });
-    seen.recv_timeout(SOON).unwrap();
+    let asked = named.asked.clone();
+    drop(named);
+    let (pull, url) = listener();
+    tell.send(Ok(vec![url.clone()])).unwrap();
+    until("the dialer, its thread and its socket have gone", || Arc::strong_count(&asked) == 1);
+    assert_eq!(
+        (pull.stats().accepted, asked.load(Ordering::SeqCst)),
+        (0, 1),
+        "nobody dials for a dead socket"
+    );
+    // And whoever drives in the background is well: nobody waits for this message.
+    let push = Push::new().unwrap();
+    push.connect(&url).unwrap();
+    until("the two meet", || push.peers() + pull.peers() == 2);
+    push.send("fine").unwrap();
+    until("it comes by itself", || pull.readiness().recv);
+    assert_eq!(pull.try_recv().unwrap(), "fine");
 }

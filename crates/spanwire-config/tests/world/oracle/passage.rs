@@ -81,7 +81,10 @@ impl Oracle {
                 if talk.sent > talk.taken {
                     talk.since.get_or_insert(now);
                 }
-                if talk.exact && talk.contradicts == Some(slice.head.position.epoch) {
+                // A store that failed cannot say what was issued long ago: then a node is served, whatever it shows.
+                let knows = server(net, from).is_some_and(|server| !server.has_failed());
+                let talk = self.conversation(net, link, from, to);
+                if talk.exact && knows && talk.contradicts == Some(slice.head.position.epoch) {
                     return Err(format!("invariant 7: {at} is sent to who holds another history"));
                 }
                 if slice.offset == 0 {
@@ -211,14 +214,16 @@ impl Oracle {
 
     /// Invariant 7: a server that is shown what it cannot have issued says so.
     pub(super) fn contradiction(&mut self, net: &Net<Party>, link: Link) -> Checked {
+        let foreign = self.keys.foreign;
+        if let Some(talk) = self.conversations.get_mut(&link).filter(|talk| foreign && talk.server == 1) {
+            // It takes no word of those whose key it does not know, and serves them as if they showed nothing.
+            talk.have = None;
+            return Ok(());
+        }
         let Some(talk) = self.conversations.get(&link) else { return Ok(()) };
         if let Some(have) = &talk.have {
             let seen = &mut self.seen[talk.server];
             *seen = (*seen).max(have.position.epoch.number);
-        }
-        if self.keys.foreign && talk.server == 1 {
-            // It takes no word of those whose key it does not know.
-            return Ok(());
         }
         let Some(at) = server(net, talk.server) else { return Ok(()) };
         let open = net.link(link).is_some_and(|view| view.listener.1);

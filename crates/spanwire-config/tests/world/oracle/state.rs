@@ -203,9 +203,15 @@ impl Oracle {
                     (facts.range((place(at), [0; 32])..=(place(at), [0xff; 32])))
                         .any(|fact| epoch != Some(at.epoch) || self.lineage[s].contains(fact))
                 };
+                // A liar may say again what was said of another history: an ACK names none.
+                let lied = |at: &Position| {
+                    let facts = truth.earlier[level].range((place(at), [0; 32])..=(place(at), [0xff; 32]));
+                    self.lies && facts.count() > 0
+                };
                 let known = |at: &Position| {
                     in_any(&truth.reached[level], at)
-                        || (boot != Some(status.boot) || self.lies) && in_any(&truth.earlier[level], at)
+                        || boot != Some(status.boot) && in_any(&truth.earlier[level], at)
+                        || lied(at)
                 };
                 if said.is_some_and(|said| !known(&said)) {
                     return Err(format!("invariant 14: node {n} never reached {said:?} at level {level}"));

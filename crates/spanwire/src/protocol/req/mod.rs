@@ -285,7 +285,7 @@ impl Req {
 
 impl Protocol for Req {
     fn info(&self) -> ProtocolInfo {
-        ProtocolInfo::new(0x30, "req", 0x31, "rep").latency_bound().zmtp("REQ", &["REP", "ROUTER"])
+        ProtocolInfo::new(0x30, "req", 0x31, "rep").zmtp("REQ", &["REP", "ROUTER"])
     }
 
     fn pipe_opened(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
