@@ -24,6 +24,7 @@
 //! 7 time was over: no answer, or nodes that are behind or silent.
 
 mod demo;
+mod keys;
 mod operate;
 mod show;
 
@@ -33,7 +34,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use spanwire_config::process::{Log, shutdown};
+use spanwire_config::process::{Log, ProcessError, shutdown};
 use spanwire_config::{agent, relay, serve};
 
 /// Keeps directories equal to one, over spanwire's config-broadcast.
@@ -53,6 +54,14 @@ enum Command {
     Serve(ServeArgs),
     /// Keep a directory equal to what a server publishes.
     Agent(AgentArgs),
+    /// Make a key pair: FILE for the server, FILE.pub for every agent.
+    Keygen {
+        /// Where to put the secret key. Nothing is overwritten.
+        file: PathBuf,
+        /// Number of the key, from 1. One that replaces another has another number.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        id: u32,
+    },
     /// Receive what a server publishes and serve it to others.
     Relay(RelayArgs),
     #[command(flatten)]
@@ -85,6 +94,12 @@ struct ServeArgs {
     /// Name of the namespace.
     #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
     namespace: String,
+    /// Secret key that signs what is published (keygen).
+    #[arg(long)]
+    key: Option<PathBuf>,
+    /// Public keys of this server before, or of its other ones; repeatable. What they signed is believed of agents.
+    #[arg(long)]
+    trust: Vec<PathBuf>,
     /// Begin a new epoch with this number: after the state folder was lost or put back.
     #[arg(long)]
     new_epoch: Option<u64>,
@@ -113,11 +128,20 @@ struct AgentArgs {
     /// Label of this node as NAME=VALUE; repeatable.
     #[arg(long, value_parser = label)]
     label: Vec<(String, String)>,
+    /// Public keys (keygen): what none of them signed is not taken; repeatable.
+    #[arg(long)]
+    trust: Vec<PathBuf>,
+    /// Command for `sh -c` in the new tree, before anything of it is kept: if it fails, the last good one stays.
+    #[arg(long)]
+    validate: Option<String>,
+    /// Seconds that the command of --validate may take.
+    #[arg(long, default_value_t = 30)]
+    validate_limit: u64,
     /// Command for `sh -c` after each change.
     #[arg(long)]
     on_change: Option<String>,
     /// Seconds that the command may take.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, requires = "on_change", value_parser = clap::value_parser!(u64).range(1..))]
     hook_limit: u64,
     /// Name of the cluster.
     #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
@@ -160,6 +184,42 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((name.into(), value.into()))
 }
 
+fn serve_config(args: ServeArgs) -> Result<serve::Config, ProcessError> {
+    let mut config = match args.dir {
+        Some(dir) => serve::Config::new(dir),
+        None => serve::Config::without_dir(""),
+    };
+    config.bind = args.bind;
+    config.control = args.control;
+    config.state = args.state.unwrap_or(config.state);
+    config.cluster = args.cluster;
+    config.namespace = args.namespace;
+    config.secret = args.key.as_deref().map(keys::secret).transpose()?;
+    config.keys = keys::trusted(&args.trust)?;
+    config.secret.iter().for_each(|secret| config.keys.add(&secret.public()));
+    config.new_epoch = args.new_epoch;
+    config.allow_empty = args.allow_empty;
+    config.rescan = Duration::from_secs(args.rescan.max(1));
+    Ok(config)
+}
+
+fn agent_config(args: AgentArgs) -> Result<agent::Config, ProcessError> {
+    let mut config = agent::Config::new(args.out);
+    config.connect = args.connect;
+    config.state = args.state.unwrap_or(config.state);
+    config.name = args.name.unwrap_or(config.name);
+    config.labels = args.label;
+    config.trust = keys::trusted(&args.trust)?;
+    config.validate = args.validate;
+    config.validate_limit = Duration::from_secs(args.validate_limit.max(1));
+    config.on_change = args.on_change;
+    config.hook_limit = Duration::from_secs(args.hook_limit);
+    config.cluster = args.cluster;
+    config.namespace = args.namespace;
+    config.take_over = args.take_over;
+    Ok(config)
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let command = match cli.command {
@@ -181,34 +241,8 @@ fn main() -> ExitCode {
     }
     let log = Log::new(|line| eprintln!("{line}"));
     let ended = match command {
-        Command::Serve(args) => {
-            let mut config = match args.dir {
-                Some(dir) => serve::Config::new(dir),
-                None => serve::Config::without_dir(""),
-            };
-            config.bind = args.bind;
-            config.control = args.control;
-            config.state = args.state.unwrap_or(config.state);
-            config.cluster = args.cluster;
-            config.namespace = args.namespace;
-            config.new_epoch = args.new_epoch;
-            config.allow_empty = args.allow_empty;
-            config.rescan = Duration::from_secs(args.rescan.max(1));
-            serve::run(&config, &stop, &log)
-        }
-        Command::Agent(args) => {
-            let mut config = agent::Config::new(args.out);
-            config.connect = args.connect;
-            config.state = args.state.unwrap_or(config.state);
-            config.name = args.name.unwrap_or(config.name);
-            config.labels = args.label;
-            config.on_change = args.on_change;
-            config.hook_limit = Duration::from_secs(args.hook_limit.max(1));
-            config.cluster = args.cluster;
-            config.namespace = args.namespace;
-            config.take_over = args.take_over;
-            agent::run(&config, &stop, &log)
-        }
+        Command::Serve(args) => serve_config(args).and_then(|config| serve::run(&config, &stop, &log)),
+        Command::Agent(args) => agent_config(args).and_then(|config| agent::run(&config, &stop, &log)),
         Command::Relay(args) => {
             let mut config = relay::Config::new(args.state);
             config.connect = args.connect;
@@ -218,6 +252,7 @@ fn main() -> ExitCode {
             config.namespace = args.namespace;
             relay::run(&config, &stop, &log)
         }
+        Command::Keygen { file, id } => keys::generate(&file, id),
         Command::Operate(verb) => return operated(verb),
         Command::Demo { verbose } => {
             return match demo::run(verbose, &stop) {

@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 
 use spanwire::{RecvError, Socket};
 
-use crate::hook::{Failure, Hook, Owed};
+use crate::check::Check;
+use crate::command::Failure;
+use crate::hook::{Hook, Owed};
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::serve::names;
+use crate::sign::Keyring;
 use crate::store::{Identity, Store};
 use crate::tree::{self, Output, TreeError};
 use crate::wire::NackCode;
@@ -45,6 +48,13 @@ pub struct Config {
     pub namespace: String,
     /// Labels of the node.
     pub labels: Vec<(String, String)>,
+    /// Whose revisions are believed; empty: anybody's. Default: empty.
+    pub trust: Keyring,
+    /// Command for `sh -c` that refuses a revision by failing, before anything of it is kept or shown. It runs in a
+    /// directory that holds the new tree.
+    pub validate: Option<String>,
+    /// How long that command may take. Default: 30 s.
+    pub validate_limit: Duration,
     /// Command for `sh -c` after each change.
     pub on_change: Option<String>,
     /// How long the command may take. Default: 30 s.
@@ -72,6 +82,9 @@ impl Config {
             cluster: "config-sync".into(),
             namespace: "config".into(),
             labels: Vec::new(),
+            trust: Keyring::new(),
+            validate: None,
+            validate_limit: Duration::from_secs(30),
             on_change: None,
             hook_limit: Duration::from_secs(30),
             limits: Limits::default(),
@@ -101,6 +114,10 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
             Err(RecvError::TimedOut | RecvError::Empty) => {}
             Err(_) => break,
         }
+        if shutdown.is_over() {
+            // What was under way is not answered for; asking for more would say that it is shown.
+            break;
+        }
         agent.on_time();
     }
     let _ = ended.join();
@@ -113,6 +130,7 @@ struct Agent<'a> {
     log: &'a Log,
     store: Store,
     output: Output,
+    check: Option<Check>,
     socket: Socket<Replica>,
     /// What the directory is to hold.
     shown: Option<(Head, State)>,
@@ -154,12 +172,15 @@ impl<'a> Agent<'a> {
         };
         let out = config.out.canonicalize().unwrap_or_else(|_| config.out.clone());
         claim(&store, &output, &out, config.take_over)?;
+        store.set_trust(config.trust.clone());
         let loaded = store.load(config.limits.bytes);
         let damaged = store.damaged().iter().chain(&loaded.damaged);
         damaged.for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         if let Some((head, _)) = &loaded.newest {
             ours(&config.state, head, &config.cluster, &config.namespace)?;
         }
+        let check = config.validate.as_deref();
+        let check = check.map(|command| Check::open(&store, command, config.validate_limit)).transpose()?;
         let identity = store.identity();
         let applied = store.applied();
         let replica = match &loaded.newest {
@@ -175,6 +196,7 @@ impl<'a> Agent<'a> {
             log,
             store,
             output,
+            check,
             socket: Socket::new(replica)?,
             shown: None,
             owed: Owed::default(),
@@ -256,6 +278,15 @@ impl<'a> Agent<'a> {
         }
         let before = self.shown.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
         let changes = before.diff(&update.state);
+        match self.check.as_ref().map(|check| check.run(&update, &changes, &self.config.out, self.shutdown)) {
+            None | Some(Ok(())) => {}
+            Some(Err(Failure::Failed(why))) => return self.refuse(position, NackCode::Check, &why),
+            Some(Err(Failure::NotRun(why))) => {
+                self.retry = self.later();
+                return self.refuse(position, NackCode::Check, &format!("not run: {why}"));
+            }
+            Some(Err(Failure::Ended)) => return,
+        }
         let mut owed = self.owed.clone();
         owed.add(changes.keys(), self.most_owed());
         // What needs room on the disk comes before anything is said or shown.
@@ -463,6 +494,7 @@ fn settings(config: &Config, identity: Identity) -> ReplicaSettings {
         name: config.name.clone(),
         labels: config.labels.clone(),
         limits: config.limits,
+        trust: config.trust.clone(),
         ..ReplicaSettings::default()
     }
 }

@@ -1,30 +1,16 @@
 //! The command that an agent runs after a change, and what it is still to be told of.
 //!
-//! Owns: the process with its group, its time, the last words of its error output, and the list of changed
-//! keys in the state folder. Never: outlives the agent, needs a thread, keeps a descriptor of a command that
-//! has ended.
+//! Owns: the list of changed keys in the state folder. Never: decides when to run.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::OFlags;
-
+use crate::command::{self, Failure, Told};
 use crate::process::Shutdown;
 use crate::store::{Store, StoreError};
 use crate::{Head, Key};
 
-/// Longest list of keys that is put into the environment, in bytes; the file has all of it.
-const ENVIRONMENT: usize = 64 << 10;
-/// Most of the error output that is kept, in bytes.
-const WORDS: usize = 900;
-/// What a pipe holds if nobody made it larger, in bytes: more was not left behind by a command that ended.
-const PIPE: usize = 64 << 10;
 /// The file with the list, in the state folder.
 const LIST: &str = "changed";
 /// No key of a tree: stands for all of them.
@@ -66,20 +52,13 @@ impl Owed {
     }
 
     fn list(&self) -> Vec<u8> {
-        let lines = self.0.iter().flat_map(|key| [key.as_bytes(), b"\n"]);
-        lines.flatten().copied().collect()
+        lines(self.0.iter())
     }
 }
 
-/// Why the command did not do its work.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// It could not be run. The cause may pass.
-    NotRun(String),
-    /// It ran, and failed or took too long.
-    Failed(String),
-    /// It was ended because the agent ends.
-    Ended,
+/// Keys, one a line.
+pub(crate) fn lines<'k>(keys: impl Iterator<Item = &'k Key>) -> Vec<u8> {
+    keys.flat_map(|key| [key.as_bytes(), b"\n"]).flatten().copied().collect()
 }
 
 /// What to run, for how long at most, for which directory.
@@ -100,98 +79,16 @@ impl Hook<'_> {
         shutdown: &Shutdown,
     ) -> Result<(), Failure> {
         owed.note(store).map_err(|e| Failure::NotRun(e.to_string()))?;
-        let mut run = Command::new("sh");
-        run.arg("-c")
-            .arg(self.command)
-            .env("CONFIG_SYNC_REVISION", head.position.rev.to_string())
-            .env("CONFIG_SYNC_EPOCH", head.position.epoch.number.to_string())
-            .env("CONFIG_SYNC_TOKEN", head.position.to_string())
-            .env("CONFIG_SYNC_OUT", self.out)
-            .env("CONFIG_SYNC_CHANGED_FILE", store.dir().join(LIST))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            // A group of its own: what it started can be ended with it.
-            .process_group(0);
-        let list = owed.list();
-        if list.len() <= ENVIRONMENT {
-            let lines = list.strip_suffix(b"\n").unwrap_or(&list);
-            run.env("CONFIG_SYNC_CHANGED", OsStr::from_bytes(lines));
-        }
-        let mut child = run.spawn().map_err(|e| Failure::NotRun(format!("cannot start sh: {e}")))?;
-        let mut words = Words::of(&mut child);
-        let status = self.wait(&mut child, &mut words, shutdown).inspect_err(|_| end(&mut child))?;
-        if status.success() {
-            return Ok(());
-        }
-        // Once more than the pipe holds: its end may have come between the last look and the exit.
-        (0..=PIPE / Words::AT_ONCE).take_while(|_| words.more()).for_each(drop);
-        Err(Failure::Failed(format!("{status}: {}", words.text().trim_end())))
+        let (list, file) = (owed.list(), store.dir().join(LIST));
+        let told = Told { head, out: self.out, changed: &list, changed_file: &file };
+        command::run(&mut command::shell(self.command, &told), self.limit, shutdown)
     }
-
-    fn wait(&self, child: &mut Child, words: &mut Words, shutdown: &Shutdown) -> Result<ExitStatus, Failure> {
-        // Later than the clock can tell is never.
-        let until = Instant::now().checked_add(self.limit);
-        loop {
-            // A talkative command must not block on its pipe.
-            let talking = words.more();
-            match child.try_wait() {
-                Ok(Some(status)) => return Ok(status),
-                Ok(None) if until.is_some_and(|until| Instant::now() >= until) => {
-                    return Err(Failure::Failed(format!("not done after {:?}", self.limit)));
-                }
-                Ok(None) if shutdown.is_over() => return Err(Failure::Ended),
-                Ok(None) if talking => {}
-                // There is no portable wait with a limit; the hook is rare and this thread has nothing else to do.
-                Ok(None) => drop(shutdown.0.recv_timeout(Duration::from_millis(5))),
-                Err(e) => return Err(Failure::Failed(e.to_string())),
-            }
-        }
-    }
-}
-
-/// Error output, read without waiting for it. What the command left running in the background loses the pipe
-/// when the command is done.
-struct Words {
-    pipe: Option<ChildStderr>,
-    kept: Vec<u8>,
-}
-
-impl Words {
-    const AT_ONCE: usize = 4 << 10;
-
-    fn of(child: &mut Child) -> Words {
-        let nonblocking = |pipe: &ChildStderr| rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).is_ok();
-        Words { pipe: child.stderr.take().filter(nonblocking), kept: Vec::new() }
-    }
-
-    /// Reads some; whether there was any.
-    fn more(&mut self) -> bool {
-        let mut buffer = [0; Self::AT_ONCE];
-        let Some(Ok(n @ 1..)) = self.pipe.as_mut().map(|pipe| pipe.read(&mut buffer)) else { return false };
-        self.kept.extend_from_slice(&buffer[..n]);
-        // The last words say most.
-        self.kept.drain(..self.kept.len().saturating_sub(WORDS));
-        true
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.kept).into_owned()
-    }
-}
-
-fn end(child: &mut Child) {
-    if let Ok(id) = i32::try_from(child.id())
-        && let Some(group) = rustix::process::Pid::from_raw(id)
-    {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::process::{Stopper, shutdown};
 

@@ -8,7 +8,8 @@
 //!
 //! Owns: the model (keys, states, positions, digests), the messages, the two protocols, and on top of them
 //! directory trees as states ([`tree`]), the verified disk cache ([`store`]), the durable log of an authority
-//! ([`source`]), the two processes of `config-sync`, and the [`client`] that commits, reads and waits. Never: a door into `spanwire` that is not public; a decision by a wall clock.
+//! ([`source`]), a replica for programs ([`Node`]), the processes of `config-sync`, and the [`client`] that commits, reads
+//! and waits. Never: a door into `spanwire` that is not public; a decision by a wall clock.
 //!
 //! ```
 //! use spanwire::protocol::Time;
@@ -44,7 +45,11 @@
 #[cfg(all(unix, feature = "sync"))]
 pub mod agent;
 mod authority;
+#[cfg(all(unix, feature = "sync"))]
+mod check;
 pub mod client;
+#[cfg(all(unix, feature = "sync"))]
+mod command;
 #[cfg(all(unix, feature = "sync"))]
 mod control;
 mod digest;
@@ -58,6 +63,7 @@ mod folders;
 #[cfg(all(unix, feature = "sync"))]
 mod hook;
 mod model;
+mod node;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
@@ -81,6 +87,10 @@ pub use authority::{
 pub use digest::{Digest, LtHash};
 pub use driver::Driver;
 pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
+pub use node::{
+    Changed, Freshness, Node, NodeBuilder, NodeError, NotReached, Snapshot, Validator, WaitFor, Watch,
+    WatchStream,
+};
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};

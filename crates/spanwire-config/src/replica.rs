@@ -12,9 +12,10 @@
 mod heads;
 mod relay;
 mod transfer;
+mod trust;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use spanwire::Message;
@@ -24,6 +25,7 @@ use spanwire::protocol::{
 };
 
 use crate::faults::planted;
+use crate::sign::Keyring;
 use crate::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Level, MIN_CHUNK, NackCode, NamespaceStatus, NodeKind, SLICE,
     WantReason, Welcome,
@@ -58,6 +60,8 @@ pub struct ReplicaSettings {
     pub max_chunk: u32,
     /// What this node can hold. Larger states are refused.
     pub limits: Limits,
+    /// Whose HEADs are believed. Empty: everybody's, since the cluster has no keys. Default: empty.
+    pub trust: Keyring,
     /// How long *fresh* lasts after a sign of life of the authority. Default: 10 s.
     pub fresh: Duration,
     /// Time between beacons until an upstream says its own. Default: 1 s.
@@ -77,6 +81,7 @@ impl Default for ReplicaSettings {
             window: 256 << 10,
             max_chunk: SLICE as u32,
             limits: Limits::default(),
+            trust: Keyring::new(),
             fresh: Duration::from_secs(10),
             beacon: Duration::from_secs(1),
         }
@@ -131,6 +136,8 @@ pub struct ReplicaStatus {
     pub newest: Option<Position>,
     /// The authority gave a sign of life within the time set, by this node's clock.
     pub fresh: bool,
+    /// How long ago that was; `None`: not in this process life.
+    pub rose: Option<Duration>,
     /// The server of the pipe in use.
     pub upstream: Option<ServerId>,
     /// What that server says of the namespace.
@@ -167,6 +174,8 @@ struct Up {
     window: u32,
     /// Words that found no room.
     owed: BTreeSet<Word>,
+    /// HEADs in a row that are not to be believed.
+    doubted: u32,
 }
 
 /// What is said upward again when there is room again.
@@ -210,6 +219,12 @@ pub struct Replica {
     pipes: PipeMap<Up>,
     opened: u64,
     active: Option<PipeId>,
+    /// Since when that pipe is in use.
+    active_since: Time,
+    /// Endpoints whose server was left, and when: they come last for a while.
+    left: BTreeMap<u32, Time>,
+    /// The last HEAD that a trusted key signed: all slices of a transfer carry the same.
+    signed: Option<Head>,
     visible: Option<Held>,
     given: Option<Held>,
     ready: Option<Held>,
@@ -248,6 +263,9 @@ impl Replica {
             pipes: PipeMap::default(),
             opened: 0,
             active: None,
+            active_since: Time::default(),
+            left: BTreeMap::new(),
+            signed: None,
             visible: None,
             given: None,
             ready: None,
@@ -291,12 +309,17 @@ impl Replica {
             data: self.data(),
             visible: self.visible.as_ref().map(|held| held.head.position),
             newest: self.target.as_ref().or(self.tip().map(|held| &held.head)).map(|head| head.position),
-            fresh: self.fresh.is_some_and(|at| now.saturating_since(at) <= self.settings.fresh),
+            fresh: self.is_fresh(now),
+            rose: self.fresh.map(|at| now.saturating_since(at)),
             upstream: up.and_then(|up| up.server),
             namespace: up.and_then(|up| up.status),
             stale_boot: self.stale_boot,
             evidence: self.conflict.clone(),
         }
+    }
+
+    fn is_fresh(&self, now: Time) -> bool {
+        self.fresh.is_some_and(|at| now.saturating_since(at) <= self.settings.fresh)
     }
 
     fn data(&self) -> Data {
@@ -523,10 +546,13 @@ impl Replica {
         self.assembly = None;
         self.awaiting = false;
         self.confirmed = false;
-        let endpoint = |pipe| cx.info(pipe).map_or(u32::MAX, |info| info.endpoint);
-        let next =
-            self.pipes.iter().min_by_key(|(pipe, up)| (up.server.is_none(), endpoint(*pipe), up.opened));
+        let rank = |(pipe, up): &(PipeId, &Up)| {
+            let endpoint = endpoint(cx, *pipe);
+            (up.server.is_none(), self.is_left(cx.now(), endpoint), endpoint, up.opened)
+        };
+        let next = self.pipes.iter().min_by_key(rank);
         self.active = next.map(|(pipe, _)| pipe);
+        self.active_since = cx.now();
         self.behind_anew(cx);
         if self.active.is_some() && !planted("reserve-silent") {
             // A later attempt than that of any pipe before: this is where it is.
@@ -575,15 +601,24 @@ impl Replica {
             self.behind = Some(now);
             match self.active {
                 // It shows that there is more and does not send it.
-                Some(pipe) if self.pipes.len() > 1 => cx.close(pipe, Reason::Protocol("withholds data")),
+                Some(pipe) if self.pipes.len() > 1 => self.leave(cx, pipe, "withholds data"),
                 _ => self.ask(cx, WantReason::Other),
             }
         }
-        let fresh = self.fresh.is_some_and(|at| now.saturating_since(at) <= self.settings.fresh);
+        if let Some(pipe) = self.frozen(now)
+            && !planted("frozen-upstream-kept")
+        {
+            self.leave(cx, pipe, "shows nothing new of the authority");
+        }
+        let fresh = self.is_fresh(now);
         if std::mem::replace(&mut self.was_fresh, fresh) != fresh {
             cx.wake(CHANGED);
         }
     }
+}
+
+fn endpoint(cx: &Cx<'_>, pipe: PipeId) -> u32 {
+    cx.info(pipe).map_or(u32::MAX, |info| info.endpoint)
 }
 
 impl Protocol for Replica {
@@ -595,6 +630,7 @@ impl Protocol for Replica {
         let alone = self.active.is_none();
         if alone {
             self.active = Some(pipe);
+            self.active_since = cx.now();
             self.behind_anew(cx);
         }
         if let Err(reject) = self.greet(cx, pipe) {
@@ -615,6 +651,7 @@ impl Protocol for Replica {
             credited: 0,
             window: self.settings.window,
             owed: BTreeSet::new(),
+            doubted: 0,
         };
         self.pipes.insert(pipe, up);
         if !self.ticking {

@@ -5,11 +5,12 @@
 //! changes, then the old public key is taken away.
 //!
 //! Key files are lines of text: `spanwire-secret ID HEX` and `spanwire-public ID HEX`, 32 bytes in hex; `#`
-//! begins a comment. ID is a number from 1.
+//! begins a comment. ID is a number from 1. A line `spanwire-revoked ID HEX` beside public ones says that nothing
+//! is believed of that key any more, not even what was accepted under it before.
 //!
 //! Owns: keys, signing and checking. Never: randomness that was not passed in; accepts what is not signed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
@@ -19,6 +20,8 @@ use crate::position::Signature;
 
 /// Most public keys of one ring.
 pub const MAX_KEYS: usize = 16;
+/// Most revoked keys of one ring.
+pub const MAX_REVOKED: usize = 1024;
 
 /// What is wrong with a key file.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -80,7 +83,7 @@ impl Secret {
 
     /// The ring that accepts what this signs, and nothing else.
     pub fn public(&self) -> Keyring {
-        Keyring { keys: BTreeMap::from([(self.id, self.key.verifying_key())]) }
+        Keyring { keys: BTreeMap::from([(self.id, self.key.verifying_key())]), ..Keyring::default() }
     }
 
     /// As a key file, for permissions 0600.
@@ -93,9 +96,9 @@ impl Secret {
     /// # Errors
     /// [`KeyFileError`].
     pub fn from_file(text: &str) -> Result<Secret, KeyFileError> {
-        let mut found = lines(text, "spanwire-secret")?;
+        let mut found = lines(text, &["spanwire-secret"])?;
         match (found.pop(), found.is_empty()) {
-            (Some((_, id, seed)), true) => Ok(Secret::from_seed(id, &seed)),
+            (Some((.., id, seed)), true) => Ok(Secret::from_seed(id, &seed)),
             _ => Err(KeyFileError::Count("a secret key file holds one secret key")),
         }
     }
@@ -105,6 +108,30 @@ impl Secret {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Keyring {
     keys: BTreeMap<u32, VerifyingKey>,
+    revoked: BTreeSet<[u8; 32]>,
+}
+
+/// A public key, so that it can be remembered under which one something was accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PublicKey(VerifyingKey);
+
+impl PublicKey {
+    /// From its 32 bytes; `None` if they are none.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Option<PublicKey> {
+        VerifyingKey::from_bytes(bytes).ok().filter(|key| !key.is_weak()).map(PublicKey)
+    }
+
+    /// Its 32 bytes.
+    pub fn to_bytes(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+
+    /// Whether it signed this HEAD.
+    pub fn signed(&self, head: &Head) -> bool {
+        let sig = ed25519_dalek::Signature::from_bytes(&head.sig.0);
+        // Strict: no signature has a second form, and no weak key passes.
+        self.0.verify_strict(&signed_bytes(head), &sig).is_ok()
+    }
 }
 
 impl fmt::Debug for Keyring {
@@ -120,9 +147,9 @@ impl Keyring {
         Keyring::default()
     }
 
-    /// Whether there are no keys.
+    /// Whether nothing is checked. A ring whose keys were all revoked is not empty: it believes nobody.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.keys.is_empty() && self.revoked.is_empty()
     }
 
     /// The numbers.
@@ -130,24 +157,44 @@ impl Keyring {
         self.keys.keys().copied()
     }
 
-    /// Accepts the keys of `other` too; its keys replace those of the same number.
+    /// Whether there is a key of this number.
+    pub fn knows(&self, id: u32) -> bool {
+        self.keys.contains_key(&id)
+    }
+
+    /// Accepts the keys of `other` too; its keys replace those of the same number. What either revoked is revoked.
     pub fn add(&mut self, other: &Keyring) {
         self.keys.extend(&other.keys);
+        self.revoked.extend(&other.revoked);
+        self.keys.retain(|_, key| !self.revoked.contains(key.as_bytes()));
+    }
+
+    /// Takes back the keys of `other`: nothing that they signed is believed any more.
+    pub fn revoke(&mut self, other: &Keyring) {
+        self.revoked.extend(other.keys.values().map(VerifyingKey::to_bytes));
+        self.keys.retain(|_, key| !self.revoked.contains(key.as_bytes()));
+    }
+
+    /// Whether this key was taken back.
+    pub fn has_revoked(&self, key: &PublicKey) -> bool {
+        self.revoked.contains(&key.to_bytes())
     }
 
     /// Whether a HEAD is signed by a key of the ring. Without keys nothing is.
     pub fn verify(&self, head: &Head) -> bool {
-        let Some(key) = self.keys.get(&head.key_id) else { return false };
-        let sig = ed25519_dalek::Signature::from_bytes(&head.sig.0);
-        // Strict: no signature has a second form, and no weak key passes.
-        key.verify_strict(&signed_bytes(head), &sig).is_ok()
+        self.signer(head).is_some()
     }
 
-    /// As a key file.
+    /// The key of the ring that signed a HEAD.
+    pub fn signer(&self, head: &Head) -> Option<PublicKey> {
+        self.keys.get(&head.key_id).map(|key| PublicKey(*key)).filter(|key| key.signed(head))
+    }
+
+    /// As a key file. What was revoked has lost its number and comes as 1.
     pub fn to_file(&self) -> String {
-        (self.keys.iter())
-            .map(|(id, key)| format!("spanwire-public {id} {}\n", hex(key.as_bytes())))
-            .collect()
+        let keys =
+            self.keys.iter().map(|(id, key)| format!("spanwire-public {id} {}\n", hex(key.as_bytes())));
+        keys.chain(self.revoked.iter().map(|key| format!("spanwire-revoked 1 {}\n", hex(key)))).collect()
     }
 
     /// The public keys of a key file: at least one.
@@ -156,15 +203,20 @@ impl Keyring {
     /// [`KeyFileError`].
     pub fn from_file(text: &str) -> Result<Keyring, KeyFileError> {
         let mut ring = Keyring::default();
-        for (line, id, bytes) in lines(text, "spanwire-public")? {
-            let key = VerifyingKey::from_bytes(&bytes);
-            let Some(key) = key.ok().filter(|key| !key.is_weak()) else {
+        for (line, revoked, id, bytes) in lines(text, &["spanwire-public", "spanwire-revoked"])? {
+            let Some(PublicKey(key)) = PublicKey::from_bytes(&bytes) else {
                 return Err(KeyFileError::Line { line, why: "these bytes are no public key" });
             };
-            if ring.keys.insert(id, key).is_some() {
+            if revoked == 1 {
+                ring.revoked.insert(bytes);
+            } else if ring.keys.insert(id, key).is_some() {
                 return Err(KeyFileError::Line { line, why: "a second key of this number" });
             }
         }
+        if ring.revoked.len() > MAX_REVOKED {
+            return Err(KeyFileError::Count("more than 1,024 revoked keys"));
+        }
+        ring.keys.retain(|_, key| !ring.revoked.contains(key.as_bytes()));
         match ring.keys.len() {
             0 => Err(KeyFileError::Count("no public key")),
             1..=MAX_KEYS => Ok(ring),
@@ -195,24 +247,27 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     Some(out)
 }
 
-/// The keys of one kind: line, number, bytes. Lines of the other kind are an error, so that nobody hands out
-/// a secret in a file that was meant to be public.
-fn lines(text: &str, kind: &str) -> Result<Vec<(usize, u32, [u8; 32])>, KeyFileError> {
+/// A line of a key file: its place from 1, which of the kinds it is, number, bytes.
+type Line = (usize, usize, u32, [u8; 32]);
+
+/// The keys of some kinds. Lines of another kind are an error, so that nobody hands out a secret in a file that was
+/// meant to be public.
+fn lines(text: &str, kinds: &[&str]) -> Result<Vec<Line>, KeyFileError> {
     let mut found = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let wrong = |why| KeyFileError::Line { line: i + 1, why };
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
         let Some(word) = words.next() else { continue };
-        if word != kind {
+        let Some(kind) = kinds.iter().position(|kind| *kind == word) else {
             return Err(wrong("not a key of this kind"));
-        }
+        };
         let id = words.next().and_then(|id| id.parse().ok()).filter(|id| *id > 0);
         let id = id.ok_or_else(|| wrong("the number of the key, from 1, is missing"))?;
         let bytes = words.next().and_then(unhex).ok_or_else(|| wrong("a key is 64 hex digits"))?;
         if words.next().is_some() {
             return Err(wrong("more than a key"));
         }
-        found.push((i + 1, id, bytes));
+        found.push((i + 1, kind, id, bytes));
     }
     Ok(found)
 }
@@ -305,6 +360,31 @@ mod tests {
         Secret::from_seed(3, &[1; 32]).sign(&mut signed);
         assert!(!ring.verify(&signed), "an unknown number");
         assert!(!format!("{old:?}").contains("01"), "a secret is not printed");
+    }
+
+    #[test]
+    fn a_revoked_key_signs_nothing_whatever_else_says_that_it_does() {
+        let (old, new) = (Secret::from_seed(1, &[1; 32]), Secret::from_seed(2, &[2; 32]));
+        let text = format!(
+            "{}{}{}",
+            old.public().to_file(),
+            new.public().to_file(),
+            old.public().to_file().replace("public", "revoked")
+        );
+        let ring = Keyring::from_file(&text).expect("a ring");
+        assert_eq!(ring.ids().collect::<Vec<_>>(), [2]);
+        let mut signed = head();
+        old.sign(&mut signed);
+        let signer = old.public().signer(&signed).expect("it signed that");
+        assert!(!ring.verify(&signed) && ring.has_revoked(&signer) && signer.signed(&signed));
+        assert_eq!(PublicKey::from_bytes(&signer.to_bytes()), Some(signer));
+        // Neither its file nor another ring brings it back.
+        let mut again = Keyring::from_file(&ring.to_file()).expect("a ring");
+        again.add(&old.public());
+        assert_eq!(again, ring);
+        let mut ring = old.public();
+        ring.revoke(&old.public());
+        assert!(!ring.is_empty() && ring.has_revoked(&signer), "without a key it believes nobody");
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! one whole. A slot is believed only if its own hash is right *and* its content has the digest that its HEAD
 //! names. Files have permissions 0600, the folder 0700.
 //!
+//! With keys ([`Store::set_trust`]) a slot remembers under which one its HEAD was accepted, and is believed under that
+//! one, also when it is no longer trusted for what is new; a revoked key voids it.
+//!
 //! Owns: the files of the folder, and the lock on it. Never: repairs what is damaged; it says what it found
 //! and passes it over.
 
@@ -15,10 +18,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
 
+use crate::sign::{Keyring, PublicKey};
 use crate::wire::{Reader, Write, decode_state, encode_state};
 use crate::{Base, Head, Id, Position, State};
 
-const MAGIC: &[u8; 8] = b"spwcfg\x00\x01";
+const MAGIC: &[u8; 8] = b"spwcfg\x00\x02";
+/// The form before this one, without the key.
+const OLD_MAGIC: &[u8; 8] = b"spwcfg\x00\x01";
 const IDENTITY: &[u8; 8] = b"spwnode\x01";
 const SLOTS: [&str; 2] = ["slot-a", "slot-b"];
 
@@ -76,6 +82,8 @@ pub struct Store {
     damaged: Vec<String>,
     /// The slot to write next.
     next: usize,
+    /// Whose HEADs are believed.
+    trust: Keyring,
 }
 
 impl Store {
@@ -99,6 +107,7 @@ impl Store {
             identity: fresh(None, 0)?,
             damaged: Vec::new(),
             next: 0,
+            trust: Keyring::new(),
         };
         match store.known("identity", parse_identity) {
             Ok(Some((id, opened))) => store.identity = fresh(Some(id), opened)?,
@@ -110,6 +119,12 @@ impl Store {
         }
         store.write_identity()?;
         Ok(store)
+    }
+
+    /// Whose HEADs are believed, for [`load`](Self::load) and [`save`](Self::save). Without keys, which is so at first,
+    /// everybody's.
+    pub fn set_trust(&mut self, trust: Keyring) {
+        self.trust = trust;
     }
 
     /// What was found damaged when the folder was opened, for people.
@@ -197,7 +212,9 @@ impl Store {
         let mut found: Vec<(usize, Head, State)> = Vec::new();
         for (index, name) in SLOTS.iter().enumerate() {
             let path = self.path(name);
-            match read_slot(&path, most) {
+            let read = read_slot(&path, most)
+                .and_then(|slot| slot.map(|slot| slot.believed(&self.trust)).transpose());
+            match read {
                 Ok(Some((head, state))) => found.push((index, head, state)),
                 Ok(None) => {}
                 Err(why) => loaded.damaged.push(format!("{}: {why}", path.display())),
@@ -219,6 +236,7 @@ impl Store {
     /// [`StoreError::Io`]; the newer slot is as it was, and the older may be.
     pub fn save(&mut self, head: &Head, state: &State) -> Result<(), StoreError> {
         let mut bytes = MAGIC.to_vec();
+        bytes.raw(&self.trust.signer(head).map_or([0; 32], |key| key.to_bytes()));
         head.encode(&mut bytes);
         let entries = encode_state(state);
         bytes.u64(entries.len() as u64);
@@ -267,7 +285,7 @@ impl Store {
 /// The newest whole revision of a state folder, whoever uses it: for tools that look from outside.
 pub fn peek(dir: &Path, most: u64) -> Option<(Head, State)> {
     let slots = SLOTS.iter().filter_map(|name| read_slot(&dir.join(name), most).ok().flatten());
-    slots.reduce(|a, b| if a.0.position < b.0.position { b } else { a })
+    slots.map(|slot| (slot.head, slot.state)).reduce(|a, b| if a.0.position < b.0.position { b } else { a })
 }
 
 fn private() -> OpenOptions {
@@ -306,8 +324,32 @@ fn parse_applied(bytes: &[u8]) -> Option<Base> {
     (r.array::<32>().ok()? == *blake3::hash(&bytes[..body]).as_bytes()).then_some(base)
 }
 
-/// A slot's revision; `None` if there is no such file.
-fn read_slot(path: &Path, most: u64) -> Result<Option<(Head, State)>, String> {
+/// What a slot holds.
+struct Slot {
+    /// Under which its HEAD was accepted.
+    key: Option<PublicKey>,
+    head: Head,
+    state: State,
+}
+
+impl Slot {
+    /// Its revision, if it may be shown: where there are keys, under the one that it remembers.
+    fn believed(self, trust: &Keyring) -> Result<(Head, State), String> {
+        let Slot { key, head, state } = self;
+        let key = key.or_else(|| trust.signer(&head));
+        let refused = match key {
+            _ if trust.is_empty() => None,
+            None => Some("no trusted key signed its HEAD"),
+            Some(key) if trust.has_revoked(&key) => Some("the key that signed its HEAD is revoked"),
+            Some(key) if !key.signed(&head) => Some("its HEAD is not signed by the key that it names"),
+            Some(_) => None,
+        };
+        refused.map_or(Ok((head, state)), |why| Err(why.into()))
+    }
+}
+
+/// What is in a slot; `None` if there is no such file.
+fn read_slot(path: &Path, most: u64) -> Result<Option<Slot>, String> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -329,19 +371,20 @@ fn read_slot(path: &Path, most: u64) -> Result<Option<(Head, State)>, String> {
     let mut r = Reader::new(&bytes);
     let parsed = (|| {
         let magic: [u8; 8] = r.array()?;
+        let key = if magic == *OLD_MAGIC { [0; 32] } else { r.array()? };
         let head = Head::decode(&mut r)?;
         let len = r.u64()?;
         let entries = r.take(usize::try_from(len).map_err(|_| crate::wire::DecodeError::Short)?)?;
-        Ok::<_, crate::wire::DecodeError>((magic, head, decode_state(&entries)?))
+        Ok::<_, crate::wire::DecodeError>((magic, key, head, decode_state(&entries)?))
     })();
-    let (magic, head, state) = parsed.map_err(|e| e.to_string())?;
-    if magic != *MAGIC {
+    let (magic, key, head, state) = parsed.map_err(|e| e.to_string())?;
+    if magic != *MAGIC && magic != *OLD_MAGIC {
         return Err("not a slot of this version".into());
     }
     if (state.keys(), state.bytes(), state.digest()) != (head.keys, head.bytes, head.digest) {
         return Err("its content does not have the digest that its HEAD names".into());
     }
-    Ok(Some((head, state)))
+    Ok(Some(Slot { key: PublicKey::from_bytes(&key), head, state }))
 }
 
 #[cfg(test)]
@@ -349,6 +392,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::sign::Secret;
     use crate::{Entry, Epoch, Key};
 
     fn revision(rev: u64, value: &str) -> (Head, State) {
@@ -426,6 +470,51 @@ mod tests {
         // The next save takes the damaged slot's place, not the good one's.
         store.save(&h2, &s2).expect("saved");
         assert_eq!(store.load(1 << 20).before.map(|(h, _)| h.position.rev), Some(1));
+    }
+
+    #[test]
+    fn invariant_05_a_slot_is_believed_under_the_key_that_it_was_accepted_under_until_that_is_revoked() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (old, new) = (Secret::from_seed(1, &[1; 32]), Secret::from_seed(1, &[2; 32]));
+        let (mut head, state) = revision(1, "one");
+        old.sign(&mut head);
+        let mut store = open(&dir);
+        store.set_trust(old.public());
+        store.save(&head, &state).expect("saved");
+        let found = |store: &mut Store, trust: Keyring| {
+            store.set_trust(trust);
+            let loaded = store.load(1 << 20);
+            (loaded.newest.is_some(), loaded.damaged.join(" "))
+        };
+        // Retired, and another key has its number; no keys any more; revoked.
+        assert_eq!(found(&mut store, new.public()), (true, String::new()));
+        assert_eq!(found(&mut store, Keyring::new()), (true, String::new()));
+        let mut trust = new.public();
+        trust.revoke(&old.public());
+        let (there, why) = found(&mut store, trust);
+        assert!(!there && why.contains("revoked"), "{why}");
+        // What was stored before there were keys has to be signed by one of them.
+        let (head, state) = revision(2, "two");
+        store.set_trust(Keyring::new());
+        store.save(&head, &state).expect("saved");
+        let (there, why) = found(&mut store, new.public());
+        assert!(there && why.contains("no trusted key"), "the older slot serves: {why}");
+        assert_eq!(store.load(1 << 20).newest.map(|(head, _)| head.position.rev), Some(1));
+    }
+
+    #[test]
+    fn a_slot_of_the_form_before_is_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut store = open(&dir);
+        let (head, state) = revision(1, "one");
+        store.save(&head, &state).expect("saved");
+        let path = store.path(SLOTS[0]);
+        let now = fs::read(&path).expect("written");
+        let mut old = [&OLD_MAGIC[..], &now[8 + 32..now.len() - 32]].concat();
+        let hash = blake3::hash(&old);
+        old.extend_from_slice(hash.as_bytes());
+        fs::write(&path, &old).expect("writable");
+        assert_eq!(store.load(1 << 20).newest, Some((head, state)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use spanwire_config::process::{Log, ProcessError, Stopper, shutdown};
+use spanwire_config::sign::{Keyring, Secret};
 use spanwire_config::{Limits, State, agent, relay, serve, store, tree};
 
 #[path = "processes/control.rs"]
@@ -229,6 +230,94 @@ fn a_hook_that_fails_or_hangs_is_reported_and_the_files_stay() {
     w.write("src/b", "3");
     let applied = server.await_line(", applied 1/");
     assert!(applied.contains(":3"), "{applied}");
+    w.await_equal("n");
+}
+
+#[test]
+fn invariant_10_what_the_check_command_refuses_is_held_and_the_last_good_stays() {
+    let w = World::new();
+    w.write("src/a", "good");
+    w.write("src/d/b", "2");
+    let mut server = Running::serve(w.serve_config());
+    let checked = |w: &World| {
+        let mut config = w.agent_config("n");
+        // It stands in the new tree, and is told what is kept now.
+        config.validate = Some(format!(
+            "echo \"$(cat a) over $(cat \"$CONFIG_SYNC_OUT/a\"): $(echo $CONFIG_SYNC_CHANGED) $(cat d/b) $(echo $(ls))\" >> '{}'; \
+             if grep -q bad a; then echo it is bad >&2; exit 3; fi; if grep -q slow a; then sleep 1000; fi",
+            w.path("checks").display()
+        ));
+        config.validate_limit = Duration::from_millis(1_500);
+        config.on_change = Some(format!("cat \"$CONFIG_SYNC_OUT/a\" >> '{}'", w.path("hooks").display()));
+        config
+    };
+    let mut agent = Running::agent(checked(&w));
+    server.await_line("applied 1/");
+    w.write("src/a", "bad");
+    let line = server.await_line("Check");
+    assert!(line.contains("it is bad") && line.contains('3') && line.contains("applied 1/"), "{line}");
+    agent.await_line("state: Held");
+    assert_eq!((text(&w.path("n/a")), w.stored("n")), ("good".into(), Some(1)));
+    // After a restart it is judged again, once.
+    agent.end().expect("a farewell");
+    agent = Running::agent(checked(&w));
+    agent.await_line("refused");
+    agent.await_line("state: Held");
+    assert_eq!(text(&w.path("n/a")), "good");
+    // Too long is a refusal too, and what comes after is taken.
+    w.write("src/a", "slow");
+    server.await_line("not done after");
+    w.write("src/a", "better");
+    await_that("the next", || text(&w.path("n/a")) == "better");
+    let checks = text(&w.path("checks"));
+    let expected = "good over : a d/b 2 a d\nbad over good: a 2 a d\nbad over good: a 2 a d\n\
+                    slow over good: a 2 a d\nbetter over good: a 2 a d\n";
+    assert_eq!(checks, expected);
+    await_that("its hook", || text(&w.path("hooks")) == "goodbetter");
+    // An agent that ends while it waits for the command has taken nothing.
+    w.write("src/a", "slow again");
+    await_that("the command", || text(&w.path("checks")).contains("slow again"));
+    agent.end().expect("a farewell");
+    assert_eq!(text(&w.path("n/a")), "better");
+    server.end().expect("a farewell");
+    assert!(!server.lines().iter().any(|line| line.contains("visible 1/") && line.contains(":5,")));
+}
+
+#[test]
+fn invariant_05_an_agent_with_keys_takes_only_what_they_signed() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let (old, new) = (Secret::from_seed(1, &[1; 32]), Secret::from_seed(2, &[2; 32]));
+    let mut config = w.serve_config();
+    (config.secret, config.keys) = (Some(old.clone()), old.public());
+    let mut server = Running::serve(config.clone());
+    let trusting = |name: &str, trust: &Keyring| {
+        let mut config = w.agent_config(name);
+        config.trust = trust.clone();
+        Running::agent(config)
+    };
+    let mut agent = trusting("n", &old.public());
+    server.await_line("applied 1/");
+    w.await_equal("n");
+    let stranger = trusting("m", &new.public());
+    stranger.await_line("no trusted key signed");
+    assert!(!w.path("m/a").exists());
+    // The key is replaced: both are trusted for a while, and then what is in the folder is believed under the old one.
+    agent.end().expect("a farewell");
+    server.end().expect("a farewell");
+    agent = trusting("n", &new.public());
+    agent.await_line("last good revision in place");
+    agent.end().expect("a farewell");
+    let mut revoked = new.public();
+    revoked.revoke(&old.public());
+    agent = trusting("n", &revoked);
+    agent.await_line("is revoked");
+    agent.await_line("state: Empty");
+    (config.secret, config.keys) = (Some(new.clone()), new.public());
+    config.keys.add(&old.public());
+    let _server = Running::serve(config);
+    stranger.await_line("state: Live");
+    agent.await_line("state: Live");
     w.await_equal("n");
 }
 

@@ -312,6 +312,30 @@ fn every_option_does_what_it_says() {
 }
 
 #[test]
+fn with_keys_only_what_they_signed_is_taken_and_a_check_command_may_refuse_it() {
+    let w = World::new();
+    for (file, id) in [("one", 1), ("two", 2)] {
+        assert_eq!(w.run(&format!("keygen {{}}/{file} --id {id}")).ends().0, Some(0));
+    }
+    // Never over a key that is there.
+    assert_eq!(w.run("keygen {}/one").ends().0, Some(2));
+    let server = w.serve(" --key {}/two --trust {}/one.pub");
+    let agent = w.agent(" --trust {}/one.pub --trust {}/two.pub --validate ./a");
+    // Its one file is no program, so the command that it is fails.
+    assert!(server.says("Check: ").contains("applied -"));
+    agent.says("state: Held");
+    agent.signal("-TERM");
+    assert_eq!(agent.ends().0, Some(0));
+    let agent = w.agent(" --trust {}/two.pub --validate-limit 9 --validate true");
+    server.says("applied 1/");
+    assert_eq!(text(&w.path("out/a")), "1");
+    drop(agent);
+    let stranger = w.run(&format!("agent --connect {} --trust {{}}/one.pub --out {{}}/stranger", w.url));
+    stranger.says("no trusted key signed");
+    assert!(!w.path("stranger/a").exists());
+}
+
+#[test]
 fn a_request_that_makes_no_sense_is_2() {
     let w = World::new();
     std::fs::create_dir(w.path("out")).expect("writable");
@@ -321,6 +345,9 @@ fn a_request_that_makes_no_sense_is_2() {
         (w.agent(" --label x"), "--help"),
         (w.agent(""), "--take-over"),
         (w.agent(" --state {}/out/state"), "--state"),
+        (w.agent(" --trust {}/conf/a"), "not a key"),
+        (w.serve(" --key {}/absent"), "absent"),
+        (w.run("keygen {}/key --id 0"), "--help"),
         (w.serve(" --state {}/conf/state"), "--state"),
         (w.run("serve --bind tcp://127.0.0.1:0 --dir /"), "--state"),
         (w.run("agent --connect tcp://127.0.0.1:1 --out /proc --state {}/state"), "mount point"),

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of positions, freshness, conflicts. Never: moves what is visible.
 
-use spanwire::protocol::{Cx, DropReason};
+use spanwire::protocol::Cx;
 
 use super::{CHANGED, Refusal, Replica, Verdict, Word};
 use crate::faults::planted;
@@ -10,10 +10,12 @@ use crate::wire::NackCode;
 use crate::{Head, OverLimit, Position, chain};
 
 impl Replica {
-    /// Any HEAD: freshness, conflicts, and whether it is news (the six rules of a replica).
+    /// Any HEAD: freshness, conflicts, and whether it is news (the rules of a replica).
     pub(super) fn on_head(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
-        if head.cluster != self.settings.cluster || head.namespace != self.settings.namespace {
-            cx.dropped(self.active, DropReason::Own("foreign-head"));
+        if planted("seq-before-signature") {
+            self.note_seq(cx, head);
+        }
+        if !self.believes(cx, head) {
             return Verdict::Ignore;
         }
         let tip = self.tip().map(|held| held.head.clone());

@@ -1,11 +1,13 @@
 //! Sender and receiver, joined by hand (and in `sockets`, by real sockets): what each of them says, keeps and bounds.
 
 mod history;
+mod library;
 mod memory;
 mod relays;
 mod reports;
 mod sockets;
 mod transfers;
+mod trust;
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;

@@ -11,14 +11,14 @@ pub(crate) mod tree;
 use std::time::Duration;
 
 use spanwire::Message;
-use spanwire_config::sign::Secret;
+use spanwire_config::sign::{Keyring, Secret};
 use spanwire_config::wire::Frame;
-use spanwire_config::{ChangeSet, Epoch, Id, Key, Limits, Place, ReplicaSettings, Settings, State};
+use spanwire_config::{ChangeSet, Epoch, Head, Id, Key, Limits, Place, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Fault, Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step, Way, What};
 
 pub(crate) use nodes::Party;
 use nodes::{Agent, BEACON, FRESH, Folder, HELLO, STALL, Server, key};
-use oracle::Oracle;
+use oracle::{Keys, Oracle};
 
 #[cfg(feature = "faults")]
 pub(crate) use spanwire_config::faults::planted;
@@ -78,8 +78,15 @@ pub(crate) struct Cluster {
     servers: usize,
     /// What nodes show is judged some time after they showed it.
     lazy: bool,
+    /// HEADs are signed, and nodes look at that: then who lies may change all of a HEAD.
+    keys: bool,
     server_settings: Vec<Settings>,
     node_settings: Vec<ReplicaSettings>,
+}
+
+/// The key of the cluster.
+fn secret() -> Secret {
+    Secret::from_seed(1, &[7; 32])
 }
 
 /// The world of a seed.
@@ -95,7 +102,10 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
     let agents = 2 + rng.below(5);
     let lies = rng.one_in(3);
     let wide = !rng.one_in(4);
-    let (lazy, keys) = (rng.one_in(4), rng.one_in(8));
+    let (lazy, keys) = (rng.one_in(4), rng.one_in(4));
+    // A rogue may have a key of its own, that nobody trusts: under the same number or another.
+    let foreign = keys && second == Second::Rogue && rng.one_in(2);
+    let foreign_key = Secret::from_seed(1 + rng.below(2) as u32, &[8; 32]);
 
     let mut routes = Vec::new();
     for agent in 0..agents {
@@ -125,7 +135,10 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
             // Shorter or longer than a replica waits before it asks again.
             stall: if rng.one_in(2) { STALL } else { STALL * 2 },
             hello: HELLO,
-            secret: keys.then(|| Secret::from_seed(1, &[7; 32])),
+            secret: match foreign && server == 1 {
+                true => Some(foreign_key.clone()),
+                false => keys.then(secret),
+            },
             ..Settings::default()
         })
         .collect();
@@ -137,6 +150,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
             max_chunk: 4_096,
             fresh: FRESH,
             beacon: BEACON,
+            trust: if keys { secret().public() } else { Keyring::new() },
             limits: Limits { bytes: if small && agent == 0 { 6_000 } else { 1 << 20 }, ..Limits::default() },
             ..ReplicaSettings::default()
         })
@@ -153,11 +167,12 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
     let plan = plan(&mut rng, second, servers, agents, &routes, lies);
     Setup {
         model: Cluster {
-            oracle: Oracle::new(servers, &routes, lies, second == Second::Twin, keys),
+            oracle: Oracle::new(servers, &routes, lies, second == Second::Twin, Keys { used: keys, foreign }),
             second,
             fork: false,
             servers,
             lazy,
+            keys,
             server_settings,
             node_settings,
         },
@@ -286,6 +301,24 @@ fn changes(puts: &[(usize, usize, u8)], deletes: &[usize], poison: Option<[u8; 2
         None => changes.delete(bad),
     }
     changes
+}
+
+/// What somebody without the key can make of a HEAD.
+fn forge(head: &mut Head, random: u64) {
+    match random % 8 {
+        0 => head.seq += 1 << 41,
+        1 => head.position.rev += 1,
+        2 => head.position.epoch.number += 1,
+        3 => head.position.epoch.incarnation.0[0] ^= 1,
+        4 => head.chain[0] ^= 1,
+        5 => head.digest.0[0] ^= 1,
+        6 => head.cluster.0[0] ^= 1,
+        _ => {
+            head.seq += 1 << 41;
+            let (number, seed) = (1 + (random >> 8 & 1) as u32, [9; 32]);
+            Secret::from_seed(number, &seed).sign(head);
+        }
+    }
 }
 
 fn with_server<R>(
@@ -462,7 +495,12 @@ impl Model for Cluster {
     fn tamper(&mut self, message: &Message, random: u64) -> Option<Message> {
         let mut frame = Frame::decode(&message.clone().into_bytes()).ok()?;
         let cohort = random.is_multiple_of(4);
+        let forged = self.keys && random >> 40 & 1 == 0;
         match &mut frame {
+            Frame::Slice(slice) if forged => forge(&mut slice.head, random >> 16),
+            Frame::Beacon(heads) if forged && !heads.is_empty() => {
+                heads.iter_mut().for_each(|head| forge(head, random >> 16));
+            }
             Frame::Slice(slice) if cohort => slice.head.audience = "canary".into(),
             Frame::Slice(slice) => {
                 let mut bytes = slice.bytes.to_vec();

@@ -6,7 +6,7 @@
 mod passage;
 mod state;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::AddAssign;
 use std::time::Duration;
 
@@ -125,6 +125,12 @@ struct Truth {
     waits: Option<Time>,
     /// Pipes that it used: what comes over one in reserve is not looked at.
     asked: BTreeSet<Link>,
+    /// When it asked for what is new last.
+    asked_at: Time,
+    /// Pipes on which a server greeted it, and since when.
+    welcomed: BTreeMap<Link, Time>,
+    /// Forged HEADs in a row, by pipe.
+    forged: BTreeMap<Link, u32>,
 }
 
 /// What a server has on record of a node.
@@ -142,7 +148,9 @@ pub(crate) struct Oracle {
     servers: usize,
     lies: bool,
     twin: bool,
-    keys: bool,
+    keys: Keys,
+    /// HEADs that left a server whose key nodes trust, byte for byte.
+    issued: HashSet<[u8; 32]>,
     /// The epoch in which a server was shown, with a signature, that its store is old: since it started.
     frozen: Vec<Option<Epoch>>,
     /// Highest epoch number that nodes showed to each server since it started.
@@ -163,7 +171,18 @@ pub(crate) struct Oracle {
     at_heal: Vec<Link>,
     tail_seen: bool,
     quiet: Option<Vec<Link>>,
+    /// Connections that their nodes had cause to leave since.
+    in_vain: BTreeSet<Link>,
     known_links: u64,
+}
+
+/// Who signs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys {
+    /// HEADs are signed, and nodes look at that.
+    pub(crate) used: bool,
+    /// The second server has a key that nodes do not trust.
+    pub(crate) foreign: bool,
 }
 
 type Checked = Result<(), String>;
@@ -180,6 +199,12 @@ fn server(net: &Net<Party>, node: usize) -> Option<&Server> {
         Some(Party::Server(server)) => Some(server),
         _ => None,
     }
+}
+
+fn print_of(head: &Head) -> [u8; 32] {
+    let mut bytes = Vec::new();
+    head.encode(&mut bytes);
+    *blake3::hash(&bytes).as_bytes()
 }
 
 fn decode(message: &Message) -> Option<Frame> {
@@ -224,7 +249,7 @@ pub(crate) fn describe(message: &Message) -> String {
 }
 
 impl Oracle {
-    pub(crate) fn new(servers: usize, routes: &[Route], lies: bool, twin: bool, keys: bool) -> Oracle {
+    pub(crate) fn new(servers: usize, routes: &[Route], lies: bool, twin: bool, keys: Keys) -> Oracle {
         let nodes = routes.iter().map(|route| route.from + 1).max().unwrap_or(servers);
         Oracle {
             counts: Counts::default(),
@@ -233,6 +258,7 @@ impl Oracle {
             lies,
             twin,
             keys,
+            issued: HashSet::new(),
             frozen: vec![None; servers],
             seen: vec![0; servers],
             lineage: vec![BTreeSet::new(); servers],
@@ -247,6 +273,7 @@ impl Oracle {
             at_heal: Vec::new(),
             tail_seen: false,
             quiet: None,
+            in_vain: BTreeSet::new(),
             known_links: 0,
         }
     }
@@ -369,6 +396,11 @@ impl Oracle {
         Ok(())
     }
 
+    /// Whether a node may believe a HEAD: one that left a server whose key it trusts, as it was.
+    fn is_true(&self, head: &Head) -> bool {
+        !self.keys.used || self.issued.contains(&print_of(head))
+    }
+
     fn find(&self, head: &Head) -> Option<&(Head, State)> {
         self.committed.get(&(place(&head.position), head.chain))
     }
@@ -383,8 +415,9 @@ impl Oracle {
                 if matches!(&frame, Frame::Want(..))
                     || matches!(&frame, Frame::Hello(h) if !h.wants.is_empty())
                 {
-                    self.truths[from].asked.insert(link);
-                    self.truths[from].waits = None;
+                    let truth = &mut self.truths[from];
+                    truth.asked.insert(link);
+                    (truth.waits, truth.asked_at) = (None, net.now());
                 }
                 self.node_sent(from, &frame)
             }
@@ -461,7 +494,7 @@ impl Oracle {
                 return Err(format!("invariant 18: node {n} is connected and not fresh"));
             }
         }
-        for link in self.quiet.iter().flatten() {
+        for link in self.quiet.iter().flatten().filter(|link| !self.in_vain.contains(link)) {
             if !net.link(*link).is_some_and(|view| view.dialer.1 && view.listener.1) {
                 return Err(format!("rest: {link:?} ended although nothing was wrong with it"));
             }

@@ -5,6 +5,9 @@ use super::*;
 impl Oracle {
     /// Invariants 6 and 7: what leaves a server is durable there, and is what was committed.
     pub(super) fn left(&mut self, net: &Net<Party>, from: usize, head: &Head) -> Checked {
+        if self.keys.used && !(self.keys.foreign && from == 1) {
+            self.issued.insert(print_of(head));
+        }
         if self.find(head).is_none() {
             self.learn(net, from)?;
         }
@@ -78,7 +81,10 @@ impl Oracle {
                 if talk.sent > talk.taken {
                     talk.since.get_or_insert(now);
                 }
-                if talk.exact && talk.contradicts == Some(slice.head.position.epoch) {
+                // A store that failed cannot say what was issued long ago: then a node is served, whatever it shows.
+                let knows = server(net, from).is_some_and(|server| !server.has_failed());
+                let talk = self.conversation(net, link, from, to);
+                if talk.exact && knows && talk.contradicts == Some(slice.head.position.epoch) {
                     return Err(format!("invariant 7: {at} is sent to who holds another history"));
                 }
                 if slice.offset == 0 {
@@ -219,6 +225,12 @@ impl Oracle {
 
     /// Invariant 7: a server that is shown what it cannot have issued says so.
     pub(super) fn contradiction(&mut self, net: &Net<Party>, link: Link) -> Checked {
+        let foreign = self.keys.foreign;
+        if let Some(talk) = self.conversations.get_mut(&link).filter(|talk| foreign && talk.server == 1) {
+            // It takes no word of those whose key it does not know, and serves them as if they showed nothing.
+            talk.have = None;
+            return Ok(());
+        }
         let Some(talk) = self.conversations.get(&link) else { return Ok(()) };
         if let Some(have) = &talk.have {
             let seen = &mut self.seen[talk.server];
@@ -247,7 +259,7 @@ impl Oracle {
         }
         if let (true, Some(talk)) = (expected, self.conversations.get_mut(&link)) {
             talk.contradicts = Some(epoch);
-            if self.keys && !lazy {
+            if self.keys.used && !lazy {
                 self.frozen[at_server] = Some(epoch);
             }
         }
@@ -262,14 +274,29 @@ impl Oracle {
                 self.truths[to].waits = None;
                 vec![&slice.head]
             }
+            Frame::Welcome(_) => {
+                self.truths[to].welcomed.entry(link).or_insert(net.now());
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         let Some(node) = agent(net, to) else { return Ok(()) };
         let open = net.link(link).is_some_and(|view| view.dialer.1);
         let used = self.truths[to].asked.contains(&link);
         let status = node.socket.protocol().status(net.now());
-        for head in heads.into_iter().filter(|head| used && head.audience.is_empty()) {
+        for head in heads.into_iter().filter(|_| used) {
+            let forged = !self.is_true(head);
             let truth = &mut self.truths[to];
+            let row = truth.forged.entry(link).or_default();
+            *row = if forged { *row + 1 } else { 0 };
+            if *row >= 3 && open {
+                return Err(format!(
+                    "invariant 5: node {to} listens to {row} forged HEADs in a row on {link:?}"
+                ));
+            }
+            if forged || !head.audience.is_empty() {
+                continue;
+            }
             let first = truth.seqs.is_empty();
             let epoch = (head.position.epoch.number, head.position.epoch.incarnation);
             let known = truth.seqs.get(&epoch).copied();

@@ -34,6 +34,16 @@ impl Oracle {
         if status.fresh && truth.rose.is_none_or(|rose| net.now().saturating_since(rose) > FRESH) {
             return Err(format!("invariant 18: node {n} says fresh; seq rose last at {:?}", truth.rose));
         }
+        if let Some((_, other)) =
+            status.evidence.as_ref().filter(|(a, b)| !self.is_true(a) || !self.is_true(b))
+        {
+            return Err(format!(
+                "invariant 5: node {n} takes a forged {} for another history",
+                other.position
+            ));
+        }
+        self.check_upstream(net, n, status.fresh)?;
+        let truth = &mut self.truths[n];
         let behind = status.data == Data::Behind && node.given.is_none() && !protocol.readiness().recv;
         truth.waits = behind.then_some(truth.waits.unwrap_or(net.now()));
         if let (Some(waits), Some(healed)) = (truth.waits, self.healed)
@@ -56,9 +66,33 @@ impl Oracle {
         Ok(())
     }
 
+    /// Invariant 18: who is not fresh tries another server that is there.
+    fn check_upstream(&mut self, net: &Net<Party>, n: usize, fresh: bool) -> Checked {
+        let truth = &self.truths[n];
+        let (Some(healed), false) = (self.healed, fresh) else { return Ok(()) };
+        let there = |link: &Link| net.link(*link).filter(|view| view.dialer.1 && !view.frozen);
+        let Some(used) = truth.asked.iter().find_map(there) else { return Ok(()) };
+        let others = truth
+            .welcomed
+            .iter()
+            .filter(|(link, _)| there(link).is_some_and(|view| view.listener.0 != used.listener.0));
+        let Some(other) = others.map(|(_, since)| *since).min() else { return Ok(()) };
+        let since = other.max(healed).max(truth.asked_at).max(truth.rose.unwrap_or(healed));
+        self.in_vain.insert(used.link);
+        if truth.welcomed.contains_key(&used.link) && net.now().saturating_since(since) > FRESH + BEACON * 3 {
+            return Err(format!(
+                "invariant 18: node {n} hears nothing new since {since:?} and stays with it"
+            ));
+        }
+        Ok(())
+    }
+
     /// Invariants 1, 2, 7 and 8: byte for byte what was committed there, nothing of before or after it.
     pub(super) fn check_content(&self, n: usize, head: &Head, state: &State) -> Checked {
         let at = head.position;
+        if !self.is_true(head) {
+            return Err(format!("invariant 5: node {n} shows {at} of a HEAD that no trusted key signed"));
+        }
         let Some((known, truth)) = self.find(head) else {
             return Err(format!("invariant 1: node {n} shows {at}, which was never committed"));
         };

@@ -1,0 +1,52 @@
+//! The command that judges a revision before anything of it is kept or shown.
+//!
+//! Owns: a copy of the new tree as files, in the state folder, made right before each run. Never: the directory that
+//! is kept; an opinion of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::command::{self, Failure, Told};
+use crate::process::Shutdown;
+use crate::store::Store;
+use crate::tree::{Output, TreeError};
+use crate::{ChangeSet, Update, hook};
+
+/// A command, and where it finds what it is to judge.
+#[derive(Debug)]
+pub(crate) struct Check {
+    command: String,
+    limit: Duration,
+    /// Holds the tree, the list of what changed, and a staging folder.
+    dir: PathBuf,
+    tree: Output,
+}
+
+impl Check {
+    pub(crate) fn open(store: &Store, command: &str, limit: Duration) -> Result<Check, TreeError> {
+        let dir = store.dir().join("check");
+        let tree = Output::open(&dir.join("tree"), &dir.join("staging"))?;
+        Ok(Check { command: command.to_owned(), limit, dir, tree })
+    }
+
+    /// Runs it on `update`, in the directory that holds the new tree. `changes` is how it differs from what is in
+    /// `out`.
+    pub(crate) fn run(
+        &self,
+        update: &Update,
+        changes: &ChangeSet,
+        out: &std::path::Path,
+        shutdown: &Shutdown,
+    ) -> Result<(), Failure> {
+        let not_run = |why: String| Failure::NotRun(why);
+        // Only what differs from the tree before is written.
+        self.tree.repair(&update.state).map_err(|e| not_run(e.to_string()))?;
+        let (tree, list) = (self.dir.join("tree"), self.dir.join("changed"));
+        let changed = hook::lines(changes.keys());
+        std::fs::write(&list, &changed).map_err(|e| not_run(format!("{}: {e}", list.display())))?;
+        let told = Told { head: &update.head, out, changed: &changed, changed_file: &list };
+        let mut run = command::shell(&self.command, &told);
+        run.env("CONFIG_SYNC_NEW", &tree).current_dir(&tree);
+        command::run(&mut run, self.limit, shutdown)
+    }
+}

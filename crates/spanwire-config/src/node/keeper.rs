@@ -1,0 +1,187 @@
+//! The thread of a node: judges, stores, shows and reports one revision after the other.
+//!
+//! Owns: the order validate, persist, publish, act; each step is reported when it is done. Never: shows what a
+//! validator refused; says that something is on disk which is not; wakes when there is nothing to do.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spanwire::protocol::{Cx, Receives};
+use spanwire::{Socket, WaitError};
+
+use super::{Board, Changed, OnChange, Snapshot, Validator};
+#[cfg(all(unix, feature = "sync"))]
+use crate::store::Store;
+use crate::wire::NackCode;
+use crate::{Head, Id, Key, Level, Position, Replica, State, Update};
+
+pub(super) struct Keeper {
+    pub(super) socket: Socket<Replica>,
+    pub(super) board: Arc<Board>,
+    pub(super) validator: Option<Box<dyn Validator>>,
+    pub(super) on_change: Option<OnChange>,
+    pub(super) cache: Cache,
+    /// How long to wait before the disk is tried again.
+    pub(super) again: Duration,
+    /// What the application acted on last.
+    pub(super) acted: State,
+    /// What is visible is not on disk: try again then.
+    pub(super) unsaved: Option<Instant>,
+}
+
+enum Next {
+    Update(Box<Update>),
+    StaleBoot(u64),
+}
+
+impl Keeper {
+    /// Until the socket is closed.
+    pub(super) fn run(mut self) {
+        if let Some(head) = self.board.now().head() {
+            // From the disk, shown already.
+            self.ack(head.position, Level::Visible, false);
+        }
+        self.act();
+        let key = self.socket.with(|r, _| r.wait_key());
+        loop {
+            let pause = self.unsaved.map(|at| at.saturating_duration_since(Instant::now()));
+            match self.socket.wait(key, pause, next) {
+                Ok(Next::Update(update)) => self.on_update(*update),
+                Ok(Next::StaleBoot(boot)) => self.rise(boot),
+                Err(WaitError::TimedOut) => self.save_again(),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn on_update(&mut self, update: Update) {
+        let position = update.position();
+        if let Some(validator) = &mut self.validator
+            && let Err(why) = contained("the validator", || validator.validate(&update))
+        {
+            return self.nack(position, NackCode::Validator, &why);
+        }
+        let stored = self.save(&update.head, &update.state);
+        if stored {
+            self.ack(position, Level::Stored, false);
+        }
+        self.board.publish(Snapshot::new(update.head, update.state));
+        self.ack(position, Level::Visible, !stored);
+        self.act();
+    }
+
+    /// Whether it is on disk now.
+    fn save(&mut self, head: &Head, state: &State) -> bool {
+        self.unsaved = None;
+        match self.cache.save(head, state) {
+            None => false,
+            Some(Ok(())) => {
+                self.board.set_trouble(None);
+                true
+            }
+            Some(Err(why)) => {
+                self.board.set_trouble(Some(why));
+                // Later than the clock can tell is never.
+                self.unsaved = Instant::now().checked_add(self.again);
+                false
+            }
+        }
+    }
+
+    fn save_again(&mut self) {
+        let now = self.board.now();
+        if let Some(head) = now.head()
+            && self.save(head, now.state())
+        {
+            self.ack(head.position, Level::Visible, false);
+        }
+    }
+
+    /// The application acts on what is visible.
+    fn act(&mut self) {
+        let now = self.board.now();
+        let Some(position) = now.position() else { return };
+        let keys: Vec<Key> = self.acted.diff(now.state()).keys().cloned().collect();
+        if let (Some(act), false) = (&mut self.on_change, keys.is_empty()) {
+            let changed = Changed { snapshot: now.clone(), keys };
+            if let Err(why) = contained("the hook", || act(&changed)) {
+                return self.nack(position, NackCode::Hook, &why);
+            }
+        }
+        self.acted = now.state().clone();
+        // Levels add up: what is on disk was said before.
+        self.ack(position, Level::Applied, true);
+    }
+
+    /// A server knows a later start of this node.
+    fn rise(&mut self, boot: u64) {
+        let (id, boot) = self.cache.rise(boot);
+        self.socket.with(|r, _| r.set_identity(id, boot));
+    }
+
+    fn ack(&self, position: Position, level: Level, volatile: bool) {
+        // It is the one given or the visible one; nobody else asks this socket for updates.
+        let _ = self.socket.with(|r, cx| r.ack(cx, position, level, volatile));
+    }
+
+    fn nack(&self, position: Position, code: NackCode, why: &str) {
+        let _ = self.socket.with(|r, cx| r.nack(cx, position, code, why));
+    }
+}
+
+impl Drop for Keeper {
+    /// However it ended: nobody is to wait for more.
+    fn drop(&mut self) {
+        let _ = self.socket.close(Duration::ZERO);
+        self.board.close();
+    }
+}
+
+fn next(replica: &mut Replica, cx: &mut Cx<'_>) -> Option<Next> {
+    if let Some(boot) = replica.status(cx.now()).stale_boot {
+        return Some(Next::StaleBoot(boot));
+    }
+    replica.recv(cx).map(|update| Next::Update(Box::new(update)))
+}
+
+/// A panic of the application's is a refusal.
+fn contained(who: &str, f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(format!("{who} panicked")))
+}
+
+/// The disk cache, if there is one.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    #[cfg(all(unix, feature = "sync"))]
+    pub(super) store: Option<Store>,
+    /// The start number was raised already: told again, the folder has a living twin.
+    #[cfg(all(unix, feature = "sync"))]
+    pub(super) raised: bool,
+}
+
+impl Cache {
+    /// `None`: there is none.
+    #[cfg(all(unix, feature = "sync"))]
+    fn save(&mut self, head: &Head, state: &State) -> Option<Result<(), String>> {
+        Some(self.store.as_mut()?.save(head, state).map_err(|e| e.to_string()))
+    }
+
+    #[cfg(not(all(unix, feature = "sync")))]
+    fn save(&mut self, _: &Head, _: &State) -> Option<Result<(), String>> {
+        None
+    }
+
+    /// Another start number, or another node.
+    fn rise(&mut self, boot: u64) -> (Id, u64) {
+        #[cfg(all(unix, feature = "sync"))]
+        if let Some(store) = &mut self.store {
+            // Where it cannot be noted it holds until this process ends.
+            let _ = if self.raised { store.renew() } else { store.raise_above(boot) };
+            self.raised = true;
+            let identity = store.identity();
+            return (identity.id, identity.boot);
+        }
+        (Id::random().unwrap_or_else(|_| Id::named(&format!("{boot:x}"))), boot)
+    }
+}
