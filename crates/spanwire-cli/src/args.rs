@@ -17,7 +17,7 @@ Exit codes:
   2    wrong usage
   3    a timeout passed
   4    messages were still undelivered at the end of --linger
-  130  stopped by a signal before it was done
+  130  stopped by a signal before it was done (4 if messages were left)
 
 URL is tcp://HOST:PORT, ipc://PATH or the like; SEC is seconds, fractions allowed.";
 

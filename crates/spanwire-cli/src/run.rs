@@ -52,6 +52,7 @@ impl End {
     pub(crate) fn text(&self) -> Option<String> {
         match self {
             End::Failed(text) | End::Usage(text) | End::TimedOut(text) => Some(text.clone()),
+            End::Undelivered(1) => Some("1 message undelivered at the end of --linger".into()),
             End::Undelivered(count) => Some(format!("{count} messages undelivered at the end of --linger")),
             End::Signalled | End::OutputClosed => None,
         }

@@ -332,7 +332,7 @@ fn what_a_peer_did_not_take_within_the_linger_is_4() {
     let _kept = accepting.join().expect("it connected");
     let (code, _, err) = push.ends();
     assert_eq!(code, 4, "{err:?}");
-    assert!(err.join("\n").contains("1 messages undelivered"), "{err:?}");
+    assert!(err.join("\n").contains("1 message undelivered"), "{err:?}");
 }
 
 #[test]

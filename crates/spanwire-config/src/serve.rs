@@ -130,6 +130,9 @@ fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, Proces
         // Nobody hears what it has to say at its start.
         Driver::open(source, settings.clone(), Opening::Unknown, incarnation).map(|(driver, _)| driver)
     };
+    if config.new_epoch == Some(0) {
+        return Err(ProcessError::Refused("--new-epoch: epochs are numbered from 1 on".into()));
+    }
     let mut loaded = load();
     if let (Err(SourceError::Damaged { .. }), Some(_)) = (&loaded, config.new_epoch) {
         // Kept for people: it may hold what no node has.
@@ -161,6 +164,12 @@ fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, Proces
         Some(now) if config.new_epoch.is_some_and(|number| now.epoch.number < number) => {
             let event = AuthorityEvent::NewEpoch(Ticket(0), random()?);
             begin(&mut driver, log, event)?;
+        }
+        Some(now) if config.new_epoch.is_some_and(|number| number < now.epoch.number) => {
+            return Err(ProcessError::Refused(format!(
+                "--new-epoch is below the epoch that is here: {now}; give a number above {}, or none",
+                now.epoch.number
+            )));
         }
         Some(now) => {
             let keys = driver.machine().durable().map_or(0, |durable| durable.state.keys());
@@ -372,7 +381,9 @@ impl<'a> Server<'a> {
         }
         match &config.dir {
             Some(dir) => {
-                dir.canonicalize().map_err(|error| tree::TreeError::Io { path: dir.clone(), error })?;
+                // Before anything is created: beside a file, the state folder would lie in a directory that may be
+                // published.
+                std::fs::read_dir(dir).map_err(|error| tree::TreeError::Io { path: dir.clone(), error })?;
                 folders::apart(dir, &config.state)?;
             }
             None if config.state.as_os_str().is_empty() => return refuse("no state folder".into()),

@@ -828,3 +828,29 @@ fn a_state_folder_of_another_namespace_or_cluster_is_refused() {
     }
     assert_eq!(text(&w.path("n/a")), "1");
 }
+
+#[test]
+fn what_makes_no_sense_to_serve_is_refused_before_anything_is_made() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut config = serve::Config::new(w.path("src/a"));
+    config.bind = vec!["tcp://127.0.0.1:0".into()];
+    assert!(Running::serve(config).end().is_err());
+    assert!(!w.path("src/a.state").exists());
+    // An epoch below the one that is here.
+    let mut config = w.serve_config();
+    config.new_epoch = Some(3);
+    let mut server = Running::serve(config);
+    server.await_line("listening at");
+    server.end().expect("a farewell");
+    for number in [0, 2] {
+        let mut config = w.serve_config();
+        config.new_epoch = Some(number);
+        let refused = Running::serve(config).end().expect_err("it is not begun");
+        assert!(refused.to_string().contains("--new-epoch"), "{refused}");
+    }
+    // The one that is here may be said again, as in a unit file.
+    let mut config = w.serve_config();
+    config.new_epoch = Some(3);
+    Running::serve(config).await_line("listening at");
+}

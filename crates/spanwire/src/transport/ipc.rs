@@ -302,8 +302,16 @@ fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
     match probe.connect(address) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Accepted, or its queue is full, or we may not ask: not proven stale.
-        _ => return Err(in_use("address in use: a socket is there that was not proven stale")),
+        // Accepted, or its queue is full.
+        Ok(()) => return Err(in_use("address in use: somebody listens there")),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            return Err(in_use("address in use: somebody listens there"));
+        }
+        Err(e) => {
+            let why =
+                format!("address in use: a socket is there, and whether anybody listens is not known: {e}");
+            return Err(in_use(&why));
+        }
     }
     match fs::symlink_metadata(path) {
         Ok(now) if (now.dev(), now.ino()) == (before.dev(), before.ino()) => fs::remove_file(path),
@@ -579,7 +587,7 @@ mod tests {
         let mut turn = Loop::new();
         let mut first = bind(&url).unwrap();
         turn.register(|r| first.register(r));
-        in_use(&url, "not proven stale");
+        in_use(&url, "somebody listens");
         assert!(path.exists());
         // The probe of the second one is a connection that comes and goes.
         drop(turn.accept(&mut *first));
@@ -605,7 +613,7 @@ mod tests {
             assert!(waiting.len() < 100, "a backlog of one never fills");
         };
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        in_use(&url, "not proven stale");
+        in_use(&url, "somebody listens");
         assert!(path.exists());
     }
 
