@@ -62,6 +62,7 @@ impl Control {
         });
         let desk = Arc::new(Desk {
             authority: authority.clone(),
+            rep: rep.clone(),
             namespace: config.namespace.clone(),
             limits: config.limits,
             directory,
@@ -150,11 +151,12 @@ fn wait_reply(wait: &Wait, head: Position, status: &[NodeStatus], over: bool) ->
 
 struct Desk {
     authority: Arc<Authority>,
+    rep: Rep,
     namespace: String,
     limits: Limits,
     /// Why clients may not commit.
     directory: Option<String>,
-    /// Taken within the sender's socket, never around it or the machine.
+    /// Taken within the sender's socket and around the clients', never around the sender's or the machine.
     open: Mutex<Open>,
     log: Log,
 }
@@ -198,6 +200,10 @@ impl Desk {
     fn park(&self, request: spanwire::Request, Later(time, until): Later) {
         let parked = Parked { request, deadline: Instant::now() + time.min(MAX_WAIT), until };
         let mut open = self.open();
+        if open.parked.len() >= MAX_PARKED {
+            // Whose connection is gone asks again by another, or not at all.
+            self.rep.with(|_, cx| open.parked.retain(|parked| cx.info(parked.request.pipe()).is_some()));
+        }
         if open.parked.len() >= MAX_PARKED {
             drop(open);
             return self.reply(parked.request, &Reply::Busy(1000));

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use spanwire_config::client::{Client, ClientError, Commit, Committed, Revert};
-use spanwire_config::wire::client::{Ask, CommitAsk, InvalidCode, Named, Reply, Selector, Writable};
+use spanwire_config::wire::client::{
+    Ask, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, Writable,
+};
 use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, serve};
 
 use super::{Running, World, await_that};
@@ -356,4 +358,27 @@ fn a_server_needs_something_to_serve() {
     config.control = Vec::new();
     let mut server = Running::serve(config);
     assert!(server.end().is_err_and(|error| error.to_string().contains("neither a directory")));
+}
+
+#[test]
+fn those_who_wait_are_bounded_and_who_is_gone_makes_room() {
+    let w = World::new();
+    let _server = Running::serve(w.log_config());
+    let client = w.client();
+    let head = client.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first").at;
+    let crowd = spanwire::Req::new().expect("a socket");
+    crowd.connect(&w.control()).expect("an address");
+    let (namespace, order) = (String::from("config"), Order::Forward);
+    let ask = Ask::Log(LogAsk { namespace, order, bound: head, max: 0, wait_ms: u32::MAX }).encode();
+    let waiting: Vec<_> = (0..1024).map(|_| crowd.start(ask.clone()).expect("open")).collect();
+    // Requests of one connection are taken in their order: the last of them says that all are there.
+    let status = Ask::Status(StatusAsk { namespace: "config".into(), after: None }).encode();
+    crowd.request_timeout(status, Duration::from_secs(20)).expect("an answer");
+    let short = w.client().with_timeout(Duration::from_millis(300));
+    let told = short.follow(head, Duration::from_millis(10));
+    assert!(matches!(told, Err(ClientError::Busy)), "{told:?}");
+    drop((waiting, crowd));
+    await_that("room", || {
+        short.follow(head, Duration::from_millis(10)).is_ok_and(|page| page.commits.is_empty())
+    });
 }
