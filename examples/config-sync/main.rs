@@ -165,6 +165,9 @@ struct RelayArgs {
     /// State folder: what the relay serves while no server answers.
     #[arg(long)]
     state: PathBuf,
+    /// File with the public keys of which one must have signed what is taken; repeatable.
+    #[arg(long, value_name = "FILE")]
+    trust: Vec<PathBuf>,
     /// Name of this relay, for people [default: last part of STATE].
     #[arg(long)]
     name: Option<String>,
@@ -200,6 +203,17 @@ fn serve_config(args: ServeArgs) -> Result<serve::Config, ProcessError> {
     config.new_epoch = args.new_epoch;
     config.allow_empty = args.allow_empty;
     config.rescan = Duration::from_secs(args.rescan.max(1));
+    Ok(config)
+}
+
+fn relay_config(args: RelayArgs) -> Result<relay::Config, ProcessError> {
+    let mut config = relay::Config::new(args.state);
+    config.connect = args.connect;
+    config.bind = args.bind;
+    config.name = args.name.unwrap_or(config.name);
+    config.keys = keys::trusted(&args.trust)?;
+    config.cluster = args.cluster;
+    config.namespace = args.namespace;
     Ok(config)
 }
 
@@ -243,15 +257,7 @@ fn main() -> ExitCode {
     let ended = match command {
         Command::Serve(args) => serve_config(args).and_then(|config| serve::run(&config, &stop, &log)),
         Command::Agent(args) => agent_config(args).and_then(|config| agent::run(&config, &stop, &log)),
-        Command::Relay(args) => {
-            let mut config = relay::Config::new(args.state);
-            config.connect = args.connect;
-            config.bind = args.bind;
-            config.name = args.name.unwrap_or(config.name);
-            config.cluster = args.cluster;
-            config.namespace = args.namespace;
-            relay::run(&config, &stop, &log)
-        }
+        Command::Relay(args) => relay_config(args).and_then(|config| relay::run(&config, &stop, &log)),
         Command::Keygen { file, id } => keys::generate(&file, id),
         Command::Operate(verb) => return operated(verb),
         Command::Demo { verbose } => {

@@ -920,7 +920,12 @@ fn a_state_folder_of_another_namespace_or_cluster_is_refused() {
 
 impl World {
     fn relay(&self, name: &str, connect: &[&str]) -> Running {
+        self.relay_with(name, connect, Keyring::new())
+    }
+
+    fn relay_with(&self, name: &str, connect: &[&str], keys: Keyring) -> Running {
         let mut config = relay::Config::new(self.path(name));
+        config.keys = keys;
         config.connect = connect.iter().map(|of| self.url_of(of)).collect();
         config.bind = vec![self.url_of(name)];
         config.beacon = Duration::from_millis(100);
@@ -1018,4 +1023,21 @@ fn what_makes_no_sense_to_serve_is_refused_before_anything_is_made() {
     let mut config = w.serve_config();
     config.new_epoch = Some(3);
     Running::serve(config).await_line("listening at");
+}
+
+#[test]
+fn invariant_05_a_relay_with_keys_passes_nothing_on_that_they_did_not_sign() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let (key, other) = (Secret::generate(1).expect("random"), Secret::generate(1).expect("random"));
+    let mut config = w.serve_config();
+    config.secret = Some(key.clone());
+    let server = Running::serve(config);
+    let stranger = w.relay_with("stranger", &["src"], other.public());
+    stranger.await_line("no trusted key signed");
+    let _relay = w.relay_with("relay", &["src"], key.public());
+    let _agent = w.agent_below("n", &["relay"]);
+    server.await_line("applied 1/");
+    w.await_equal("n");
+    assert!(!stranger.lines().iter().any(|line| line.starts_with("revision ")), "{:#?}", stranger.lines());
 }

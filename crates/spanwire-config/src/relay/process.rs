@@ -41,7 +41,7 @@ pub struct Config {
     pub namespace: String,
     /// Bounds of what it takes.
     pub limits: Limits,
-    /// Which signatures of HEADs that nodes show are believed. Default: none.
+    /// Whose signatures are believed, of servers above and of what nodes show. Default: none are asked for.
     pub keys: Keyring,
     /// Time between beacons. Default: 1 s.
     pub beacon: Duration,
@@ -79,6 +79,7 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
         return refuse("no address to listen at");
     }
     let mut store = Store::open(&config.state)?;
+    store.set_trust(config.keys.clone());
     let loaded = store.load(config.limits.bytes);
     let damaged = store.damaged().iter().chain(&loaded.damaged);
     damaged.for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
@@ -147,6 +148,7 @@ impl Relay {
             kind: NodeKind::Relay,
             name: config.name.clone(),
             limits: config.limits,
+            trust: config.keys.clone(),
             ..ReplicaSettings::default()
         };
         let replica = match cache.clone() {

@@ -42,7 +42,6 @@ pub(crate) struct Folder {
     pub(crate) begin: Epoch,
 }
 
-#[expect(clippy::large_enum_variant, reason = "a handful of them")]
 #[derive(Debug)]
 pub(crate) enum Party {
     Server(Server),
