@@ -62,6 +62,17 @@ impl Replica {
     }
 
     pub(super) fn say_on(&mut self, cx: &mut Cx<'_>, pipe: PipeId, word: Word) {
+        let owes = |up: &Up| up.owed.contains(&Word::Hello);
+        if !matches!(word, Word::Hello | Word::Credit) && self.pipes.get(pipe).is_some_and(owes) {
+            // What is said is said by who the last HELLO names: first the one that is owed.
+            self.say_on(cx, pipe, Word::Hello);
+            if let Some(up) = self.pipes.get_mut(pipe)
+                && owes(up)
+            {
+                up.owed.insert(word);
+                return;
+            }
+        }
         if word == Word::Hello {
             self.attempt = self.attempt.saturating_add(1);
         }

@@ -73,6 +73,23 @@ fn a_boot_below_one_known_is_turned_away_and_the_node_told() {
 }
 
 #[test]
+fn invariant_14_what_is_reported_after_a_boot_was_raised_is_reported_of_that_boot() {
+    let (mut a, mut r, mut link) = pair();
+    let at = commit(&mut a, &puts([("a", "raised")]));
+    link.flow(&mut a, &mut r);
+    let update = r.recv().expect("the commit");
+    // It learns of its later boot by another pipe, and reports on this one before the tick that says HELLO again.
+    r.call(|r, _| r.set_identity(Id([1; 16]), 9));
+    r.call(|r, cx| r.ack(cx, update.position(), Level::Applied, false)).expect("what was given");
+    link.flow(&mut a, &mut r);
+    r.advance(Duration::from_secs(2));
+    link.flow(&mut a, &mut r);
+    let status = a.protocol.status();
+    let node = status.iter().find(|node| node.boot == 9).expect("its HELLO came");
+    assert_eq!(node.applied, Some(at));
+}
+
+#[test]
 fn a_node_of_another_cluster_is_turned_away() {
     let mut a = authority(Settings::default());
     commit(&mut a, &puts([("secret", "x")]));
