@@ -53,7 +53,7 @@ impl Transport for Inproc {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         entry.bound = true;
-        Ok(Box::new(InprocListener { name }))
+        Ok(Box::new(InprocListener { process: std::process::id(), name }))
     }
 }
 
@@ -93,13 +93,16 @@ impl Dialer for InprocDialer {
     fn dial(&self, _: Option<&Target>) -> io::Result<Connection> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let link = Arc::new(Link { name: self.name.clone(), number, ..Link::default() });
+        let process = std::process::id();
+        let link = Arc::new(Link { process, name: self.name.clone(), number, ..Link::default() });
         Ok(Connection::Messages(Box::new(Pipe::new(link, DIALER))))
     }
 }
 
 #[derive(Debug)]
 struct InprocListener {
+    /// As in a link.
+    process: u32,
     name: String,
 }
 
@@ -127,6 +130,9 @@ impl Listener for InprocListener {
 
 impl Drop for InprocListener {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
         let mut names = names();
         if let Some(entry) = names.get_mut(&self.name) {
             entry.bound = false;
@@ -145,6 +151,8 @@ const LISTENER: usize = 1;
 /// What the two ends of a connection share.
 #[derive(Default)]
 struct Link {
+    /// The process: in a forked child a lock here may be held by a thread that does not exist there.
+    process: u32,
     name: String,
     /// Of the dial: the order in which they wait.
     number: u64,
@@ -194,6 +202,10 @@ impl Lane {
 }
 
 impl Link {
+    /// This is a forked child's copy: the peer is in its parent, and hears nothing of its end.
+    fn is_inherited(&self) -> bool {
+        self.process != std::process::id()
+    }
     fn end(&self, side: usize) {
         lock(&self.lanes[side]).ended = true;
     }
@@ -299,7 +311,7 @@ impl MessagePipe for Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        if self.split {
+        if self.split || self.link.is_inherited() {
             return;
         }
         if self.side == DIALER {
@@ -385,8 +397,10 @@ impl MessageReader for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.link.deafen(self.side);
-        self.peer.notify();
+        if !self.link.is_inherited() {
+            self.link.deafen(self.side);
+            self.peer.notify();
+        }
     }
 }
 
@@ -438,8 +452,10 @@ impl MessageWriter for Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.link.end(self.side);
-        self.peer.notify();
+        if !self.link.is_inherited() {
+            self.link.end(self.side);
+            self.peer.notify();
+        }
     }
 }
 
