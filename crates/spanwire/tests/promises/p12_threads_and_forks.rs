@@ -383,3 +383,21 @@ fn promise_12_a_child_that_takes_sockets_out_of_a_poller_takes_none_from_its_par
     assert_eq!(sockets.pull.try_recv().unwrap(), "x");
     sockets.work();
 }
+
+#[test]
+fn promise_12_a_child_drops_sockets_that_another_thread_was_connecting() {
+    if !alone("p12_threads_and_forks::promise_12_a_child_drops_sockets_that_another_thread_was_connecting") {
+        return;
+    }
+    for _ in 0..2000 {
+        let url = inproc();
+        let (push, pull) = (Push::new().unwrap(), Pull::new().unwrap());
+        push.connect(pull.bind(&url).unwrap().url()).unwrap();
+        // Most likely the driver is in the midst of it, with its locks.
+        let mut held = Some((push, pull));
+        in_fork(|| {
+            drop(held.take());
+            0
+        });
+    }
+}
