@@ -56,6 +56,8 @@ fn promise_09_a_listener_tells_exactly_what_happened_to_it() {
         let first = Push::new().unwrap();
         first.connect(&url).unwrap();
         step(1);
+        // It has heard the handshake, too: what is unread at an end would make that a reset.
+        assert!(first.wait_for_peers(1, SOON));
         let second = peer(&url, PUSH);
         step(1);
         first.close(SOON).unwrap();
