@@ -62,12 +62,16 @@ mod faults;
 mod folders;
 #[cfg(all(unix, feature = "sync"))]
 mod hook;
+#[cfg(all(unix, feature = "sync"))]
+mod layout;
 mod model;
 mod node;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
 pub mod relay;
+#[cfg(all(unix, feature = "sync"))]
+mod render;
 mod replica;
 mod sender;
 #[cfg(all(unix, feature = "sync"))]

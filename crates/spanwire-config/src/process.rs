@@ -103,6 +103,9 @@ pub enum ProcessError {
     /// A tree cannot be used.
     #[error(transparent)]
     Tree(#[from] crate::tree::TreeError),
+    /// A template cannot be used.
+    #[error(transparent)]
+    Template(#[from] crate::agent::TemplateError),
     /// A socket cannot be used.
     #[error(transparent)]
     Socket(#[from] spanwire::Error),
@@ -112,11 +115,11 @@ pub enum ProcessError {
 }
 
 impl ProcessError {
-    /// Exit code for a command: 2 for a request that makes no sense, 3 for a folder, 4 for a socket.
+    /// Exit code for a command: 2 for a request that makes no sense, 3 for a folder, file or template, 4 for a socket.
     pub fn exit_code(&self) -> u8 {
         match self {
             ProcessError::Refused(_) => 2,
-            ProcessError::Store(_) | ProcessError::Tree(_) => 3,
+            ProcessError::Store(_) | ProcessError::Tree(_) | ProcessError::Template(_) => 3,
             ProcessError::Socket(_) => 4,
         }
     }
