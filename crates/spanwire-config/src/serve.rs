@@ -34,6 +34,9 @@ use crate::{
 /// The log, in the state folder.
 const LOG_DIR: &str = "log";
 
+/// Note in the state folder: where its content comes from.
+const SOURCE: &str = "source";
+
 /// What to serve.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -57,6 +60,8 @@ pub struct Config {
     pub new_epoch: Option<u64>,
     /// Publish an empty tree even where there was another.
     pub allow_empty: bool,
+    /// Publish the tree in the place of what clients committed. Default: false.
+    pub replace: bool,
     /// Quiet time after a change before the tree is read, and between two readings of one that changed lately.
     /// Default: 50 ms.
     pub debounce: Duration,
@@ -84,6 +89,7 @@ impl Config {
             limits: Limits::default(),
             new_epoch: None,
             allow_empty: false,
+            replace: false,
             debounce: Duration::from_millis(50),
             rescan: Duration::from_secs(5),
             secret: None,
@@ -189,6 +195,26 @@ fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, Proces
         }
     }
     Ok(driver)
+}
+
+/// A directory takes the place of what clients committed only if that is meant.
+fn claim(config: &Config, store: &Store, machine: &NsAuthority) -> Result<(), ProcessError> {
+    let noted = store.note(SOURCE);
+    let source: &[u8] = if config.dir.is_some() { b"directory" } else { b"commits" };
+    if let (Some(dir), Some(b"commits"), Some(held)) = (&config.dir, noted.as_deref(), machine.durable())
+        && !config.replace
+    {
+        let read = tree::read_settled(dir, &config.limits, config.debounce)?;
+        let changes = held.state.diff(&read.state).len();
+        if changes > 0 {
+            let (dir, state) = (dir.clone(), config.state.clone());
+            return Err(ProcessError::WouldReplace { dir, state, at: held.head.position, changes });
+        }
+    }
+    if noted.as_deref() != Some(source) {
+        store.set_note(SOURCE, source)?;
+    }
+    Ok(())
 }
 
 /// An epoch begins before anybody is served.
@@ -396,6 +422,7 @@ impl<'a> Server<'a> {
         store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         let identity = store.identity();
         let driver = open(config, &mut store, log)?;
+        claim(config, &store, driver.machine())?;
         let settings = Settings {
             cluster: Id::named(&config.cluster),
             namespace: config.namespace.clone(),

@@ -382,3 +382,37 @@ fn those_who_wait_are_bounded_and_who_is_gone_makes_room() {
         short.follow(head, Duration::from_millis(10)).is_ok_and(|page| page.commits.is_empty())
     });
 }
+#[test]
+fn a_directory_takes_the_place_of_commits_only_if_that_is_meant() {
+    let w = World::new();
+    let mut server = Running::serve(w.log_config());
+    let client = w.client();
+    client.commit(&expecting(FIRST, put(&[("a", "1"), ("b", "2")]))).expect("the first");
+    server.end().expect("a clean end");
+    // It holds the same but for two keys.
+    w.write("src/a", "1");
+    w.write("src/c", "3");
+    let published = serve::Config { state: w.path("state"), control: vec![w.control()], ..w.serve_config() };
+    let why = Running::serve(published.clone()).refusal();
+    assert!(why.contains("change 2 of its keys") && why.contains("--replace"), "{why}");
+    let mut server = Running::serve(w.log_config());
+    assert_eq!(client.list(b"", None).expect("read").1, state(&[("a", "1"), ("b", "2")]));
+    server.end().expect("a clean end");
+    let mut server = Running::serve(serve::Config { replace: true, ..published.clone() });
+    server.await_line("revision 1/");
+    assert_eq!(client.list(b"", None).expect("read").1, state(&[("a", "1"), ("c", "3")]));
+    server.end().expect("a clean end");
+    // From now on it is the directory's.
+    w.write("src/c", "4");
+    let mut server = Running::serve(published.clone());
+    server.await_line("revision 1/");
+    server.end().expect("a clean end");
+    // Nothing to replace: the directory holds what was committed.
+    let mut server = Running::serve(w.log_config());
+    commit(&client, put(&[("d", "5")]));
+    server.end().expect("a clean end");
+    w.write("src/d", "5");
+    let server = Running::serve(published);
+    server.await_line("clients at");
+    assert_eq!(client.get(&key("d"), None).expect("read").1, Some(Entry::new(0, "5")));
+}
