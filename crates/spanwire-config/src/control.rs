@@ -22,7 +22,7 @@ use crate::wire::client::{
     Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk, Writable,
 };
 use crate::{
-    Answer, AuthorityEvent, Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus,
+    Answer, AuthorityEvent, Change, Distributor, Head, Id, Intent, Invalid, Limits, Mode, NodeStatus,
     NsAuthority, Place, Position, ReadOnly, Request, State, Ticket,
 };
 use wait::Wait;
@@ -161,6 +161,35 @@ struct Desk {
     log: Log,
 }
 
+/// What comes of a request at once.
+enum Said {
+    Now(Reply),
+    Write(Write),
+}
+
+/// What is asked of the machine.
+enum Write {
+    Commit(Request),
+    Import(Id, State),
+}
+
+impl Write {
+    fn event(self, ticket: Ticket) -> AuthorityEvent {
+        match self {
+            Write::Commit(request) => AuthorityEvent::Commit(ticket, request),
+            Write::Import(id, state) => AuthorityEvent::Import(ticket, id, state),
+        }
+    }
+
+    /// Who and why, for the log.
+    fn line(&self) -> Option<String> {
+        match self {
+            Write::Commit(Request { author, note, .. }) => Some(format!("by {author:?}: {note:?}")),
+            Write::Import(..) => None,
+        }
+    }
+}
+
 /// A request that cannot be answered now.
 struct Later(Duration, Until);
 
@@ -170,7 +199,7 @@ impl Desk {
     }
 
     /// One request, from its bytes to its answer.
-    fn take(&self, request: spanwire::Request) {
+    fn take(self: &Arc<Self>, request: spanwire::Request) {
         let reply = match Ask::decode(&request.body().clone().into_bytes()) {
             Ok(Ask::Unknown(kind)) => invalid(
                 InvalidCode::Malformed,
@@ -180,7 +209,8 @@ impl Desk {
                 invalid(InvalidCode::Namespace, format!("the namespace served here is {}", self.namespace))
             }
             Ok(ask) => match self.answer(ask) {
-                Ok(reply) => reply,
+                Ok(Said::Now(reply)) => reply,
+                Ok(Said::Write(write)) => return self.write(request, write),
                 Err(later) => return self.park(request, later),
             },
             Err(why) => invalid(InvalidCode::Malformed, format!("not understood: {why}")),
@@ -249,25 +279,29 @@ impl Desk {
         }
     }
 
-    fn answer(&self, ask: Ask) -> Result<Reply, Later> {
-        Ok(match ask {
-            Ask::Commit(ask) => self.commit(Request {
-                request: ask.request,
-                expect: ask.expect,
-                intent: Intent::Change(ask.changes),
-                author: ask.author,
-                note: ask.note,
-                stamp: now_ms(),
-            }),
-            Ask::Revert(ask) => self.commit(Request {
-                request: ask.request,
-                expect: ask.expect,
-                intent: Intent::Revert(ask.to),
-                author: ask.author,
-                note: ask.note,
-                stamp: now_ms(),
-            }),
-            Ask::Import(ask) => self.write(AuthorityEvent::Import(Ticket(2), ask.request, ask.state)),
+    fn answer(&self, ask: Ask) -> Result<Said, Later> {
+        Ok(Said::Now(match ask {
+            Ask::Commit(ask) => {
+                return Ok(Said::Write(Write::Commit(Request {
+                    request: ask.request,
+                    expect: ask.expect,
+                    intent: Intent::Change(ask.changes),
+                    author: ask.author,
+                    note: ask.note,
+                    stamp: now_ms(),
+                })));
+            }
+            Ask::Revert(ask) => {
+                return Ok(Said::Write(Write::Commit(Request {
+                    request: ask.request,
+                    expect: ask.expect,
+                    intent: Intent::Revert(ask.to),
+                    author: ask.author,
+                    note: ask.note,
+                    stamp: now_ms(),
+                })));
+            }
+            Ask::Import(ask) => return Ok(Said::Write(Write::Import(ask.request, ask.state))),
             Ask::Read(ask) => self.authority.look(|machine| read(machine, &ask)),
             Ask::Status(ask) => self.status(&ask),
             Ask::Log(ask) => {
@@ -278,54 +312,56 @@ impl Desk {
                 }
                 self.log(&ask)
             }
-            Ask::Wait(ask) => return self.wait(&ask),
+            Ask::Wait(ask) => self.wait(&ask)?,
             Ask::Unknown(_) => invalid(InvalidCode::Malformed, "unknown".into()),
-        })
+        }))
     }
 
     fn newest(&self) -> Place {
         self.authority.look(|machine| machine.position().map(Place::from).unwrap_or_default())
     }
 
-    fn commit(&self, request: Request) -> Reply {
-        let (author, note) = (request.author.clone(), request.note.clone());
-        let reply = self.write(AuthorityEvent::Commit(Ticket(2), request));
-        if let Reply::Committed { at, replay: false, .. } = &reply {
-            let Place { epoch, rev } = at;
-            self.log.say(format_args!("commit {epoch}:{rev} by {author:?}: {note:?}"));
-        }
-        reply
-    }
-
-    /// What changes the namespace.
-    fn write(&self, event: AuthorityEvent) -> Reply {
+    /// What changes the namespace: answered when it is durable. Meanwhile other clients are heard, and share the sync.
+    fn write(self: &Arc<Self>, request: spanwire::Request, write: Write) {
         if let Some(text) = &self.directory {
-            return Reply::ReadOnly { why: Writable::Directory, text: text.clone() };
+            let why = Writable::Directory;
+            return self.reply(request, &Reply::ReadOnly { why, text: text.clone() });
         }
         if self.authority.look(|machine| *machine.mode() == Mode::Vacant) {
             self.authority.judge_shown();
         }
-        match self.authority.tell(event) {
-            Ok(Some(Answer::Committed { position, digest, replay })) => {
+        let (desk, line) = (self.clone(), write.line());
+        let then = move |answer| {
+            let reply = desk.written(answer);
+            if let (Some(line), Reply::Committed { at, replay: false, .. }) = (line, &reply) {
+                let Place { epoch, rev } = at;
+                desk.log.say(format_args!("commit {epoch}:{rev} {line}"));
+            }
+            desk.reply(request, &reply);
+        };
+        self.authority.ask(|ticket| write.event(ticket), then);
+    }
+
+    fn written(&self, answer: Answer) -> Reply {
+        match answer {
+            Answer::Committed { position, digest, replay } => {
                 Reply::Committed { at: position.into(), digest, replay }
             }
-            Ok(Some(Answer::Begun { position, lost })) => {
+            Answer::Begun { position, lost } => {
                 for (lost, nodes) in lost {
                     self.log.say(format_args!("{nodes} nodes held {lost}, which is beyond what was here"));
                 }
-                let digest = self.authority.look(|m| m.durable().map(|durable| durable.head.digest));
-                Reply::Committed { at: position.into(), digest: digest.unwrap_or_default(), replay: false }
+                let read = self.authority.look(|machine| machine.read(Some(position.into())));
+                let digest = read.map(|(_, state)| state.digest()).unwrap_or_default();
+                Reply::Committed { at: position.into(), digest, replay: false }
             }
-            Ok(Some(Answer::Conflict { head })) => Reply::Conflict(head),
-            Ok(Some(Answer::Invalid(why))) => refused(&why),
-            Ok(Some(Answer::Busy)) => Reply::Busy(100),
-            Ok(Some(Answer::ReadOnly(why))) => {
+            Answer::Conflict { head } => Reply::Conflict(head),
+            Answer::Invalid(why) => refused(&why),
+            Answer::Busy => Reply::Busy(100),
+            Answer::ReadOnly(why) => {
                 let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
                 Reply::ReadOnly { why, text }
             }
-            // Cannot be: the store is written within the call, and what is published follows.
-            Ok(None) => Reply::Busy(100),
-            Err(error) => invalid(InvalidCode::NotNow, error.to_string()),
         }
     }
 

@@ -11,19 +11,21 @@
 //! Owns: watching and reading the tree, the state folder, the order in which the machine's actions reach the
 //! nodes. Never: publishes half a tree, or an empty one in place of what may be another unless told to.
 
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use notify::Watcher;
 use spanwire::Socket;
+use spanwire::protocol::Time;
 
 use crate::control::{self, Control};
 use crate::process::{Log, ProcessError, Shutdown, follow};
 use crate::sign::{Keyring, Secret};
-use crate::source::{Embedded, FsDisk, SourceError};
+use crate::source::{Embedded, FsDisk, SourceError, Writer};
 use crate::store::Store;
 use crate::{
     Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, Driver, Id, Intent, Key, Limits, Mode,
@@ -233,66 +235,157 @@ fn begin(driver: &mut Decides, log: &Log, event: AuthorityEvent) -> Result<(), P
 }
 
 /// The machine, and the sender that it speaks through: what it wants of the sender is done under its lock, and
-/// so in its order. The socket's lock is taken within, never around it.
+/// so in its order. The socket's lock is taken within, never around it. The store is written in a thread of its own,
+/// under no lock: what is committed meanwhile shares the next sync.
 pub(crate) struct Authority {
     inner: Mutex<Inner>,
+    /// Set before the first event.
+    writer: OnceLock<Writer>,
     pub(crate) socket: Socket<Distributor>,
     log: Log,
 }
 
 struct Inner {
-    driver: Decides,
+    machine: NsAuthority,
+    /// Who waits for an answer: as many as the machine lets wait.
+    waiting: HashMap<Ticket, Then>,
+    tickets: u64,
     /// The last alarm: many nodes may be the cause of one.
     alarm: String,
 }
 
+/// What follows an answer.
+type Then = Box<dyn FnOnce(Answer) + Send>;
+
 impl Authority {
+    fn start(
+        driver: Decides,
+        socket: Socket<Distributor>,
+        log: &Log,
+    ) -> Result<Arc<Authority>, ProcessError> {
+        let (machine, source) = driver.into_parts();
+        let (waiting, alarm) = (HashMap::new(), String::new());
+        let inner = Mutex::new(Inner { machine, waiting, tickets: 0, alarm });
+        let this = Arc::new(Authority { inner, writer: OnceLock::new(), socket, log: log.clone() });
+        let authority = Arc::downgrade(&this);
+        let tell = move |event| {
+            if let Some(authority) = authority.upgrade() {
+                authority.tell(event);
+            }
+        };
+        let writer = Writer::spawn(source, tell);
+        let writer = writer.map_err(|e| ProcessError::Refused(format!("no thread for the store: {e}")))?;
+        let _ = this.writer.set(writer);
+        Ok(this)
+    }
+
+    /// Once nobody else asks: what is under way ends, and the log is closed.
+    fn end(mut self: Arc<Self>) {
+        loop {
+            // Nobody is there to hear them.
+            let unheard = std::mem::take(&mut self.lock().waiting);
+            drop(unheard);
+            match Arc::try_unwrap(self) {
+                Ok(Authority { writer, .. }) => return drop(writer),
+                Err(busy) => self = busy,
+            }
+            // When this is answered the writer has ended what it was at.
+            self.writer.get().map(Writer::health);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at the machine.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&NsAuthority) -> R) -> R {
-        look(self.lock().driver.machine())
+        look(&self.lock().machine)
     }
 
     fn last(&self) -> Option<State> {
-        self.lock().driver.machine().durable().map(|durable| durable.state.clone())
+        self.look(|machine| machine.durable().map(|durable| durable.state.clone()))
     }
 
-    /// Tells the machine what happened and does what follows; returns its answer, if it gave one.
-    pub(crate) fn tell(&self, event: AuthorityEvent) -> Result<Option<Answer>, ProcessError> {
+    /// Asks the machine for what has an answer; `then` gets it, in this thread or the writer's, which must not wait
+    /// for long.
+    pub(crate) fn ask(
+        &self,
+        ask: impl FnOnce(Ticket) -> AuthorityEvent,
+        then: impl FnOnce(Answer) + Send + 'static,
+    ) {
         let mut inner = self.lock();
-        let mut answer = None;
-        for action in inner.driver.tell(event) {
-            let line = match &action {
-                AuthorityAction::Publish(Published { head, changes, .. }) => Some(format!(
-                    "revision {}: {} keys, {} bytes, digest {:?}{}",
-                    head.position,
-                    head.keys,
-                    head.bytes,
-                    head.digest,
-                    names(changes.keys())
-                )),
-                _ => None,
-            };
-            let left = self.socket.with(|d, cx| {
-                let left = d.perform(cx, action);
-                if line.is_some() {
-                    // Clients wait for revisions by this key.
-                    cx.wake(d.wait_key());
+        inner.tickets += 1;
+        let ticket = Ticket(inner.tickets);
+        inner.waiting.insert(ticket, Box::new(then));
+        self.handle(inner, ask(ticket));
+    }
+
+    /// Asks, and waits for the answer. `None`: there is none, since the store's thread has ended.
+    fn ask_waiting(&self, ask: impl FnOnce(Ticket) -> AuthorityEvent) -> Option<Answer> {
+        let (to, answer) = crossbeam_channel::bounded(1);
+        self.ask(ask, move |answer| drop(to.send(answer)));
+        answer.recv().ok()
+    }
+
+    /// Tells the machine what happened, and does what follows.
+    pub(crate) fn tell(&self, event: AuthorityEvent) {
+        self.handle(self.lock(), event);
+    }
+
+    fn handle(&self, mut inner: MutexGuard<'_, Inner>, event: AuthorityEvent) {
+        let (mut events, mut answered) = (VecDeque::from([event]), Vec::new());
+        while let Some(event) = events.pop_front() {
+            // No rule of the machine depends on the time.
+            for action in inner.machine.handle(event, Time::default()) {
+                let left = match self.writer.get() {
+                    Some(writer) => writer.perform(action),
+                    None => Some(action),
+                };
+                match left.and_then(|action| self.perform(action)) {
+                    Some(AuthorityAction::Reply(ticket, answer)) => {
+                        answered.extend(inner.waiting.remove(&ticket).map(|then| (then, answer)));
+                    }
+                    Some(AuthorityAction::Alarm(alarm)) => inner.alarm(&self.log, &alarm),
+                    // The writer gives back what it can do no more.
+                    Some(AuthorityAction::Append(_)) => {
+                        events.push_back(AuthorityEvent::Durable(Err("its thread has ended".into())));
+                    }
+                    // Nobody is asked for a state.
+                    _ => {}
                 }
-                left
-            });
-            line.into_iter().for_each(|line| self.log.say(line));
-            match left.map_err(|e| ProcessError::Refused(e.to_string()))? {
-                Some(AuthorityAction::Reply(_, said)) => answer = Some(said),
-                Some(AuthorityAction::Alarm(alarm)) => inner.alarm(&self.log, &alarm),
-                // Nobody is asked for a state.
-                _ => {}
             }
         }
-        Ok(answer)
+        drop(inner);
+        answered.into_iter().for_each(|(then, answer)| then(answer));
+    }
+
+    /// Does what is the sender's; gives back what is another's.
+    fn perform(&self, action: AuthorityAction) -> Option<AuthorityAction> {
+        let line = match &action {
+            AuthorityAction::Publish(Published { head, changes, .. }) => Some(format!(
+                "revision {}: {} keys, {} bytes, digest {:?}{}",
+                head.position,
+                head.keys,
+                head.bytes,
+                head.digest,
+                names(changes.keys())
+            )),
+            _ => None,
+        };
+        let left = self.socket.with(|d, cx| {
+            let left = d.perform(cx, action);
+            if line.is_some() {
+                // Clients wait for revisions by this key.
+                cx.wake(d.wait_key());
+            }
+            left
+        });
+        line.into_iter().for_each(|line| self.log.say(line));
+        left.unwrap_or_else(|error| {
+            self.log.say(format_args!("ALARM: not published: {error}"));
+            None
+        })
     }
 
     /// Before a namespace begins: nodes that are here already may tell that its log was lost.
@@ -302,11 +395,7 @@ impl Authority {
 
     /// What nodes showed may tell that this store is an old copy, or that it was lost.
     fn judge(&self, shown: Vec<AuthorityEvent>) {
-        for event in shown {
-            if let Err(error) = self.tell(event) {
-                self.log.say(format_args!("what a node showed is not judged: {error}"));
-            }
-        }
+        shown.into_iter().for_each(|event| self.tell(event));
     }
 }
 
@@ -314,7 +403,7 @@ impl Inner {
     fn alarm(&mut self, log: &Log, alarm: &Alarm) {
         let mut text = alarm.to_string();
         if let Alarm::OldStore { .. } | Alarm::Claim { .. } = alarm {
-            let next = self.driver.machine().highest().epoch.saturating_add(1);
+            let next = self.machine.highest().epoch.saturating_add(1);
             text.push_str(&format!("; to begin an epoch above it, start with --new-epoch {next}"));
         }
         if text != self.alarm {
@@ -334,7 +423,8 @@ fn told(answer: Option<&Answer>) -> String {
         Some(Answer::ReadOnly(why)) => why.to_string(),
         Some(Answer::Invalid(why)) => why.to_string(),
         Some(Answer::Busy) => "busy".into(),
-        other => format!("{other:?}"),
+        Some(other) => format!("{other:?}"),
+        None => "the thread of the store has ended".into(),
     }
 }
 
@@ -393,11 +483,7 @@ impl<'a> Server<'a> {
             control.join();
         }
         let _ = reports.map(JoinHandle::join);
-        // A hint for the next start, so its failure is none.
-        let _ = Arc::into_inner(authority).map(|authority| {
-            let inner = authority.inner.into_inner().unwrap_or_else(PoisonError::into_inner);
-            inner.driver.into_source().close()
-        });
+        authority.end();
     }
 
     fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
@@ -441,8 +527,7 @@ impl<'a> Server<'a> {
             [] => None,
             _ => Some(control::listen(config, log)?),
         };
-        let inner = Mutex::new(Inner { driver, alarm: String::new() });
-        let authority = Arc::new(Authority { inner, socket, log: log.clone() });
+        let authority = Authority::start(driver, socket, log)?;
         let judging = judging(authority.clone());
         let control = control.map(|rep| Control::start(rep, &authority, config, log));
         Ok(Server {
@@ -460,11 +545,10 @@ impl<'a> Server<'a> {
 
     /// Whether it makes sense to serve, and to read the tree again, after this.
     fn may_go_on(&self, error: &ProcessError) -> bool {
-        let inner = self.authority.lock();
-        let vacant = *inner.driver.machine().mode() == Mode::Vacant;
+        let (vacant, serves) =
+            self.authority.look(|machine| (*machine.mode() == Mode::Vacant, machine.durable().is_some()));
         // Nothing is served yet: nodes wait, until the tree is not empty or somebody decides.
-        !vacant && inner.driver.machine().durable().is_some()
-            || vacant && matches!(error, ProcessError::Refused(_))
+        !vacant && serves || vacant && matches!(error, ProcessError::Refused(_))
     }
 
     fn trouble(&mut self, error: &ProcessError) {
@@ -510,7 +594,8 @@ impl<'a> Server<'a> {
         if self.config.new_epoch.is_none() {
             return self.commit(State::new().diff(&state));
         }
-        match self.authority.tell(AuthorityEvent::Init(Ticket(1), random()?, state))? {
+        let id = random()?;
+        match self.authority.ask_waiting(|ticket| AuthorityEvent::Init(ticket, id, state)) {
             Some(Answer::Begun { .. }) => Ok(()),
             other => Err(ProcessError::Refused(told(other.as_ref()))),
         }
@@ -519,11 +604,9 @@ impl<'a> Server<'a> {
     /// Durable first, then out.
     fn commit(&mut self, changes: crate::ChangeSet) -> Result<(), ProcessError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let (at, highest) = {
-            let inner = self.authority.lock();
-            let machine = inner.driver.machine();
-            (machine.position().map(Place::from).unwrap_or_default(), machine.highest())
-        };
+        let (at, highest) = self
+            .authority
+            .look(|machine| (machine.position().map(Place::from).unwrap_or_default(), machine.highest()));
         let request = Request {
             request: random()?,
             expect: Some(at),
@@ -532,7 +615,7 @@ impl<'a> Server<'a> {
             note: String::new(),
             stamp: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         };
-        match self.authority.tell(AuthorityEvent::Commit(Ticket(1), request))? {
+        match self.authority.ask_waiting(|ticket| AuthorityEvent::Commit(ticket, request)) {
             Some(Answer::Committed { .. }) => Ok(()),
             Some(Answer::ReadOnly(ReadOnly::Vacant)) => Err(ProcessError::Refused(format!(
                 "nodes hold epoch {}, and this state folder has no log; start with --new-epoch {}",

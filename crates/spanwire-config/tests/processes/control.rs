@@ -416,3 +416,34 @@ fn a_directory_takes_the_place_of_commits_only_if_that_is_meant() {
     server.await_line("clients at");
     assert_eq!(client.get(&key("d"), None).expect("read").1, Some(Entry::new(0, "5")));
 }
+
+#[test]
+fn many_clients_at_once_commit_each_once_and_in_their_order() {
+    const CLIENTS: usize = 16;
+    const EACH: usize = 20;
+    let w = World::new();
+    let mut server = Running::serve(w.log_config());
+    let first = w.client();
+    first.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first");
+    let mut revs: Vec<u64> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|n| {
+                let client = w.client();
+                scope.spawn(move || {
+                    let one = |i: usize| commit(&client, put(&[(&format!("k{n}"), &i.to_string())])).at.rev;
+                    let revs: Vec<u64> = (0..EACH).map(one).collect();
+                    assert!(revs.is_sorted(), "{revs:?}");
+                    revs
+                })
+            })
+            .collect();
+        clients.into_iter().flat_map(|client| client.join().expect("no panic")).collect()
+    });
+    revs.sort_unstable();
+    assert_eq!(revs, (2..=(CLIENTS * EACH) as u64 + 1).collect::<Vec<_>>(), "each once");
+    server.end().expect("a clean end");
+    let _server = Running::serve(w.log_config());
+    let (tip, held) = first.list(b"", None).expect("read");
+    assert_eq!((tip.position.rev, held.keys()), ((CLIENTS * EACH) as u64 + 1, CLIENTS as u32 + 1));
+    assert!(held.iter().skip(1).all(|(_, entry)| &entry.value()[..] == b"19"));
+}
