@@ -3,6 +3,8 @@
 //! What a script wants to read goes to standard output, all else to standard error. A verb that changes something
 //! prints the position that it made, which `wait --at` takes.
 
+mod epoch;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -223,6 +225,8 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "ID", value_parser = id)]
         request: Option<Id>,
     },
+    #[command(flatten)]
+    Epoch(epoch::Verb),
     /// Print each commit as it is made.
     Watch {
         #[command(flatten)]
@@ -485,6 +489,7 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             let request = request.map_or_else(random, Ok)?;
             done(request, to.client()?.import(request, export.state))
         }
+        Verb::Epoch(verb) => epoch::run(verb),
         Verb::Watch { to, after, json } => watch(&to.client()?, after, json),
     }
 }

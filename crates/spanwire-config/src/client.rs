@@ -30,8 +30,8 @@ use spanwire::{Req, RequestError};
 
 use crate::wire::DecodeError;
 use crate::wire::client::{
-    Ask, CommitAsk, Commits, ImportAsk, InvalidCode, LogAsk, Nodes, Order, ReadAsk, Reply, RevertAsk,
-    Selector, StatusAsk, Tip, WaitAsk, Waited, Writable,
+    Ask, BeginAsk, BeginWith, CommitAsk, Commits, Holding, ImportAsk, InvalidCode, LogAsk, Nodes, Order,
+    ReadAsk, Reply, RevertAsk, Selector, StatusAsk, Tip, WaitAsk, Waited, Writable,
 };
 use crate::{ChangeSet, Digest, Entry, Id, Key, Level, Place, State};
 
@@ -220,6 +220,26 @@ impl Client {
     pub fn import(&self, request: Id, state: State) -> Result<Committed> {
         let namespace = self.namespace.clone();
         self.committed(&Ask::Import(ImportAsk { request, namespace, state }))
+    }
+
+    /// Begins a new epoch. `request` is random; a repeat with the same begins no further one.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit); [`InvalidCode::NotNow`] where it is not possible now.
+    pub fn begin(&self, request: Id, with: BeginWith) -> Result<Committed> {
+        let namespace = self.namespace.clone();
+        self.committed(&Ask::Begin(BeginAsk { request, namespace, with }))
+    }
+
+    /// What nodes hold and how many hold it, the highest first: for an authority that has nothing.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn holdings(&self) -> Result<Vec<Holding>> {
+        match self.ask(&Ask::Holdings(self.namespace.clone()), Duration::ZERO)? {
+            Reply::Holdings(holdings) => Ok(holdings),
+            other => Err(unexpected(other)),
+        }
     }
 
     fn committed(&self, ask: &Ask) -> Result<Committed> {

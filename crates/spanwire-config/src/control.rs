@@ -18,11 +18,12 @@ use crate::process::{Log, ProcessError};
 use crate::serve::{Authority, Config, bind};
 use crate::source::LogCommit;
 use crate::wire::client::{
-    Ask, CommitLine, Commits, Entries, InvalidCode, LogAsk, MAX_COMMITS, MAX_LISTED, Named, NodeLine, Nodes,
-    Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk, Writable,
+    Ask, BeginAsk, BeginWith, CommitLine, Commits, Entries, Holding, InvalidCode, LogAsk, MAX_COMMITS,
+    MAX_HOLDINGS, MAX_LISTED, Named, NodeLine, Nodes, Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk,
+    Writable,
 };
 use crate::{
-    Answer, AuthorityEvent, Change, Distributor, Head, Id, Intent, Invalid, Limits, Mode, NodeStatus,
+    Answer, AuthorityEvent, Base, Change, Distributor, Head, Id, Intent, Invalid, Limits, Mode, NodeStatus,
     NsAuthority, Place, Position, ReadOnly, Request, State, Ticket,
 };
 use wait::Wait;
@@ -171,6 +172,9 @@ enum Said {
 enum Write {
     Commit(Request),
     Import(Id, State),
+    Init(Id),
+    NewEpoch(Id),
+    Adopt(Id, Option<Base>),
 }
 
 impl Write {
@@ -178,6 +182,9 @@ impl Write {
         match self {
             Write::Commit(request) => AuthorityEvent::Commit(ticket, request),
             Write::Import(id, state) => AuthorityEvent::Import(ticket, id, state),
+            Write::Init(id) => AuthorityEvent::Init(ticket, id, State::new()),
+            Write::NewEpoch(id) => AuthorityEvent::NewEpoch(ticket, id),
+            Write::Adopt(id, named) => AuthorityEvent::Adopt(ticket, id, named),
         }
     }
 
@@ -185,7 +192,7 @@ impl Write {
     fn line(&self) -> Option<String> {
         match self {
             Write::Commit(Request { author, note, .. }) => Some(format!("by {author:?}: {note:?}")),
-            Write::Import(..) => None,
+            _ => None,
         }
     }
 }
@@ -302,6 +309,14 @@ impl Desk {
                 })));
             }
             Ask::Import(ask) => return Ok(Said::Write(Write::Import(ask.request, ask.state))),
+            Ask::Begin(ask) => match self.authority.look(|machine| begin(machine, &ask)) {
+                Ok(write) => return Ok(Said::Write(write)),
+                Err(reply) => *reply,
+            },
+            Ask::Holdings(_) => {
+                self.authority.judge_shown();
+                self.authority.look(holdings)
+            }
             Ask::Read(ask) => self.authority.look(|machine| read(machine, &ask)),
             Ask::Status(ask) => self.status(&ask),
             Ask::Log(ask) => {
@@ -418,6 +433,41 @@ impl Desk {
     }
 }
 
+/// How an epoch is to begin; a place is looked up in what nodes hold.
+fn begin(machine: &NsAuthority, ask: &BeginAsk) -> Result<Write, Box<Reply>> {
+    let named = match ask.with {
+        BeginWith::Nothing => return Ok(Write::Init(ask.request)),
+        BeginWith::Same => return Ok(Write::NewEpoch(ask.request)),
+        BeginWith::Node(None) => None,
+        BeginWith::Node(Some(at)) => {
+            let mut there =
+                machine.holdings().into_iter().filter(|(base, ..)| Place::from(base.position) == at);
+            match (there.next(), there.next()) {
+                (Some((base, ..)), None) => Some(base),
+                // A repeat may come when the nodes have gone on.
+                (None, _) if !matches!(machine.mode(), Mode::Vacant) => None,
+                (None, _) => return Err(Box::new(refused(&Invalid::NoSuch(at)))),
+                _ => {
+                    let text = "nodes hold two states there: stop those of one, and start the server again";
+                    return Err(Box::new(invalid(InvalidCode::NotNow, text.into())));
+                }
+            }
+        }
+    };
+    Ok(Write::Adopt(ask.request, named))
+}
+
+fn holdings(machine: &NsAuthority) -> Reply {
+    let all = machine.holdings().into_iter().take(MAX_HOLDINGS);
+    let holding = |(base, digest, for_all, nodes): (Base, _, _, usize)| Holding {
+        position: base.position,
+        digest,
+        for_all,
+        nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
+    };
+    Reply::Holdings(all.map(holding).collect())
+}
+
 /// Bytes that something takes in a message.
 fn size_of(encode: impl FnOnce(&mut Vec<u8>)) -> usize {
     let mut out = Vec::new();
@@ -459,15 +509,15 @@ fn read_only(why: &ReadOnly, shown: Place) -> (Writable, String) {
         ReadOnly::Vacant if shown.rev > 0 => (
             Writable::Vacant,
             format!(
-                "nodes hold revision {}:{}, and this store has nothing: import what was exported, which begins a \
-                 new epoch",
+                "nodes hold revision {}:{}, and this store has nothing: adopt what they hold, or import what was \
+                 exported, or init to begin with nothing; each begins a new epoch",
                 shown.epoch, shown.rev
             ),
         ),
         ReadOnly::Vacant => (
             Writable::Vacant,
             "nothing was committed here yet, or this store was lost: where it is new, expect 0:0 with the first \
-             commit; else import what was exported"
+             commit; else adopt what nodes hold, or import what was exported"
                 .into(),
         ),
         ReadOnly::Store(error) => (
@@ -477,8 +527,8 @@ fn read_only(why: &ReadOnly, shown: Place) -> (Writable, String) {
         ),
         ReadOnly::Old { shown } => (
             Writable::Old,
-            format!("a node shows {shown}, so this store is an old copy: import what is right, or start the server \
-                     with --new-epoch"),
+            format!("a node shows {shown}, so this store is an old copy: import what is right, or begin a new epoch \
+                     with what is here (new-epoch)"),
         ),
     }
 }

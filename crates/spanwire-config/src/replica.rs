@@ -10,6 +10,7 @@
 //! [`recv`](spanwire::protocol::Receives::recv) and [`Replica::ack`] or [`Replica::nack`]).
 
 mod heads;
+mod offer;
 mod relay;
 mod transfer;
 mod trust;
@@ -170,6 +171,9 @@ struct Up {
     status: Option<NamespaceStatus>,
     taken: u64,
     credited: u64,
+    /// Payload bytes that were sent up, and that the server has taken.
+    sent_up: u64,
+    taken_up: u64,
     /// The smaller of both sides' windows: half of it is credited at once, or the sender would wait.
     window: u32,
     /// Words that found no room.
@@ -249,6 +253,7 @@ pub struct Replica {
     was_fresh: bool,
     stale_boot: Option<u64>,
     relayed: relay::Relayed,
+    upload: Option<offer::Upload>,
     ticking: bool,
 }
 
@@ -284,6 +289,7 @@ impl Replica {
             was_fresh: false,
             stale_boot: None,
             relayed: relay::Relayed::default(),
+            upload: None,
             ticking: false,
         }
     }
@@ -520,6 +526,10 @@ impl Replica {
             Frame::Beacon(_) => {}
             Frame::Slice(slice) => self.on_slice(cx, pipe, *slice),
             Frame::Stale(node, boot) => self.on_stale(cx, node, boot),
+            Frame::Offer(namespace, position) => self.on_offer(cx, pipe, &namespace, position),
+            Frame::Credit(taken) if self.pipes.get(pipe).is_some_and(|up| taken <= up.sent_up) => {
+                self.on_credit(cx, pipe, taken);
+            }
             Frame::Goodbye(goodbye) => {
                 self.on_goodbye(cx, pipe, &goodbye);
                 return false;
@@ -649,6 +659,8 @@ impl Protocol for Replica {
             status: None,
             taken: 0,
             credited: 0,
+            sent_up: 0,
+            taken_up: 0,
             window: self.settings.window,
             owed: BTreeSet::new(),
             doubted: 0,
@@ -691,6 +703,7 @@ impl Protocol for Replica {
 
     fn writable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.pay(cx, pipe);
+        self.send_up(cx);
     }
 
     fn timer(&mut self, cx: &mut Cx<'_>, _key: TimerKey) {

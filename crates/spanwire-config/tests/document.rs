@@ -6,8 +6,9 @@ use bytes::Bytes;
 use spanwire_config::client::Export;
 use spanwire_config::sign::Secret;
 use spanwire_config::wire::client::{
-    Ask, CommitAsk, CommitLine, Commits, Entries, ImportAsk, InvalidCode, LogAsk, Named, NodeLine, Nodes,
-    Order, ReadAsk, Refusing, Reply, RevertAsk, Selector, StatusAsk, Tip, WaitAsk, Waited, Writable,
+    Ask, BeginAsk, BeginWith, CommitAsk, CommitLine, Commits, Entries, Holding, ImportAsk, InvalidCode,
+    LogAsk, Named, NodeLine, Nodes, Order, ReadAsk, Refusing, Reply, RevertAsk, Selector, StatusAsk, Tip,
+    WaitAsk, Waited, Writable,
 };
 use spanwire_config::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, NodeReport,
@@ -156,6 +157,7 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             Frame::Report(Box::new(Report { namespace: "config".into(), first: true, last: true, nodes }))
                 .encode()
         }),
+        ("offer", Frame::Offer("config".into(), at(2)).encode()),
         ("stale", Frame::Stale(Id([0x22; 16]), 2 << 32 | 0xabcd).encode()),
         (
             "goodbye",
@@ -243,6 +245,11 @@ fn asks() -> Vec<(&'static str, Ask)> {
                 to: place(1, 1),
             }),
         ),
+        ("holdings-ask", Ask::Holdings(namespace.clone())),
+        ("begin", {
+            let with = BeginWith::Node(Some(place(1, 2)));
+            Ask::Begin(BeginAsk { request, namespace: namespace.clone(), with })
+        }),
         ("import", Ask::Import(ImportAsk { request, namespace, state: state(&[("a", "1")]) })),
     ]
 }
@@ -287,6 +294,10 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 behind: Vec::new(),
                 silent: vec![named(0, "web-9")],
             }),
+        ),
+        (
+            "holdings",
+            Reply::Holdings(vec![Holding { position: at(2), digest: two.digest(), for_all: true, nodes: 3 }]),
         ),
         ("aborted", Reply::Aborted),
         ("lost", Reply::Lost(place(2, 3))),

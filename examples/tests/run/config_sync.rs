@@ -266,6 +266,40 @@ fn scripts_tell_conflict_refusal_and_time_apart() {
     assert_eq!(w.ok(&["get", "a"]), "1");
 }
 
+#[test]
+fn a_lost_store_goes_on_from_what_a_node_holds() {
+    let w = World::new();
+    let server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let _agent = w.agent(" --name one");
+    server.says("applied 1/");
+    server.signal("-TERM");
+    assert_eq!(server.ends().0, Some(0));
+    std::fs::remove_dir_all(w.path("state")).expect("ours");
+    let server = w.serve_log();
+    server.says("connected");
+    let latest = Instant::now() + PATIENCE;
+    let table = loop {
+        let (code, out, err) = w.verb(&["adopt"]);
+        match code {
+            Some(0) => break out,
+            // It has not said what it holds yet.
+            Some(6) if Instant::now() < latest => {}
+            other => panic!("{other:?}: {err}"),
+        }
+    };
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((rows.len(), &rows[1][..3]), (2, &["1:1", "1", "all"][..]), "{table}");
+    let (code, _, err) = w.verb(&["set", "a", "2"]);
+    assert!(code == Some(6) && err.contains("adopt what they hold"), "{err}");
+    assert_eq!(w.verb(&["adopt", "--at", "7"]).0, Some(2), "without its epoch");
+    assert_eq!(w.verb(&["adopt", "--at", "1:7"]).0, Some(6));
+    assert_eq!(w.ok(&["adopt", "--highest"]), "2:2\n");
+    assert_eq!(w.verb(&["init"]).0, Some(6), "it has begun");
+    assert_eq!((w.ok(&["get", "a"]), w.ok(&["wait"])), ("1".into(), "ok  one\n".into()));
+    assert_eq!(w.ok(&["new-epoch"]), "3:3\n");
+}
+
 fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
