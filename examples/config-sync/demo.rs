@@ -33,6 +33,12 @@ impl Process {
         let program = io("this program", std::env::current_exe())?;
         let mut command = Command::new(program);
         command.args(args).arg("--tied");
+        // Settings of whoever runs the demo are none of its.
+        let settings = std::env::vars_os().map(|(name, _)| name);
+        let settings = settings.filter(|name| name.as_encoded_bytes().starts_with(b"CONFIG_SYNC_"));
+        for name in settings {
+            command.env_remove(name);
+        }
         let command = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = io(name, command.spawn())?;
         let words = Arc::new(Mutex::new(Vec::new()));
