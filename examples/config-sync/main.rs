@@ -26,10 +26,11 @@
 mod demo;
 mod keys;
 mod operate;
+mod progress;
 mod settings;
 mod show;
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -70,7 +71,7 @@ enum Command {
     Relay(RelayArgs),
     #[command(flatten)]
     Operate(operate::Verb),
-    /// Show it: a server and three agents, edits, kills, restarts.
+    /// Show it: a server and three agents, edits, a refused change, kills, restarts, a lost store.
     Demo {
         /// Print the words of every process.
         #[arg(long, short)]
@@ -268,6 +269,7 @@ fn agent_config(args: AgentArgs) -> Result<agent::Config, ProcessError> {
     config.cluster = args.cluster;
     config.namespace = args.namespace;
     config.take_over = args.take_over;
+    config.progress = std::io::stderr().is_terminal();
     Ok(config)
 }
 

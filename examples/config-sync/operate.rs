@@ -7,14 +7,15 @@ mod epoch;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use spanwire_config::client::{Client, ClientError, Commit, Committed, Export, Revert};
-use spanwire_config::wire::client::{InvalidCode, Selector, Waited, Writable};
+use spanwire_config::wire::client::{InvalidCode, Selector, Tip, Waited, Writable};
 use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, tree};
 
+use super::progress::Progress;
 use super::show;
 
 /// Why a verb ended without what it was to do, and its exit code.
@@ -199,7 +200,7 @@ pub(crate) enum Verb {
         /// Only nodes with this label, NAME=VALUE; repeatable.
         #[arg(long, value_parser = super::label)]
         label: Vec<(String, String)>,
-        /// Fewer nodes than this are a failure.
+        /// Wait for so many nodes to be known, too; fewer are a failure.
         #[arg(long, default_value_t = 1)]
         min: usize,
         #[arg(long)]
@@ -475,7 +476,10 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
         }
         Verb::Export { to, file, at } => {
             let client = to.client()?;
-            let (of, state) = client.list(b"", maybe_place(&client, at)?)?;
+            let mut progress = Progress::new("export");
+            let came = |of: &Tip, state: &State| progress.at(state.bytes(), of.bytes);
+            let (of, state) = client.list_with(b"", maybe_place(&client, at)?, came)?;
+            drop(progress);
             output(&file, &Export { namespace: to.namespace.clone(), of, state }.encode())?;
             eprintln!("{}: {} keys, {} bytes", show::place(of.position.into()), of.keys, of.bytes);
             Ok(())
@@ -594,7 +598,17 @@ fn wait(to: &To, at: Option<Rev>, level: LevelArg, selector: &Selector, min: usi
         LevelArg::Visible => Level::Visible,
         LevelArg::Applied => Level::Applied,
     };
-    let waited = client.wait(at, level, to.timeout, selector)?;
+    let latest = Instant::now() + to.timeout.min(Duration::from_secs(1 << 30));
+    let waited = loop {
+        let left = latest.saturating_duration_since(Instant::now());
+        let waited = client.wait(at, level, left, selector)?;
+        let known = waited.ok.len() + waited.refused.len() + waited.behind.len() + waited.silent.len();
+        if known >= min || left.is_zero() {
+            break waited;
+        }
+        // Who is selected is looked up once, at the start of a wait: more may come.
+        std::thread::sleep(left.min(Duration::from_millis(100)));
+    };
     print(&show::waited(at, &waited, json));
     let Waited { ok, refused, behind, silent } = &waited;
     if !refused.is_empty() {

@@ -76,6 +76,8 @@ pub struct Config {
     /// Take over a directory that holds something already and was not this agent's: what is not published
     /// is deleted.
     pub take_over: bool,
+    /// Say once a second how far a snapshot is that takes longer. Default: false.
+    pub progress: bool,
     /// How long to wait before a failed step is tried again. Default: 5 s.
     pub again: Duration,
 }
@@ -103,6 +105,7 @@ impl Config {
             hook_limit: Duration::from_secs(30),
             limits: Limits::default(),
             take_over: false,
+            progress: false,
             again: Duration::from_secs(5),
         }
     }
@@ -500,6 +503,11 @@ impl<'a> Agent<'a> {
         let status: ReplicaStatus = self.socket.with(|r, cx| r.status(cx.now()));
         if let Some(boot) = status.stale_boot {
             self.take_identity(boot);
+        }
+        if let (true, Some((came, of)), Some(newest)) = (self.config.progress, status.arriving, status.newest)
+        {
+            let (came, of) = (came >> 10, of >> 10);
+            self.log.say(format_args!("receiving {newest}: {came} of {of} KiB"));
         }
         let seen = (status.data, status.upstream);
         if self.status != Some(seen) {

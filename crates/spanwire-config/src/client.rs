@@ -265,12 +265,26 @@ impl Client {
     /// # Errors
     /// As [`get`](Self::get); [`Misunderstood::Digest`] where a whole revision is not what it is said to be.
     pub fn list(&self, prefix: &[u8], at: Option<Place>) -> Result<(Tip, State)> {
+        self.list_with(prefix, at, |_, _| {})
+    }
+
+    /// The same; `came` is shown what came so far, after each page.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn list_with(
+        &self,
+        prefix: &[u8],
+        at: Option<Place>,
+        mut came: impl FnMut(&Tip, &State),
+    ) -> Result<(Tip, State)> {
         let mut ask = ReadAsk { at, prefix: Bytes::copy_from_slice(prefix), ..ReadAsk::default() };
         let mut all = State::new();
         loop {
             let page = self.read(ask.clone())?;
             let last = page.entries.iter().last().map(|(key, _)| Bytes::copy_from_slice(key.as_bytes()));
             page.entries.iter().for_each(|(key, entry)| drop(all.put(key.clone(), entry.clone())));
+            came(&page.of, &all);
             match last.filter(|_| page.more) {
                 // The pages after the first are of its revision, whatever is committed meanwhile.
                 Some(last) => (ask.at, ask.after) = (Some(page.of.position.into()), last),

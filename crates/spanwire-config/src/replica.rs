@@ -139,6 +139,8 @@ pub struct ReplicaStatus {
     pub fresh: bool,
     /// How long ago that was; `None`: not in this process life.
     pub rose: Option<Duration>,
+    /// Bytes of a snapshot that is on its way: how many came, and of how many.
+    pub arriving: Option<(u64, u64)>,
     /// The server of the pipe in use.
     pub upstream: Option<ServerId>,
     /// What that server says of the namespace.
@@ -317,6 +319,7 @@ impl Replica {
             newest: self.target.as_ref().or(self.tip().map(|held| &held.head)).map(|head| head.position),
             fresh: self.is_fresh(now),
             rose: self.fresh.map(|at| now.saturating_since(at)),
+            arriving: self.arriving(),
             upstream: up.and_then(|up| up.server),
             namespace: up.and_then(|up| up.status),
             stale_boot: self.stale_boot,
