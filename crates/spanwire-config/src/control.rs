@@ -7,6 +7,7 @@
 //! Owns: the meaning of the client's messages. Never: decides a commit (the machine does), or waits for a client.
 
 mod wait;
+mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -18,15 +19,15 @@ use crate::process::{Log, ProcessError};
 use crate::serve::{Authority, Config, bind};
 use crate::source::LogCommit;
 use crate::wire::client::{
-    Ask, BeginAsk, BeginWith, CommitLine, Commits, Entries, Holding, InvalidCode, LogAsk, MAX_COMMITS,
-    MAX_HOLDINGS, MAX_LISTED, Named, NodeLine, Nodes, Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk,
-    Writable,
+    Ask, CommitLine, Commits, Entries, InvalidCode, LogAsk, MAX_COMMITS, MAX_LISTED, Named, NodeLine, Nodes,
+    Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk, Writable,
 };
 use crate::{
-    Answer, AuthorityEvent, Base, Change, Distributor, Head, Id, Intent, Invalid, Limits, Mode, NodeStatus,
-    NsAuthority, Place, Position, ReadOnly, Request, State, Ticket,
+    Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus, NsAuthority, Place, Position,
+    ReadOnly, Request, State,
 };
 use wait::Wait;
+use write::{Write, begin, holdings, read_only, refused};
 
 /// Most requests that wait at once.
 const MAX_PARKED: usize = 1024;
@@ -168,35 +169,6 @@ enum Said {
     Write(Write),
 }
 
-/// What is asked of the machine.
-enum Write {
-    Commit(Request),
-    Import(Id, State),
-    Init(Id),
-    NewEpoch(Id),
-    Adopt(Id, Option<Base>),
-}
-
-impl Write {
-    fn event(self, ticket: Ticket) -> AuthorityEvent {
-        match self {
-            Write::Commit(request) => AuthorityEvent::Commit(ticket, request),
-            Write::Import(id, state) => AuthorityEvent::Import(ticket, id, state),
-            Write::Init(id) => AuthorityEvent::Init(ticket, id, State::new()),
-            Write::NewEpoch(id) => AuthorityEvent::NewEpoch(ticket, id),
-            Write::Adopt(id, named) => AuthorityEvent::Adopt(ticket, id, named),
-        }
-    }
-
-    /// Who and why, for the log.
-    fn line(&self) -> Option<String> {
-        match self {
-            Write::Commit(Request { author, note, .. }) => Some(format!("by {author:?}: {note:?}")),
-            _ => None,
-        }
-    }
-}
-
 /// A request that cannot be answered now.
 struct Later(Duration, Until);
 
@@ -336,50 +308,6 @@ impl Desk {
         self.authority.look(|machine| machine.position().map(Place::from).unwrap_or_default())
     }
 
-    /// What changes the namespace: answered when it is durable. Meanwhile other clients are heard, and share the sync.
-    fn write(self: &Arc<Self>, request: spanwire::Request, write: Write) {
-        if let Some(text) = &self.directory {
-            let why = Writable::Directory;
-            return self.reply(request, &Reply::ReadOnly { why, text: text.clone() });
-        }
-        if self.authority.look(|machine| *machine.mode() == Mode::Vacant) {
-            self.authority.judge_shown();
-        }
-        let (desk, line) = (self.clone(), write.line());
-        let then = move |answer| {
-            let reply = desk.written(answer);
-            if let (Some(line), Reply::Committed { at, replay: false, .. }) = (line, &reply) {
-                let Place { epoch, rev } = at;
-                desk.log.say(format_args!("commit {epoch}:{rev} {line}"));
-            }
-            desk.reply(request, &reply);
-        };
-        self.authority.ask(|ticket| write.event(ticket), then);
-    }
-
-    fn written(&self, answer: Answer) -> Reply {
-        match answer {
-            Answer::Committed { position, digest, replay } => {
-                Reply::Committed { at: position.into(), digest, replay }
-            }
-            Answer::Begun { position, lost } => {
-                for (lost, nodes) in lost {
-                    self.log.say(format_args!("{nodes} nodes held {lost}, which is beyond what was here"));
-                }
-                let read = self.authority.look(|machine| machine.read(Some(position.into())));
-                let digest = read.map(|(_, state)| state.digest()).unwrap_or_default();
-                Reply::Committed { at: position.into(), digest, replay: false }
-            }
-            Answer::Conflict { head } => Reply::Conflict(head),
-            Answer::Invalid(why) => refused(&why),
-            Answer::Busy => Reply::Busy(100),
-            Answer::ReadOnly(why) => {
-                let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
-                Reply::ReadOnly { why, text }
-            }
-        }
-    }
-
     fn status(&self, ask: &StatusAsk) -> Reply {
         let mut nodes = self.authority.look(|machine| {
             let (writable, text) = match (machine.mode(), &self.directory) {
@@ -433,41 +361,6 @@ impl Desk {
     }
 }
 
-/// How an epoch is to begin; a place is looked up in what nodes hold.
-fn begin(machine: &NsAuthority, ask: &BeginAsk) -> Result<Write, Box<Reply>> {
-    let named = match ask.with {
-        BeginWith::Nothing => return Ok(Write::Init(ask.request)),
-        BeginWith::Same => return Ok(Write::NewEpoch(ask.request)),
-        BeginWith::Node(None) => None,
-        BeginWith::Node(Some(at)) => {
-            let mut there =
-                machine.holdings().into_iter().filter(|(base, ..)| Place::from(base.position) == at);
-            match (there.next(), there.next()) {
-                (Some((base, ..)), None) => Some(base),
-                // A repeat may come when the nodes have gone on.
-                (None, _) if !matches!(machine.mode(), Mode::Vacant) => None,
-                (None, _) => return Err(Box::new(refused(&Invalid::NoSuch(at)))),
-                _ => {
-                    let text = "nodes hold two states there: stop those of one, and start the server again";
-                    return Err(Box::new(invalid(InvalidCode::NotNow, text.into())));
-                }
-            }
-        }
-    };
-    Ok(Write::Adopt(ask.request, named))
-}
-
-fn holdings(machine: &NsAuthority) -> Reply {
-    let all = machine.holdings().into_iter().take(MAX_HOLDINGS);
-    let holding = |(base, digest, for_all, nodes): (Base, _, _, usize)| Holding {
-        position: base.position,
-        digest,
-        for_all,
-        nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
-    };
-    Reply::Holdings(all.map(holding).collect())
-}
-
 /// Bytes that something takes in a message.
 fn size_of(encode: impl FnOnce(&mut Vec<u8>)) -> usize {
     let mut out = Vec::new();
@@ -486,51 +379,6 @@ fn invalid(code: InvalidCode, text: String) -> Reply {
 
 fn nothing_yet() -> Reply {
     invalid(InvalidCode::NoSuch, "nothing was committed here yet".into())
-}
-
-fn refused(why: &Invalid) -> Reply {
-    let code = match why {
-        Invalid::OverLimit(_) => InvalidCode::OverLimit,
-        Invalid::TooLong(_) => InvalidCode::TooLong,
-        Invalid::Compacted { .. } => InvalidCode::Compacted,
-        Invalid::NoSuch(_) => InvalidCode::NoSuch,
-        Invalid::NotNow(_) => InvalidCode::NotNow,
-    };
-    let oldest = match why {
-        Invalid::Compacted { oldest } => *oldest,
-        _ => Place::default(),
-    };
-    Reply::Invalid { code, oldest, text: why.to_string() }
-}
-
-/// In the words of somebody who has a command line. `shown`: the highest that was ever seen.
-fn read_only(why: &ReadOnly, shown: Place) -> (Writable, String) {
-    match why {
-        ReadOnly::Vacant if shown.rev > 0 => (
-            Writable::Vacant,
-            format!(
-                "nodes hold revision {}:{}, and this store has nothing: adopt what they hold, or import what was \
-                 exported, or init to begin with nothing; each begins a new epoch",
-                shown.epoch, shown.rev
-            ),
-        ),
-        ReadOnly::Vacant => (
-            Writable::Vacant,
-            "nothing was committed here yet, or this store was lost: where it is new, expect 0:0 with the first \
-             commit; else adopt what nodes hold, or import what was exported"
-                .into(),
-        ),
-        ReadOnly::Store(error) => (
-            Writable::Store,
-            format!("the store failed ({error}): make room or repair the disk, and start the server again; a commit \
-                     that got this answer may be durable, so repeat it under the same request id"),
-        ),
-        ReadOnly::Old { shown } => (
-            Writable::Old,
-            format!("a node shows {shown}, so this store is an old copy: import what is right, or begin a new epoch \
-                     with what is here (new-epoch)"),
-        ),
-    }
 }
 
 fn tip(head: &Head) -> Tip {

@@ -11,33 +11,29 @@
 //! Owns: watching and reading the tree, the state folder, the order in which the machine's actions reach the
 //! nodes. Never: publishes half a tree, or an empty one in place of what may be another unless told to.
 
-use std::collections::{HashMap, VecDeque};
+mod authority;
+mod open;
+mod watch;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-use notify::Watcher;
 use spanwire::Socket;
-use spanwire::protocol::Time;
+
+pub(crate) use authority::Authority;
+use open::{claim, open, random, told};
+use watch::{Next, next, watch};
 
 use crate::control::{self, Control};
 use crate::process::{Log, ProcessError, Shutdown, follow};
 use crate::sign::{Keyring, Secret};
-use crate::source::{Embedded, FsDisk, SourceError, Writer};
 use crate::store::Store;
 use crate::{
-    Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, Driver, Id, Intent, Key, Limits, Mode,
-    NodeStatus, NsAuthority, NsSettings, Opening, Place, Published, ReadOnly, Request, Settings, State,
-    Ticket, folders, tree,
+    Answer, AuthorityEvent, Distributor, Id, Intent, Key, Limits, Mode, NodeStatus, Place, ReadOnly, Request,
+    Settings, State, folders, tree,
 };
-
-/// The log, in the state folder.
-const LOG_DIR: &str = "log";
-
-/// Note in the state folder: where its content comes from.
-const SOURCE: &str = "source";
 
 /// What to serve.
 #[derive(Clone, Debug)]
@@ -116,316 +112,6 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
     let served = server.serve(shutdown);
     server.end();
     served
-}
-
-type Decides = Driver<Embedded<FsDisk>>;
-
-/// The machine that decides, on the log in the state folder.
-fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, ProcessError> {
-    let dir = config.state.join(LOG_DIR);
-    let incarnation = random()?;
-    let settings = NsSettings {
-        cluster: Id::named(&config.cluster),
-        namespace: config.namespace.clone(),
-        limits: config.limits,
-        keys: config.keys.clone(),
-        ..NsSettings::default()
-    };
-    let load = || {
-        let disk = FsDisk::open(&dir)
-            .map_err(|error| SourceError::Io { what: format!("open {}", dir.display()), error })?;
-        let source = Embedded::new(disk, Id::named(&config.cluster), &config.namespace);
-        // Nobody hears what it has to say at its start.
-        Driver::open(source, settings.clone(), Opening::Unknown, incarnation).map(|(driver, _)| driver)
-    };
-    if config.new_epoch == Some(0) {
-        return Err(ProcessError::Refused("--new-epoch: epochs are numbered from 1 on".into()));
-    }
-    let mut loaded = load();
-    if let (Err(SourceError::Damaged { .. }), Some(_)) = (&loaded, config.new_epoch) {
-        // Kept for people: it may hold what no node has.
-        let free = (1..1000).map(|n| config.state.join(format!("{LOG_DIR}.damaged-{n}")));
-        if let Some(aside) = free.into_iter().find(|path| !path.exists())
-            && std::fs::rename(&dir, &aside).is_ok()
-        {
-            log.say(format_args!("the damaged log is in {} now", aside.display()));
-            loaded = load();
-        }
-    }
-    let mut driver = loaded.map_err(|error| {
-        let hint = match error {
-            SourceError::Damaged { .. } => {
-                "; nodes may hold more, so give --new-epoch with a number above theirs"
-            }
-            _ => "",
-        };
-        ProcessError::Refused(format!("{}: {error}{hint}", dir.display()))
-    })?;
-    if driver.cut() > 0 {
-        let cut = driver.cut();
-        log.say(format_args!("{cut} bytes of an unfinished commit were cut off; nobody was told of it"));
-    }
-    if let Some(number) = config.new_epoch {
-        driver.machine_mut().reserve_epoch(number);
-    }
-    match driver.machine().position() {
-        Some(now) if config.new_epoch.is_some_and(|number| now.epoch.number < number) => {
-            let event = AuthorityEvent::NewEpoch(Ticket(0), random()?);
-            begin(&mut driver, log, event)?;
-        }
-        Some(now) if config.new_epoch.is_some_and(|number| number < now.epoch.number) => {
-            return Err(ProcessError::Refused(format!(
-                "--new-epoch is below the epoch that is here: {now}; give a number above {}, or none",
-                now.epoch.number
-            )));
-        }
-        Some(now) => {
-            let keys = driver.machine().durable().map_or(0, |durable| durable.state.keys());
-            log.say(format_args!("last revision: {now} ({keys} keys)"));
-        }
-        // A state folder of the form without a log.
-        None => {
-            let loaded = store.load(config.limits.bytes);
-            if let (Some((head, state)), None) = (loaded.newest, config.new_epoch) {
-                let (node, base) = (store.identity().id, head.base());
-                driver.tell(AuthorityEvent::Shown { node, head, issued: 0 });
-                driver.tell(AuthorityEvent::Adopt(Ticket(0), random()?, Some(base)));
-                begin(&mut driver, log, AuthorityEvent::Offered(node, Some(state)))?;
-            } else {
-                log.say(format_args!("a new history begins: epoch {}", config.new_epoch.unwrap_or(1)));
-            }
-        }
-    }
-    Ok(driver)
-}
-
-/// A directory takes the place of what clients committed only if that is meant.
-fn claim(config: &Config, store: &Store, machine: &NsAuthority) -> Result<(), ProcessError> {
-    let noted = store.note(SOURCE);
-    let source: &[u8] = if config.dir.is_some() { b"directory" } else { b"commits" };
-    if let (Some(dir), Some(b"commits"), Some(held)) = (&config.dir, noted.as_deref(), machine.durable())
-        && !config.replace
-    {
-        let read = tree::read_settled(dir, &config.limits, config.debounce)?;
-        let changes = held.state.diff(&read.state).len();
-        if changes > 0 {
-            let (dir, state) = (dir.clone(), config.state.clone());
-            return Err(ProcessError::WouldReplace { dir, state, at: held.head.position, changes });
-        }
-    }
-    if noted.as_deref() != Some(source) {
-        store.set_note(SOURCE, source)?;
-    }
-    Ok(())
-}
-
-/// An epoch begins before anybody is served.
-fn begin(driver: &mut Decides, log: &Log, event: AuthorityEvent) -> Result<(), ProcessError> {
-    let answer = driver.tell(event).into_iter().find_map(|action| match action {
-        AuthorityAction::Reply(_, answer) => Some(answer),
-        _ => None,
-    });
-    match answer {
-        Some(Answer::Begun { position, .. }) => {
-            log.say(format_args!("a new epoch begins: {position}"));
-            Ok(())
-        }
-        other => Err(ProcessError::Refused(format!("no new epoch: {}", told(other.as_ref())))),
-    }
-}
-
-/// The machine, and the sender that it speaks through: what it wants of the sender is done under its lock, and
-/// so in its order. The socket's lock is taken within, never around it. The store is written in a thread of its own,
-/// under no lock: what is committed meanwhile shares the next sync.
-pub(crate) struct Authority {
-    inner: Mutex<Inner>,
-    /// Set before the first event.
-    writer: OnceLock<Writer>,
-    pub(crate) socket: Socket<Distributor>,
-    log: Log,
-}
-
-struct Inner {
-    machine: NsAuthority,
-    /// Who waits for an answer: as many as the machine lets wait.
-    waiting: HashMap<Ticket, Then>,
-    tickets: u64,
-    /// The last alarm: many nodes may be the cause of one.
-    alarm: String,
-}
-
-/// What follows an answer.
-type Then = Box<dyn FnOnce(Answer) + Send>;
-
-impl Authority {
-    fn start(
-        driver: Decides,
-        socket: Socket<Distributor>,
-        log: &Log,
-    ) -> Result<Arc<Authority>, ProcessError> {
-        let (machine, source) = driver.into_parts();
-        let (waiting, alarm) = (HashMap::new(), String::new());
-        let inner = Mutex::new(Inner { machine, waiting, tickets: 0, alarm });
-        let this = Arc::new(Authority { inner, writer: OnceLock::new(), socket, log: log.clone() });
-        let authority = Arc::downgrade(&this);
-        let tell = move |event| {
-            if let Some(authority) = authority.upgrade() {
-                authority.tell(event);
-            }
-        };
-        let writer = Writer::spawn(source, tell);
-        let writer = writer.map_err(|e| ProcessError::Refused(format!("no thread for the store: {e}")))?;
-        let _ = this.writer.set(writer);
-        Ok(this)
-    }
-
-    /// Once nobody else asks: what is under way ends, and the log is closed.
-    fn end(mut self: Arc<Self>) {
-        loop {
-            // Nobody is there to hear them.
-            let unheard = std::mem::take(&mut self.lock().waiting);
-            drop(unheard);
-            match Arc::try_unwrap(self) {
-                Ok(Authority { writer, .. }) => return drop(writer),
-                Err(busy) => self = busy,
-            }
-            // When this is answered the writer has ended what it was at.
-            self.writer.get().map(Writer::health);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Looks at the machine.
-    pub(crate) fn look<R>(&self, look: impl FnOnce(&NsAuthority) -> R) -> R {
-        look(&self.lock().machine)
-    }
-
-    fn last(&self) -> Option<State> {
-        self.look(|machine| machine.durable().map(|durable| durable.state.clone()))
-    }
-
-    /// Asks the machine for what has an answer; `then` gets it, in this thread or the writer's, which must not wait
-    /// for long.
-    pub(crate) fn ask(
-        &self,
-        ask: impl FnOnce(Ticket) -> AuthorityEvent,
-        then: impl FnOnce(Answer) + Send + 'static,
-    ) {
-        let mut inner = self.lock();
-        inner.tickets += 1;
-        let ticket = Ticket(inner.tickets);
-        inner.waiting.insert(ticket, Box::new(then));
-        self.handle(inner, ask(ticket));
-    }
-
-    /// Asks, and waits for the answer. `None`: there is none, since the store's thread has ended.
-    fn ask_waiting(&self, ask: impl FnOnce(Ticket) -> AuthorityEvent) -> Option<Answer> {
-        let (to, answer) = crossbeam_channel::bounded(1);
-        self.ask(ask, move |answer| drop(to.send(answer)));
-        answer.recv().ok()
-    }
-
-    /// Tells the machine what happened, and does what follows.
-    pub(crate) fn tell(&self, event: AuthorityEvent) {
-        self.handle(self.lock(), event);
-    }
-
-    fn handle(&self, mut inner: MutexGuard<'_, Inner>, event: AuthorityEvent) {
-        let (mut events, mut answered) = (VecDeque::from([event]), Vec::new());
-        while let Some(event) = events.pop_front() {
-            // No rule of the machine depends on the time.
-            for action in inner.machine.handle(event, Time::default()) {
-                let left = match self.writer.get() {
-                    Some(writer) => writer.perform(action),
-                    None => Some(action),
-                };
-                match left.and_then(|action| self.perform(action)) {
-                    Some(AuthorityAction::Reply(ticket, answer)) => {
-                        answered.extend(inner.waiting.remove(&ticket).map(|then| (then, answer)));
-                    }
-                    Some(AuthorityAction::Alarm(alarm)) => inner.alarm(&self.log, &alarm),
-                    // The writer gives back what it can do no more.
-                    Some(AuthorityAction::Append(_)) => {
-                        events.push_back(AuthorityEvent::Durable(Err("its thread has ended".into())));
-                    }
-                    // Nobody is asked for a state.
-                    _ => {}
-                }
-            }
-        }
-        drop(inner);
-        answered.into_iter().for_each(|(then, answer)| then(answer));
-    }
-
-    /// Does what is the sender's; gives back what is another's.
-    fn perform(&self, action: AuthorityAction) -> Option<AuthorityAction> {
-        let line = match &action {
-            AuthorityAction::Publish(Published { head, changes, .. }) => Some(format!(
-                "revision {}: {} keys, {} bytes, digest {:?}{}",
-                head.position,
-                head.keys,
-                head.bytes,
-                head.digest,
-                names(changes.keys())
-            )),
-            _ => None,
-        };
-        let left = self.socket.with(|d, cx| {
-            let left = d.perform(cx, action);
-            if line.is_some() {
-                // Clients wait for revisions by this key.
-                cx.wake(d.wait_key());
-            }
-            left
-        });
-        line.into_iter().for_each(|line| self.log.say(line));
-        left.unwrap_or_else(|error| {
-            self.log.say(format_args!("ALARM: not published: {error}"));
-            None
-        })
-    }
-
-    /// Before a namespace begins: nodes that are here already may tell that its log was lost.
-    pub(crate) fn judge_shown(&self) {
-        self.judge(self.socket.with(|d, _| d.take_shown()));
-    }
-
-    /// What nodes showed may tell that this store is an old copy, or that it was lost.
-    fn judge(&self, shown: Vec<AuthorityEvent>) {
-        shown.into_iter().for_each(|event| self.tell(event));
-    }
-}
-
-impl Inner {
-    fn alarm(&mut self, log: &Log, alarm: &Alarm) {
-        let mut text = alarm.to_string();
-        if let Alarm::OldStore { .. } | Alarm::Claim { .. } = alarm {
-            let next = self.machine.highest().epoch.saturating_add(1);
-            text.push_str(&format!("; to begin an epoch above it, start with --new-epoch {next}"));
-        }
-        if text != self.alarm {
-            log.say(format_args!("ALARM: {text}"));
-            self.alarm = text;
-        }
-    }
-}
-
-fn random() -> Result<Id, ProcessError> {
-    Id::random().map_err(|e| ProcessError::Refused(format!("no randomness: {e}")))
-}
-
-/// An answer that was not hoped for, in words.
-fn told(answer: Option<&Answer>) -> String {
-    match answer {
-        Some(Answer::ReadOnly(why)) => why.to_string(),
-        Some(Answer::Invalid(why)) => why.to_string(),
-        Some(Answer::Busy) => "busy".into(),
-        Some(other) => format!("{other:?}"),
-        None => "the thread of the store has ended".into(),
-    }
 }
 
 struct Server<'a> {
@@ -726,56 +412,4 @@ pub(crate) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> String {
     let more = keys.count();
     let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("; changed: {}{tail}", first.join(", "))
-}
-
-/// Watches the tree; a failure only means that changes are seen by the next reading.
-fn watch(dir: &Path, rescan: Duration, log: &Log) -> (Receiver<()>, Option<notify::RecommendedWatcher>) {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        use notify::event::{AccessKind, AccessMode, EventKind};
-        // Reading is no change; reading the tree would cause the next reading.
-        if let Ok(notify::Event { kind: EventKind::Access(how), .. }) = &event
-            && *how != AccessKind::Close(AccessMode::Write)
-        {
-            return;
-        }
-        // One pending word is enough, whatever it was about.
-        let _ = sender.try_send(());
-    });
-    let watcher = made.and_then(|mut watcher| {
-        watcher.watch(dir, notify::RecursiveMode::Recursive)?;
-        Ok(watcher)
-    });
-    match watcher {
-        Ok(watcher) => (receiver, Some(watcher)),
-        Err(error) => {
-            log.say(format_args!("the tree is read every {:?}: it cannot be watched: {error}", rescan));
-            // The sender lives in the watcher; without it the channel would look closed.
-            (crossbeam_channel::never(), None)
-        }
-    }
-}
-
-enum Next {
-    Read,
-    Over,
-}
-
-/// Waits for a word of a change and quiet after it, for the time of a reading, or for the end.
-fn next(changed: &Receiver<()>, shutdown: &Shutdown, rescan: Duration, debounce: Duration) -> Next {
-    crossbeam_channel::select! {
-        recv(shutdown.0) -> _ => return Next::Over,
-        recv(changed) -> _ => {}
-        default(rescan) => return Next::Read,
-    }
-    // At most ten times the quiet time: a tree that never rests is read all the same.
-    let latest = Instant::now() + debounce * 10;
-    while Instant::now() < latest {
-        match changed.recv_timeout(debounce) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Timeout) => break,
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    if shutdown.is_over() { Next::Over } else { Next::Read }
 }
