@@ -9,9 +9,7 @@ use super::harness::{Running, World, text};
 #[test]
 fn promise_17_a_tampered_cache_is_refused_and_reported() {
     let w = World::with(&[("a", "1")]);
-    let (server, agent) = w.server_and_agent();
-    agent.ends();
-    server.ends();
+    w.ran();
     let slot = w.path("n.state/slot-a");
     let mut bytes = fs::read(&slot).expect("written");
     let at = bytes.len() - 33;

@@ -208,6 +208,14 @@ impl World {
         (server, agent)
     }
 
+    /// Both ran so, and have ended.
+    #[track_caller]
+    pub(crate) fn ran(&self) {
+        let (server, agent) = self.server_and_agent();
+        agent.ends();
+        server.ends();
+    }
+
     pub(crate) fn relay(&self, name: &str, connect: &[&str], keys: Keyring) -> Running {
         let mut config = relay::Config::new(self.path(name));
         config.keys = keys;

@@ -28,9 +28,7 @@ fn revisions_do_not_fall_when_the_server_starts_again() {
 #[test]
 fn a_lost_state_folder_of_the_server_freezes_nodes_until_a_new_epoch() {
     let w = World::with(&[("a", "1")]);
-    let (server, agent) = w.server_and_agent();
-    agent.ends();
-    server.ends();
+    w.ran();
     fs::remove_dir_all(w.path("src.state")).expect("ours");
     w.write("src/a", "2");
     // No node is there to tell that the folder was lost.
@@ -165,9 +163,7 @@ fn invariant_07_a_node_of_a_lost_history_stops_commits_though_the_server_went_on
 #[test]
 fn invariant_13_a_lost_state_folder_begins_nothing_anew_where_a_node_tells_of_it() {
     let w = World::with(&[("a", "1")]);
-    let (server, agent) = w.server_and_agent();
-    agent.ends();
-    server.ends();
+    w.ran();
     fs::remove_dir_all(w.path("src.state")).expect("ours");
     // Its tree takes a while to come to rest; the node is there before that.
     w.write("src/a", "2");
