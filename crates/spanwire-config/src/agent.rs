@@ -371,7 +371,7 @@ impl<'a> Agent<'a> {
         };
         self.owed = owed;
         self.ack(position, Level::Stored);
-        let switched = if self.dirty { Err(None) } else { self.output.switch(staged).map_err(Some) };
+        let switched = if self.dirty { Err(None) } else { staged.switch().map_err(Some) };
         self.shown = Some((update.head.clone(), files));
         self.log.say(format_args!(
             "revision {position}: {} keys, digest {:?}{}",

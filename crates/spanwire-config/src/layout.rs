@@ -30,9 +30,19 @@ pub(crate) enum Kept {
 
 /// A revision written and synced, not yet in place.
 #[derive(Debug)]
-pub(crate) enum Ready {
-    Flat(Staged),
-    Versioned(Built),
+pub(crate) enum Ready<'k> {
+    Flat(&'k Output, Staged),
+    Versioned(&'k Versions, Built),
+}
+
+impl Ready<'_> {
+    /// Puts it in place.
+    pub(crate) fn switch(self) -> Result<(), TreeError> {
+        match self {
+            Ready::Flat(output, staged) => output.switch(staged),
+            Ready::Versioned(versions, built) => versions.switch(built),
+        }
+    }
 }
 
 impl Kept {
@@ -72,23 +82,14 @@ impl Kept {
         state: &State,
         shown: Option<(&Head, &State)>,
         changes: &ChangeSet,
-    ) -> Result<Ready, TreeError> {
+    ) -> Result<Ready<'_>, TreeError> {
         match self {
-            Kept::Flat(output) => output.stage(changes).map(Ready::Flat),
+            Kept::Flat(output) => output.stage(changes).map(|staged| Ready::Flat(output, staged)),
             Kept::Versioned(versions) => {
                 let shown = shown.map(|(head, state)| (head.position, state));
-                versions.stage(head.position, state, shown).map(Ready::Versioned)
+                let built = versions.stage(head.position, state, shown)?;
+                Ok(Ready::Versioned(versions, built))
             }
-        }
-    }
-
-    /// Puts it in place.
-    pub(crate) fn switch(&self, ready: Ready) -> Result<(), TreeError> {
-        match (self, ready) {
-            (Kept::Flat(output), Ready::Flat(staged)) => output.switch(staged),
-            (Kept::Versioned(versions), Ready::Versioned(built)) => versions.switch(built),
-            // One agent has one layout.
-            _ => Ok(()),
         }
     }
 

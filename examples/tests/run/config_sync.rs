@@ -321,6 +321,47 @@ fn the_demo_ends_with_all_equal() {
 }
 
 #[test]
+fn whenever_an_agent_is_killed_its_link_leads_to_one_whole_revision() {
+    let w = World::new();
+    let server = w.serve_log();
+    let put = |n: u32| {
+        std::fs::write(w.path("list"), format!(r#"{{"put": {{"a": "{n}", "d/z": "{n}"}}}}"#))
+            .expect("writable");
+        let expect = if n == 1 { &["--expect", "0:0"][..] } else { &[] };
+        w.ok(&[&["apply", "list"], expect].concat());
+    };
+    let shown = || {
+        // Whoever enters by the link and stays inside reads one revision.
+        let inside = std::fs::canonicalize(w.path("out/current")).ok()?;
+        let (a, z) = (text(&inside.join("a")), text(&inside.join("d/z")));
+        assert_eq!(a, z, "in {}", inside.display());
+        a.parse::<u32>().ok()
+    };
+    let mut last = None;
+    for n in 1..=18 {
+        put(n);
+        let agent = w.agent(" --layout versioned --keep 2");
+        // At its start, when it has met the server, while or after it puts the revision in place.
+        match n % 3 {
+            0 => drop(agent.says("connected")),
+            1 => drop(agent.says("revision 1/")),
+            _ => {}
+        }
+        drop(agent);
+        assert!(shown() >= last, "{last:?}, then {:?}", shown());
+        last = shown();
+    }
+    let _agent = w.agent(" --layout versioned --keep 2");
+    server.says("applied 1/");
+    w.ok(&["wait", "--timeout", "20"]);
+    assert_eq!(shown(), Some(18));
+    assert!(
+        std::fs::read_dir(w.path("out")).expect("it is there").count() <= 3,
+        "two revisions and the link"
+    );
+}
+
+#[test]
 fn an_option_goes_before_the_environment_and_that_before_the_file() {
     let w = World::new();
     let file = |text: &str| {
