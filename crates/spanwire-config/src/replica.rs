@@ -306,6 +306,14 @@ impl Replica {
         replica
     }
 
+    /// The same, where two HEADs contradict each other since an earlier life: what is held, and the other. What is
+    /// visible stays until a HEAD of a higher epoch comes.
+    #[must_use]
+    pub fn in_conflict(mut self, heads: Option<(Head, Head)>) -> Self {
+        self.conflict = heads;
+        self
+    }
+
     /// The revision that the application accepted last.
     pub fn visible(&self) -> Option<(&Head, &State)> {
         self.visible.as_ref().map(|held| (&held.head, &held.state))

@@ -185,6 +185,38 @@ fn a_change_reaches_the_directory_and_the_hook_learns_what_changed() {
 }
 
 #[test]
+fn invariant_12_a_node_in_conflict_stays_as_it_is_over_restarts_until_its_operator_discards_what_it_holds() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let mut first = Running::serve(w.serve_config());
+    let mut agent = Running::agent(w.agent_config("n"));
+    w.await_equal("n");
+    agent.await_line("state: Live");
+    // A server that began on its own, under the same number.
+    first.end().expect("it ran");
+    fs::remove_dir_all(w.path("src.state")).expect("ours");
+    w.write("src/a", "other");
+    let _second = Running::serve(w.serve_config());
+    agent.await_line("ALARM: two histories");
+    agent.end().expect("it ran");
+    // Nobody is there to show the other one again.
+    let mut config = w.agent_config("n");
+    config.connect = vec![format!("ipc://{}", w.path("nobody").display())];
+    let mut agent = Running::agent(config);
+    let line = agent.await_line("ALARM: two histories");
+    assert!(line.contains("resync --discard --state") && line.contains("n.state"), "{line}");
+    assert_eq!(text(&w.path("n/a")), "1");
+    // Not while it runs.
+    let dir = w.path("n.state");
+    assert!(store::Store::open(&dir).is_err());
+    agent.end().expect("it ran");
+    store::Store::open(&dir).and_then(|mut store| store.discard()).expect("nobody uses it");
+    let agent = Running::agent(w.agent_config("n"));
+    w.await_equal("n");
+    agent.await_line("state: Live");
+}
+
+#[test]
 fn promise_18_identical_content_runs_no_hook_even_over_restarts() {
     let w = World::new();
     w.write("src/a", "1");

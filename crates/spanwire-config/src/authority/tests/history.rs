@@ -148,7 +148,9 @@ fn a_number_far_beyond_all_known_is_believed_only_if_it_is_signed() {
 #[test]
 fn invariant_07_what_cannot_be_looked_up_is_no_clean_slate_for_who_showed_it() {
     let mut rig = Rig::serving(NsSettings { log_commits: 4, ..with_keys() });
-    (1..=20).for_each(|n| drop(rig.committed(put(n, "a", &n.to_string()))));
+    for n in 1..=20 {
+        rig.committed(put(n, "a", &n.to_string()));
+    }
     let old = signed(&rig.published[1].head);
     let mut lost = old.clone();
     lost.chain[5] ^= 1;
@@ -160,7 +162,9 @@ fn invariant_07_what_cannot_be_looked_up_is_no_clean_slate_for_who_showed_it() {
     assert_eq!((rig.show(1, &old), rig.show(2, &lost)), (Verdict::Fine, Verdict::Conflict));
     // One that cannot be read says nothing: there is no verdict yet, and it is looked up again when it is shown again.
     let mut rig = Rig::serving(NsSettings { log_commits: 4, ..with_keys() });
-    (1..=20).for_each(|n| drop(rig.committed(put(n, "a", &n.to_string()))));
+    for n in 1..=20 {
+        rig.committed(put(n, "a", &n.to_string()));
+    }
     let shown = AuthorityEvent::Shown { node: id(2), head: lost.clone(), issued: ISSUED };
     for alarms in [1, 0] {
         let asked = rig.machine.handle(shown.clone(), Time::default());
