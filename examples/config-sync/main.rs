@@ -31,12 +31,13 @@ mod settings;
 mod show;
 
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use spanwire_config::process::{Log, ProcessError, shutdown};
+use spanwire_config::store::Store;
 use spanwire_config::{agent, relay, serve};
 
 /// Keeps directories equal to one, over spanwire's config-broadcast.
@@ -69,6 +70,16 @@ enum Command {
     },
     /// Receive what a server publishes and serve it to others.
     Relay(RelayArgs),
+    /// Let a node or relay begin anew, while its process does not run: what it holds and a conflict are thrown away, and
+    /// the next start takes what its server has. The files of an agent stay until then.
+    Resync {
+        /// Throw it away.
+        #[arg(long, required = true)]
+        discard: bool,
+        /// Its state folder.
+        #[arg(long, env = "CONFIG_SYNC_STATE")]
+        state: PathBuf,
+    },
     #[command(flatten)]
     Operate(operate::Verb),
     /// Show it: a server and three agents, edits, a refused change, kills, restarts, a lost store.
@@ -308,6 +319,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => agent_config(args).and_then(|config| agent::run(&config, &stop, &log)),
         Command::Relay(args) => relay_config(args).and_then(|config| relay::run(&config, &stop, &log)),
         Command::Keygen { file, id } => keys::generate(&file, id),
+        Command::Resync { discard: _, state } => resync(&state),
         Command::Operate(verb) => return operated(verb),
         Command::Demo { verbose } => {
             return match demo::run(verbose, &stop) {
@@ -326,6 +338,29 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// What the folder holds of history is thrown away; who it is stays.
+fn resync(state: &Path) -> Result<(), ProcessError> {
+    let refuse = |why: &str| Err(ProcessError::Refused(format!("{} {why}", state.display())));
+    if !state.join("identity").is_file() {
+        return refuse("is no state folder");
+    }
+    if state.join("log").is_dir() {
+        return refuse("is the folder of a server; to begin anew there, see `serve --new-epoch`");
+    }
+    let mut store = Store::open(state)?;
+    let newest = store.load(u64::MAX).newest;
+    let conflict = store.conflict(None);
+    store.discard()?;
+    match (newest, conflict) {
+        (Some((head, _)), Some((_, other))) => {
+            println!("discarded: {}, beside {}", head.position, other.position)
+        }
+        (Some((head, _)), None) => println!("discarded: {}", head.position),
+        (None, _) => println!("discarded: nothing was held"),
+    }
+    Ok(())
 }
 
 fn operated(verb: operate::Verb) -> ExitCode {

@@ -21,7 +21,7 @@ use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
-use crate::store::{Identity, Store};
+use crate::store::{Evidence, Identity, Store};
 use crate::tree::{self, TreeError};
 use crate::wire::NackCode;
 use crate::{
@@ -162,6 +162,7 @@ struct Agent<'a> {
     /// The hook could not be run: try again then.
     act: Option<Instant>,
     renewed: bool,
+    evidence: Evidence,
     status: Option<(Data, Option<Id>)>,
 }
 
@@ -211,6 +212,7 @@ impl<'a> Agent<'a> {
             }
             None => Replica::new(settings(config, identity)),
         };
+        let conflict = store.conflict(loaded.newest.as_ref().map(|(head, _)| head));
         let mut agent = Agent {
             config,
             shutdown,
@@ -219,7 +221,7 @@ impl<'a> Agent<'a> {
             output,
             templates,
             check,
-            socket: Socket::new(replica)?,
+            socket: Socket::new(replica.in_conflict(conflict.clone()))?,
             shown: None,
             owed: Owed::default(),
             // Whatever is in the directory before the first revision was not put there by this process.
@@ -228,6 +230,7 @@ impl<'a> Agent<'a> {
             repair: None,
             act: None,
             renewed: false,
+            evidence: Evidence::new(conflict),
             status: None,
         };
         if let Some((head, state)) = loaded.newest {
@@ -509,6 +512,9 @@ impl<'a> Agent<'a> {
             let (came, of) = (came >> 10, of >> 10);
             self.log.say(format_args!("receiving {newest}: {came} of {of} KiB"));
         }
+        if let Err(why) = self.evidence.keep(&self.store, status.evidence.as_ref()) {
+            self.log.say(why);
+        }
         let seen = (status.data, status.upstream);
         if self.status != Some(seen) {
             self.status = Some(seen);
@@ -519,8 +525,11 @@ impl<'a> Agent<'a> {
             ));
             if let Some((mine, other)) = status.evidence {
                 self.log.say(format_args!(
-                    "ALARM: two histories: {} and {}; the first stays until a higher epoch comes",
-                    mine.position, other.position
+                    "ALARM: two histories: {} and {}; the first stays until a higher epoch comes, or for \
+                     `config-sync resync --discard --state {}` while this process does not run",
+                    mine.position,
+                    other.position,
+                    self.config.state.display()
                 ));
             }
         }

@@ -121,9 +121,11 @@ mod on {
         // The relay.
         ("relay-issues", "relay: HEADs go down with a seq of the relay's own"),
         ("relay-acks-early", "relay: what is forwarded is reported as stored"),
+        ("loop-not-seen", "relay: a path that leads round is not refused"),
         ("table-not-told-again", "relay: a new server above is not told the whole table"),
         ("attempt-ignored", "relay: whichever report comes last says where a node is"),
         ("stale-not-routed", "relay: a node below is not told that a higher boot of it is known"),
+        ("path-not-said-again", "relay: WELCOME is not said again when the path changes"),
         // The world.
         ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),
     ];

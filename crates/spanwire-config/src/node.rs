@@ -234,6 +234,7 @@ impl NodeBuilder {
             again: self.again,
             acted: crate::State::new(),
             unsaved: None,
+            known: None,
         };
         // Before the thread, so that an address of which nothing can be made ends it here.
         for url in &self.connect {
@@ -271,7 +272,9 @@ fn open(
             Replica::restored(settings, head, state, crate::Level::Stored)
         }
     };
-    Ok((Cache { store: Some(store), raised: false }, replica))
+    let conflict = store.conflict(board.now().head());
+    let evidence = crate::store::Evidence::new(conflict.clone());
+    Ok((Cache { store: Some(store), evidence, raised: false }, replica.in_conflict(conflict)))
 }
 
 /// Whether the authority was heard of lately, by this node's clock.

@@ -26,6 +26,7 @@ use spanwire::protocol::{
 };
 
 use crate::faults::planted;
+use crate::sender::BEACONS;
 use crate::sign::Keyring;
 use crate::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Level, MIN_CHUNK, NackCode, NamespaceStatus, NodeKind, SLICE,
@@ -305,6 +306,14 @@ impl Replica {
         replica
     }
 
+    /// The same, where two HEADs contradict each other since an earlier life: what is held, and the other. What is
+    /// visible stays until a HEAD of a higher epoch comes.
+    #[must_use]
+    pub fn in_conflict(mut self, heads: Option<(Head, Head)>) -> Self {
+        self.conflict = heads;
+        self
+    }
+
     /// The revision that the application accepted last.
     pub fn visible(&self) -> Option<(&Head, &State)> {
         self.visible.as_ref().map(|held| (&held.head, &held.state))
@@ -469,7 +478,7 @@ impl Replica {
         let first = up.server.is_none();
         up.server = Some(welcome.server);
         up.path = welcome.path;
-        up.beacon = Duration::from_millis(u64::from(welcome.beacon_ms.clamp(10, 60_000)));
+        up.beacon = Duration::from_millis(u64::from(welcome.beacon_ms)).clamp(BEACONS.0, BEACONS.1);
         up.window = self.settings.window.min(welcome.window);
         let mine = welcome.namespaces.iter().find(|(name, _)| *name == self.settings.namespace);
         up.status = mine.map(|(_, status)| *status);

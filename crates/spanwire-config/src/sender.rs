@@ -46,6 +46,8 @@ use crate::{
 /// Un-acknowledged deltas on their way to one node.
 const FLIGHT: usize = 8;
 const BEACON: TimerKey = TimerKey(0, 0);
+/// Shortest and longest time between beacons.
+pub(crate) const BEACONS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
 const REPORTS: WaitKey = WaitKey(SENDER as u32, 0);
 const SHOWN: WaitKey = WaitKey(SENDER as u32, 1);
 /// Low bits of `seq`: HEADs of one run. A thousand a second use them up in 35 years.
@@ -60,7 +62,7 @@ pub struct Settings {
     pub namespace: String,
     /// This server. Default: zeros; give each its own.
     pub server: ServerId,
-    /// Time between beacons. Default: 1 s.
+    /// Time between beacons: from 10 ms to 60 s, which nodes take as well. Default: 1 s.
     pub beacon: Duration,
     /// Most payload bytes on their way to one node, whatever window it offers. Default: 256 KiB.
     pub window: u32,
@@ -70,7 +72,8 @@ pub struct Settings {
     pub log_bytes: usize,
     /// Most transfers above one window at once. Default: 8.
     pub slots: usize,
-    /// How long a node may hold bytes without taking any. Default: 10 s.
+    /// How long a node may hold bytes without taking any; at least two beacon times, since it need not say more often
+    /// what it took. Default: 10 s.
     pub stall: Duration,
     /// How long a peer may take to say HELLO. Default: 10 s.
     pub hello: Duration,
@@ -204,9 +207,10 @@ pub struct Distributor {
 impl Distributor {
     /// A sender of one namespace.
     ///
-    /// A namespace name beyond its 128 bytes is cut.
+    /// A namespace name beyond its 128 bytes is cut, and a beacon time brought within its bounds.
     pub fn new(mut settings: Settings, origin: Origin) -> Self {
         let Origin { opened, last, steps, passes } = origin;
+        settings.beacon = settings.beacon.clamp(BEACONS.0, BEACONS.1);
         while settings.namespace.len() > crate::wire::MAX_NAMESPACE {
             settings.namespace.pop();
         }
@@ -357,7 +361,7 @@ impl Distributor {
     /// What this node showed is judged. A verdict on what it no longer shows changes nothing.
     pub fn judge(&mut self, cx: &mut Cx<'_>, node: Id, head: &Head, verdict: Verdict) {
         if verdict == Verdict::Recorded {
-            // There is nothing to serve yet; all is looked at again once there is.
+            // All is looked at again once there is something to serve, and at each beacon time.
             return;
         }
         self.nodes.judged(node, head, verdict == Verdict::Fine);
@@ -433,6 +437,8 @@ impl Distributor {
     fn tick(&mut self, cx: &mut Cx<'_>) {
         self.offer_tick(cx);
         let now = cx.now();
+        // A node may leave little credit unsaid until its beacon time.
+        let stall = self.settings.stall.max(self.settings.beacon * 2);
         let (beacon, silent) = (self.beacon_message(), Message::from(Frame::Beacon(Vec::new()).encode()));
         for (pipe, session) in self.sessions.iter() {
             if session.node.is_none() {
@@ -441,7 +447,7 @@ impl Distributor {
                 {
                     cx.close(pipe, Reason::HandshakeTimeout);
                 }
-            } else if session.stalled(now, self.settings.stall) && !planted("stopped-readers-kept") {
+            } else if session.stalled(now, stall) && !planted("stopped-readers-kept") {
                 cx.close(pipe, Reason::Slow);
             } else if cx.unsent(pipe).0 == 0 {
                 // Never more than one is pending: what is still queued says "alive" as well.

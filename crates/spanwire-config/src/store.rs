@@ -10,6 +10,8 @@
 //! Owns: the files of the folder, and the lock on it. Never: repairs what is damaged; it says what it found
 //! and passes it over.
 
+mod conflict;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,6 +24,9 @@ use rustix::fs::FlockOperation;
 use crate::sign::{Keyring, PublicKey};
 use crate::wire::{Reader, Write, decode_state, encode_state};
 use crate::{Base, Head, Id, Position, State};
+
+pub use conflict::Contradiction;
+pub(crate) use conflict::Evidence;
 
 const MAGIC: &[u8; 8] = b"spwcfg\x00\x02";
 /// The form before this one, without the key.
@@ -125,6 +130,7 @@ impl Store {
         if let Err(why) = store.known("applied", parse_applied) {
             store.damaged.push(format!("{why}; what the node acted on last is not known"));
         }
+        store.damaged.extend(store.conflict_damage());
         store.write_identity()?;
         Ok(store)
     }

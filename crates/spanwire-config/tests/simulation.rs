@@ -76,6 +76,7 @@ fn invariants_07_14_18_23_26_hold_with_relays_between() {
         }
         sum.forwarded += counts.forwarded;
         sum.reports += counts.reports;
+        sum.loops += counts.loops;
         sum.behind += counts.behind;
         sum.deep += counts.deep;
         ran += 1;
@@ -83,7 +84,7 @@ fn invariants_07_14_18_23_26_hold_with_relays_between() {
     println!("{ran} trees in {:.1?}: {sum:?}", start.elapsed());
     if ran >= 50 {
         assert!(sum.forwarded > 100 * ran && sum.reports > 10 * ran && sum.behind > ran, "{sum:?}");
-        assert!(sum.deep > 0, "{sum:?}");
+        assert!(sum.loops > 0 && sum.deep > 0, "{sum:?}");
     }
 }
 

@@ -6,6 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use spanwire_config::store::Store;
+use spanwire_config::{Head, State};
+
 use super::program;
 
 /// Only a failure takes so long.
@@ -139,6 +142,32 @@ impl World {
         assert_eq!(code, Some(0), "{args:?}: {err}");
         out
     }
+}
+
+#[test]
+fn resync_discards_what_a_node_holds_and_nothing_else() {
+    let w = World::new();
+    let state = w.temp.path().join("n.state");
+    let dir = state.to_str().expect("text");
+    let resync = |more: &[&str]| w.verb(&[&["resync", "--state", dir], more].concat());
+    assert_eq!(resync(&[]).0, Some(2), "it is to be said what becomes of it");
+    let (code, _, err) = resync(&["--discard"]);
+    assert_eq!((code, err.contains("no state folder"), state.exists()), (Some(2), true, false), "{err}");
+    let mut store = Store::open(&state).expect("writable");
+    let head = Head { digest: State::new().digest(), ..Head::default() };
+    store.save(&head, &State::new()).expect("written");
+    assert_eq!(resync(&["--discard"]).0, Some(3), "it is in use");
+    let before = store.identity();
+    drop(store);
+    let (code, out, err) = resync(&["--discard"]);
+    assert!(code == Some(0) && out.contains("discarded: "), "{out}{err}");
+    let mut store = Store::open(&state).expect("free");
+    assert!(store.load(1 << 20).newest.is_none());
+    assert_eq!(store.identity().id, before.id);
+    assert!(store.identity().boot > before.boot);
+    drop(store);
+    std::fs::create_dir(state.join("log")).expect("writable");
+    assert_eq!(resync(&["--discard"]).0, Some(2), "a server's");
 }
 
 fn json(text: &str) -> serde_json::Value {

@@ -288,7 +288,7 @@ pub enum Verdict {
     Disregard,
     /// It contradicts this history: beacons only, in this epoch.
     Conflict,
-    /// Recorded; there is nothing to serve yet.
+    /// Recorded; there is nothing to serve yet, or nothing known of it: beacons only, until it is shown again.
     Recorded,
 }
 

@@ -87,10 +87,13 @@ impl NsAuthority {
             }
             Ok(Some(chain)) if chain == head.chain => self.fine(out, node, head, issued),
             Ok(_) => self.contradicts(out, node, head),
-            // Not known is not wrong. The node gets a snapshot, which is right whatever it holds.
+            // It may be of a lost history, whose nodes get no data in this epoch: there is no verdict, and so no data,
+            // until it is shown again and the store answers.
             Err(why) => {
-                out.push(AuthorityAction::Judge { node, head, verdict: Verdict::Disregard });
-                self.fail(out, &why);
+                out.push(AuthorityAction::Judge { node, head, verdict: Verdict::Recorded });
+                if matches!(self.mode, Mode::Serving) {
+                    self.fail(out, &why);
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use spanwire::{Socket, WaitError};
 
 use super::{Board, Changed, OnChange, Snapshot, Validator};
 #[cfg(all(unix, feature = "sync"))]
-use crate::store::Store;
+use crate::store::{Evidence, Store};
 use crate::wire::NackCode;
 use crate::{Head, Id, Key, Level, Position, Replica, State, Update};
 
@@ -28,11 +28,15 @@ pub(super) struct Keeper {
     pub(super) acted: State,
     /// What is visible is not on disk: try again then.
     pub(super) unsaved: Option<Instant>,
+    /// The contradiction that was taken notice of.
+    pub(super) known: Option<(Head, Head)>,
 }
 
 enum Next {
     Update(Box<Update>),
     StaleBoot(u64),
+    /// Two HEADs contradict each other, or do no more.
+    Evidence,
 }
 
 impl Keeper {
@@ -46,10 +50,14 @@ impl Keeper {
         let key = self.socket.with(|r, _| r.wait_key());
         loop {
             let pause = self.unsaved.map(|at| at.saturating_duration_since(Instant::now()));
-            match self.socket.wait(key, pause, next) {
+            match self.socket.wait(key, pause, |r, cx| next(r, cx, &self.known)) {
                 Ok(Next::Update(update)) => self.on_update(*update),
                 Ok(Next::StaleBoot(boot)) => self.rise(boot),
-                Err(WaitError::TimedOut) => self.save_again(),
+                Ok(Next::Evidence) => self.keep_evidence(),
+                Err(WaitError::TimedOut) => {
+                    self.save_again();
+                    self.keep_evidence();
+                }
                 Err(_) => break,
             }
         }
@@ -86,6 +94,14 @@ impl Keeper {
                 self.unsaved = Instant::now().checked_add(self.again);
                 false
             }
+        }
+    }
+
+    fn keep_evidence(&mut self) {
+        self.known = self.socket.with(|r, cx| r.status(cx.now()).evidence);
+        if let Err(why) = self.cache.keep(self.known.as_ref()) {
+            self.board.set_trouble(Some(why));
+            self.unsaved = Instant::now().checked_add(self.again);
         }
     }
 
@@ -138,9 +154,13 @@ impl Drop for Keeper {
     }
 }
 
-fn next(replica: &mut Replica, cx: &mut Cx<'_>) -> Option<Next> {
-    if let Some(boot) = replica.status(cx.now()).stale_boot {
+fn next(replica: &mut Replica, cx: &mut Cx<'_>, known: &Option<(Head, Head)>) -> Option<Next> {
+    let status = replica.status(cx.now());
+    if let Some(boot) = status.stale_boot {
         return Some(Next::StaleBoot(boot));
+    }
+    if status.evidence != *known {
+        return Some(Next::Evidence);
     }
     replica.recv(cx).map(|update| Next::Update(Box::new(update)))
 }
@@ -155,6 +175,9 @@ fn contained(who: &str, f: impl FnOnce() -> Result<(), String>) -> Result<(), St
 pub(super) struct Cache {
     #[cfg(all(unix, feature = "sync"))]
     pub(super) store: Option<Store>,
+    /// What it holds of a conflict.
+    #[cfg(all(unix, feature = "sync"))]
+    pub(super) evidence: Evidence,
     /// The start number was raised already: told again, the folder has a living twin.
     #[cfg(all(unix, feature = "sync"))]
     pub(super) raised: bool,
@@ -170,6 +193,17 @@ impl Cache {
     #[cfg(not(all(unix, feature = "sync")))]
     fn save(&mut self, _: &Head, _: &State) -> Option<Result<(), String>> {
         None
+    }
+
+    /// Keeps the word of a conflict over restarts.
+    #[cfg(all(unix, feature = "sync"))]
+    fn keep(&mut self, now: Option<&(Head, Head)>) -> Result<(), String> {
+        self.store.as_ref().map_or(Ok(()), |store| self.evidence.keep(store, now))
+    }
+
+    #[cfg(not(all(unix, feature = "sync")))]
+    fn keep(&mut self, _: Option<&(Head, Head)>) -> Result<(), String> {
+        Ok(())
     }
 
     /// Another start number, or another node.

@@ -17,7 +17,7 @@ use spanwire::{Socket, WaitError};
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::serve::bind;
 use crate::sign::Keyring;
-use crate::store::Store;
+use crate::store::{Contradiction, Evidence, Store};
 use crate::{
     Data, Distributor, Head, Id, Level, Limits, NodeKind, NsRelay, RelayAction, RelayEvent, RelaySettings,
     Replica, ReplicaSettings, Settings, State,
@@ -87,7 +87,8 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
         ours(&config.state, head, &config.cluster, &config.namespace)?;
         log.say(format_args!("last good revision: {} ({} keys)", head.position, head.keys));
     }
-    let (relay, persist) = Relay::new(config, store, loaded.newest, log)?;
+    let conflict = store.conflict(loaded.newest.as_ref().map(|(head, _)| head));
+    let (relay, persist) = Relay::new(config, store, loaded.newest, conflict, log)?;
     follow(relay.lower.events(), log.clone());
     for url in &config.bind {
         log.say(format_args!("listening at {}", bind(&relay.lower, url)?.url()));
@@ -125,6 +126,7 @@ struct Inner {
     /// Gone when the process ends.
     persist: Option<Sender<(Head, State)>>,
     store: Arc<Mutex<Store>>,
+    evidence: Evidence,
     /// The start number was raised once already.
     renewed: bool,
     said: Option<(Data, Option<Id>)>,
@@ -137,6 +139,7 @@ impl Relay {
         config: &Config,
         store: Store,
         cache: Option<(Head, State)>,
+        conflict: Option<Contradiction>,
         log: &Log,
     ) -> Result<(Arc<Relay>, Kept), ProcessError> {
         let (identity, cluster) = (store.identity(), Id::named(&config.cluster));
@@ -155,6 +158,7 @@ impl Relay {
             Some((head, state)) => Replica::restored(receiver, head, state, Level::Stored),
             None => Replica::new(receiver),
         };
+        let replica = replica.in_conflict(conflict.clone());
         let settings = RelaySettings {
             cluster,
             namespace: config.namespace.clone(),
@@ -174,8 +178,14 @@ impl Relay {
         // The machine persists one at a time: this never waits.
         let (persist, kept) = crossbeam_channel::bounded(1);
         let store = Arc::new(Mutex::new(store));
-        let inner =
-            Inner { machine, persist: Some(persist), store: store.clone(), renewed: false, said: None };
+        let inner = Inner {
+            machine,
+            persist: Some(persist),
+            store: store.clone(),
+            evidence: Evidence::new(conflict),
+            renewed: false,
+            said: None,
+        };
         let relay = Relay {
             inner: Mutex::new(inner),
             upper: Socket::new(replica)?,
@@ -277,6 +287,13 @@ impl Relay {
             inner.renewed = true;
             self.upper.with(|r, _| r.set_identity(identity.id, identity.boot));
             self.tell(inner, RelayEvent::Renamed(identity.id), self.now());
+        }
+        if inner.evidence.is_news(status.evidence.as_ref()) {
+            let store = inner.store.clone();
+            let store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(why) = inner.evidence.keep(&store, status.evidence.as_ref()) {
+                self.log.say(why);
+            }
         }
         let seen = (status.data, status.upstream);
         if inner.said != Some(seen) {

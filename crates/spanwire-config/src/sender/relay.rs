@@ -10,6 +10,7 @@ use spanwire::protocol::{Cx, DropReason, PipeId};
 use super::nodes::Turned;
 use super::session::Standing;
 use super::{Distributor, REPORTS};
+use crate::faults::planted;
 use crate::wire::{Frame, NodeKind, NodeReport, Report};
 use crate::{Head, Id, RelayAction, RelayEvent, ServerId, Stale};
 
@@ -72,7 +73,7 @@ impl Distributor {
     fn set_path(&mut self, cx: &mut Cx<'_>, server: ServerId, path: Vec<ServerId>) {
         let old = (self.settings.server, std::mem::replace(&mut self.path, path));
         self.settings.server = server;
-        if old.0 == server && old.1 == self.path {
+        if old.0 == server && old.1 == self.path || planted("path-not-said-again") {
             return;
         }
         let pipes: Vec<PipeId> = self.sessions.keys().collect();

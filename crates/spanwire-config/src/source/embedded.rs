@@ -112,7 +112,8 @@ enum Phase {
     /// Loaded, and there is nothing.
     Absent,
     Open(Log),
-    Stopped(String),
+    /// Why. What the log held when it was last whole may still be read: chains of HEADs.
+    Stopped(String, Option<Log>),
 }
 
 /// A durable source in a folder: one append-only log with a state at its beginning. Its files are described in
@@ -198,15 +199,15 @@ impl<D: Disk> Embedded<D> {
     fn log(&self) -> Result<&Log> {
         match &self.phase {
             Phase::Open(log) => Ok(log),
-            Phase::Stopped(why) => Err(SourceError::Stopped(why.clone())),
+            Phase::Stopped(why, _) => Err(SourceError::Stopped(why.clone())),
             Phase::New => Err(SourceError::Misuse("not loaded")),
             Phase::Absent => Err(SourceError::Misuse("there is nothing yet")),
         }
     }
 
-    /// Takes the log out while `act` writes; any error keeps it out for good.
+    /// Takes the log out while `act` writes; after any error nothing is written any more.
     fn write<T>(&mut self, act: impl FnOnce(&mut D, &mut Log) -> Result<T>) -> Result<T> {
-        let mut log = match std::mem::replace(&mut self.phase, Phase::Stopped("interrupted".into())) {
+        let mut log = match std::mem::replace(&mut self.phase, Phase::Stopped("interrupted".into(), None)) {
             Phase::Open(log) => log,
             other => {
                 self.phase = other;
@@ -220,7 +221,7 @@ impl<D: Disk> Embedded<D> {
                 Ok(done)
             }
             Err(error) => {
-                self.phase = Phase::Stopped(error.to_string());
+                self.phase = Phase::Stopped(error.to_string(), Some(log));
                 Err(error)
             }
         }
@@ -340,7 +341,7 @@ impl<D: Disk> Source for Embedded<D> {
                 Ok(None)
             }
             Err(error) => {
-                self.phase = Phase::Stopped(error.to_string());
+                self.phase = Phase::Stopped(error.to_string(), None);
                 Err(error)
             }
         }
@@ -351,7 +352,7 @@ impl<D: Disk> Source for Embedded<D> {
             self.phase = match self.create() {
                 Ok(log) => Phase::Open(log),
                 Err(error) => {
-                    self.phase = Phase::Stopped(error.to_string());
+                    self.phase = Phase::Stopped(error.to_string(), None);
                     return Err(error);
                 }
             };
@@ -410,7 +411,7 @@ impl<D: Disk> Source for Embedded<D> {
         if agrees(&base.head, &base.state).is_err() {
             return Err(SourceError::Misuse("a base without its digest"));
         }
-        let old = match std::mem::replace(&mut self.phase, Phase::Stopped("interrupted".into())) {
+        let old = match std::mem::replace(&mut self.phase, Phase::Stopped("interrupted".into(), None)) {
             Phase::Open(log) => log,
             other => {
                 self.phase = other;
@@ -454,7 +455,7 @@ impl<D: Disk> Source for Embedded<D> {
                 heads: log.frames.iter().filter(|frame| frame.head.is_some()).count() as u64,
                 chains: log.blocks.iter().map(|block| u64::from(block.rows)).sum(),
             },
-            Phase::Stopped(why) => Health { stopped: Some(why.clone()), ..Health::default() },
+            Phase::Stopped(why, _) => Health { stopped: Some(why.clone()), ..Health::default() },
             Phase::New | Phase::Absent => Health::default(),
         }
     }
@@ -471,7 +472,10 @@ impl<D: Disk> Source for Embedded<D> {
     }
 
     fn chain_at(&mut self, rev: u64) -> Result<Option<[u8; 32]>> {
-        let log = self.log()?;
+        let log = match &self.phase {
+            Phase::Stopped(_, Some(log)) => log,
+            _ => self.log()?,
+        };
         let Some(epoch) = log.last.as_ref().map(|last| last.position.epoch) else { return Ok(None) };
         if let Some(base) = log.base.as_ref().filter(|b| b.position.epoch == epoch && b.position.rev == rev) {
             return Ok(Some(base.chain));

@@ -138,6 +138,37 @@ fn a_conflict_of_an_earlier_epoch_said_again_on_a_new_pipe_does_not_keep_the_new
 }
 
 #[test]
+fn invariant_12_a_conflict_outlives_a_restart_and_is_said_again_until_a_higher_epoch_comes() {
+    let (mut a, mut r, old) = pair();
+    let mut b = rogue();
+    commit(&mut b, &puts([("a", "other")]));
+    r.lose(old.below);
+    let mut link = Link::new(&mut b, &mut r);
+    link.flow(&mut b, &mut r);
+    assert_eq!(data(&r), Data::Conflict);
+    let evidence = r.protocol.status(r.now()).evidence;
+    let (head, state) =
+        r.protocol.visible().map(|(head, state)| (head.clone(), state.clone())).expect("held");
+    drop(r);
+    a.lose(old.above);
+    let settings = ReplicaSettings { node: Id([1; 16]), boot: 1, ..ReplicaSettings::default() };
+    let restored = Replica::restored(settings, head.clone(), state, Level::Applied);
+    let mut r = Script::new(restored.in_conflict(evidence.clone()));
+    assert_eq!((data(&r), r.protocol.status(r.now()).evidence), (Data::Conflict, evidence));
+    // Not even its own history moves it.
+    commit(&mut a, &puts([("a", "2")]));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    let said = |f: &Frame| matches!(f, Frame::Nack(nack) if nack.code == NackCode::Conflict);
+    assert!(link.up.iter().any(said) && a.protocol.status()[0].conflict);
+    assert_eq!((data(&r), r.readiness().recv), (Data::Conflict, false));
+    let at = a.new_epoch(2);
+    link.flow(&mut a, &mut r);
+    assert_eq!(accept(&mut r, Level::Visible).position(), at);
+    assert_eq!((data(&r), r.protocol.status(r.now()).evidence), (Data::Live, None));
+}
+
+#[test]
 fn invariant_12_a_conflict_outlives_the_refusal_of_the_revision_that_showed_it() {
     let (mut a, mut b, mut r) = (authority(Settings::default()), rogue(), replica(1));
     commit(&mut a, &puts([("a", "1")]));

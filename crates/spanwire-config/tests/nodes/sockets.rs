@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use spanwire::Socket;
+use spanwire::{Builder, Event, Socket};
 use spanwire_config::{
-    ChangeSet, Distributor, Id, Key, Level, NsSettings, Position, Replica, ReplicaSettings, Settings,
+    ChangeSet, Distributor, Id, Key, Level, NodeKind, NsSettings, Position, Replica, ReplicaSettings,
+    Settings,
 };
 
 use crate::memory::Memory;
@@ -94,4 +95,38 @@ fn a_replica_may_be_there_before_its_authority() {
     let reached = |d: &mut Distributor| (d.reached(position, Level::Applied) == 1).then_some(());
     authority.wait(key, LIMIT, |d, _| reached(d)).expect("applied");
     early.close(Duration::from_secs(5)).expect("closed");
+}
+
+#[test]
+fn promise_14_who_is_refused_dials_more_and_more_rarely() {
+    let (min, max) = (Duration::from_millis(4), Duration::from_millis(60));
+    let server = Id([9; 16]);
+    let settings = Settings { server, nodes: 1, ..Settings::default() };
+    let stranger = ReplicaSettings { cluster: Id([7; 16]), ..ReplicaSettings::default() };
+    // WELCOME shows it itself.
+    let round = ReplicaSettings { node: server, kind: NodeKind::Relay, ..ReplicaSettings::default() };
+    let one_more = ReplicaSettings { node: Id([8; 16]), ..ReplicaSettings::default() };
+    for (what, node, others) in [("cluster", stranger, 0), ("loop", round, 0), ("limits", one_more, 1)] {
+        let memory = Memory::new(NsSettings::default(), Id([1; 16]));
+        let authority =
+            Socket::new(Distributor::new(settings.clone(), memory.machine.origin())).expect("a socket");
+        let at = authority.bind("tcp://127.0.0.1:0").expect("an address");
+        let others: Vec<_> = (0..others).map(|n| self::replica(n, at.url())).collect();
+        let key = authority.with(|d, _| d.wait_key());
+        let there = |d: &mut Distributor| (d.status().len() == others.len()).then_some(());
+        authority.wait(key, LIMIT, |d, _| there(d)).expect("they are there");
+        let replica = Builder::new(Replica::new(node), |socket| socket).reconnect(min, max).build();
+        let replica = replica.expect("a socket");
+        let events = replica.events();
+        replica.connect(at.url()).expect("an address");
+        for attempt in 0..7 {
+            let delay =
+                std::iter::from_fn(|| events.recv_timeout(Duration::from_secs(20)).ok()).find_map(|event| {
+                    if let Event::ConnectRetry { delay, .. } = event { Some(delay) } else { None }
+                });
+            let ceiling = (min * (1 << attempt)).min(max);
+            let delay = delay.unwrap_or_else(|| panic!("{what}: it is refused"));
+            assert!((ceiling / 2..=ceiling).contains(&delay), "{what}: attempt {attempt} waits {delay:?}");
+        }
+    }
 }

@@ -306,6 +306,41 @@ fn invariant_22_a_reader_that_stopped_holds_a_slot_for_t_stall_at_most() {
 }
 
 #[test]
+fn invariant_23_a_node_that_says_what_it_took_at_beacon_time_has_not_stopped() {
+    let seconds = Duration::from_secs;
+    for (beacon, stall) in
+        [(seconds(15), seconds(10)), (seconds(9), seconds(10)), (seconds(3_600), seconds(1))]
+    {
+        let (mut a, mut r) = (authority(Settings { beacon, stall, ..Settings::default() }), replica(1));
+        let mut link = Link::new(&mut a, &mut r);
+        link.flow(&mut a, &mut r);
+        for n in 0..300 {
+            if n % 7 == 0 {
+                // Far less than half a window.
+                commit(&mut a, &puts([("a", &n.to_string())]));
+            }
+            a.advance(BEACON);
+            r.advance(BEACON);
+            link.flow(&mut a, &mut r);
+            while r.readiness().recv {
+                accept(&mut r, Level::Applied);
+                link.flow(&mut a, &mut r);
+            }
+        }
+        assert_eq!((&a.closed[..], &r.closed[..]), (&[][..], &[][..]), "a beacon every {beacon:?}");
+    }
+    // One that takes nothing at all is still closed, only later.
+    let (mut a, mut r) = (authority(Settings { beacon: seconds(15), ..Settings::default() }), replica(1));
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    commit(&mut a, &puts([("a", "1")]));
+    a.advance(seconds(29));
+    assert!(a.is_open(link.above));
+    (0..2).for_each(|_| a.advance(seconds(15)));
+    assert!(!a.is_open(link.above));
+}
+
+#[test]
 fn promise_03_invariant_24_a_node_that_missed_the_last_change_sees_it_in_a_beacon() {
     let (mut a, mut r, mut link) = pair();
     commit(&mut a, &puts([("a", "lost")]));

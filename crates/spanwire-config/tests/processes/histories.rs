@@ -227,3 +227,35 @@ fn what_makes_no_sense_to_serve_is_refused_before_anything_is_made() {
     config.new_epoch = Some(3);
     Running::serve(config).await_line("listening at");
 }
+
+#[test]
+fn invariant_12_a_node_in_conflict_stays_as_it_is_over_restarts_until_its_operator_discards_what_it_holds() {
+    let w = World::new();
+    w.write("src/a", "1");
+    let first = Running::serve(w.serve_config());
+    let agent = Running::agent(w.agent_config("n"));
+    w.await_equal("n");
+    agent.await_line("state: Live");
+    // A server that began on its own, under the same number.
+    first.ends();
+    fs::remove_dir_all(w.path("src.state")).expect("ours");
+    w.write("src/a", "other");
+    let _second = Running::serve(w.serve_config());
+    agent.await_line("ALARM: two histories");
+    agent.ends();
+    // Nobody is there to show the other one again.
+    let mut config = w.agent_config("n");
+    config.connect = vec![format!("ipc://{}", w.path("nobody").display())];
+    let agent = Running::agent(config);
+    let line = agent.await_line("ALARM: two histories");
+    assert!(line.contains("resync --discard --state") && line.contains("n.state"), "{line}");
+    assert_eq!(text(&w.path("n/a")), "1");
+    // Not while it runs.
+    let dir = w.path("n.state");
+    assert!(store::Store::open(&dir).is_err());
+    agent.ends();
+    store::Store::open(&dir).and_then(|mut store| store.discard()).expect("nobody uses it");
+    let agent = Running::agent(w.agent_config("n"));
+    w.await_equal("n");
+    agent.await_line("state: Live");
+}

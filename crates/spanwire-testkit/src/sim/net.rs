@@ -16,6 +16,9 @@ use spanwire::protocol::Time;
 use super::plan::{Fault, Way};
 use super::{Disk, Event, Io, Link, Node, Rng, SendError};
 
+/// A connection that lived for this long, and for as long as the wait before it, is none that failed: as in a socket.
+const STABLE: Duration = Duration::from_secs(1);
+
 /// A way by which a node connects to another, for ever again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
@@ -29,7 +32,8 @@ pub struct Route {
     pub delay: Duration,
     /// What may be added to that. Default: 1 ms.
     pub jitter: Duration,
-    /// Wait before the first dial after a connection ended; doubles with each that fails. Default: 20 ms.
+    /// Wait before the first dial after a connection ended; doubles with each that fails, and with each connection
+    /// that ends within a second. Default: 20 ms.
     pub reconnect: Duration,
     /// Longest wait between two dials. Default: 500 ms.
     pub reconnect_max: Duration,
@@ -60,6 +64,8 @@ pub(super) struct RouteState {
     delays: u32,
     extra: Duration,
     backoff: Duration,
+    /// When the connection was made, and the wait before it.
+    made: (Time, Duration),
     dialing: bool,
     /// Faults that wait for a message, for each direction.
     pub(super) lies: [Vec<Lie>; 2],
@@ -264,6 +270,7 @@ impl<N: Node> Net<N> {
             conn: None,
             cut: false,
             cuts: 0,
+            made: (Time::ZERO, Duration::ZERO),
             delays: 0,
             extra: Duration::ZERO,
             dialing: false,
@@ -552,8 +559,12 @@ impl<N: Node> Net<N> {
         } else {
             self.links.touched.push(link);
         }
-        if side == 0 && self.routes[route].conn == Some(link) {
-            self.routes[route].conn = None;
+        let state = &mut self.routes[route];
+        if side == 0 && state.conn == Some(link) {
+            state.conn = None;
+            if now.saturating_since(state.made.0) >= STABLE.max(state.made.1) {
+                state.backoff = state.route.reconnect;
+            }
             self.dial_later(route);
         }
     }
@@ -565,12 +576,14 @@ impl<N: Node> Net<N> {
         }
         state.dialing = true;
         let wait = state.backoff / 2 + self.rng.time(Duration::ZERO..state.backoff / 2);
+        state.made.1 = wait;
         state.backoff = (state.backoff * 2).min(state.route.reconnect_max);
         self.at(self.now + wait, Pending::Dial { route });
     }
 
     /// A dial: `Some` if a connection stands.
     pub(super) fn dial(&mut self, route: usize) -> Option<(Link, usize, usize)> {
+        let now = self.now;
         let state = &self.routes[route];
         let (from, to) = (state.route.from, state.route.to);
         self.routes[route].dialing = false;
@@ -600,7 +613,7 @@ impl<N: Node> Net<N> {
             rng,
         };
         state.conn = Some(link);
-        state.backoff = state.route.reconnect;
+        state.made.0 = now;
         self.links.conns.insert(link, conn);
         Some((link, from, to))
     }

@@ -434,9 +434,9 @@ impl Core {
 
     pub(crate) fn say_gone(&self, st: &mut State, id: PipeId, endpoint: u32, remote: String, reason: Reason) {
         st.totals.detached += 1;
-        st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason });
+        st.emit(Event::Disconnected { pipe: id, endpoint, remote, reason: reason.clone() });
         st.fx.wakes.push(PEERS);
-        self.endpoint_lost(st, endpoint, id);
+        self.endpoint_lost(st, endpoint, id, &reason);
     }
 
     /// Ends a pipe, once: the protocol hears of it, and what is left is counted. `drain`: the peer may read

@@ -245,7 +245,7 @@ impl Core {
         if st.pipes.get(id).is_none_or(|p| !p.open) {
             // It was accepted, and closed in the same breath: its end is told, and the connection on its way out.
             self.attempt_succeeded(st, endpoint, token, id);
-            self.endpoint_lost(st, endpoint, id);
+            self.endpoint_lost(st, endpoint, id, &Reason::Local);
             return;
         }
         let budget = st.pipes.get_mut(id).and_then(room);

@@ -3,7 +3,8 @@
 //! The reconnect policy is [`Backoff`]: it doubles from `reconnect_min` to
 //! `reconnect_max`, each time a random half to the whole of it, and goes back to the start only after a connection that
 //! lived for `STABLE` and for at least the last delay. It counts every kind of failure alike: refused,
-//! unreachable, a wrong protocol, a handshake that timed out, a frame too large.
+//! unreachable, a wrong protocol, a handshake that timed out. So does a connection that this side ended for what the
+//! peer did (a frame too large, a word of its protocol), unless it lived for longer than the longest delay.
 //!
 //! Owns: the state of each endpoint. Never: does I/O; dialling and resolving are jobs for whoever drives.
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::drive::Door;
-use crate::protocol::{PipeId, Time};
+use crate::protocol::{PipeId, Reason, Time};
 use crate::transport::{Dialer, Target};
 
 /// A connection that lived this long, and as long as the delay before it, resets the backoff.
@@ -51,9 +52,14 @@ impl Backoff {
         self.last
     }
 
-    /// A connection ended that had lived for `lived`.
-    pub(crate) fn lived(&mut self, lived: Duration) {
-        if lived >= STABLE.max(self.last) {
+    /// A connection ended that had lived for `lived`. For a cause in what the peer did, it may end so each time,
+    /// however long that takes: it is no success before such conversations are as rare as attempts in vain.
+    pub(crate) fn lived(&mut self, lived: Duration, why: &Reason) {
+        let least = match why {
+            Reason::Peer | Reason::Broken(_) | Reason::Local => self.last,
+            _ => self.max,
+        };
+        if lived >= STABLE.max(least) {
             self.failures = 0;
         }
     }
@@ -131,10 +137,22 @@ mod tests {
         let mut b = Backoff::new(MIN, MAX);
         for _ in 0..10 {
             b.next(0);
-            b.lived(Duration::from_millis(5)); // accepted and refused, again and again
+            b.lived(Duration::from_millis(5), &Reason::Peer); // accepted and refused, again and again
         }
         assert_eq!(b.next(0), MAX / 2);
-        b.lived(Duration::from_secs(60));
+        b.lived(Duration::from_secs(60), &Reason::Peer);
+        assert_eq!(b.next(0), MIN / 2);
+    }
+
+    #[test]
+    fn promise_14_what_ends_for_a_cause_resets_the_delay_only_after_the_longest() {
+        let mut b = Backoff::new(MIN, MAX);
+        for _ in 0..10 {
+            b.next(0);
+            b.lived(MAX - MIN, &Reason::Malformed);
+        }
+        assert_eq!(b.next(0), MAX / 2);
+        b.lived(MAX, &Reason::Malformed);
         assert_eq!(b.next(0), MIN / 2);
     }
 

@@ -325,12 +325,12 @@ impl Core {
     }
 
     /// A pipe of this endpoint is gone.
-    pub(crate) fn endpoint_lost(&self, st: &mut State, endpoint: u32, id: PipeId) {
+    pub(crate) fn endpoint_lost(&self, st: &mut State, endpoint: u32, id: PipeId, why: &Reason) {
         let Some(e) = st.endpoints.get_mut(&endpoint) else { return };
         let Kind::Dialer { backoff, pipe, since, .. } = &mut e.kind else { return };
         if *pipe == Some(id) {
             *pipe = None;
-            backoff.lived(Time::now() - *since);
+            backoff.lived(Time::now() - *since, why);
             self.go_on(st, endpoint);
         }
     }

@@ -86,7 +86,7 @@ impl<P: Protocol, S> Builder<P, S> {
 
     /// Bounds of the delay before a lost or failed connection is tried again: it doubles from `min` to `max`, each time a random
     /// half to the whole of it, and starts over after a connection that lived for a second and for at least the last
-    /// delay. Default: 100 ms to 5 s.
+    /// delay; if this side ended it for what the peer did, for at least `max`. Default: 100 ms to 5 s.
     pub fn reconnect(mut self, min: Duration, max: Duration) -> Self {
         (self.cfg.reconnect_min, self.cfg.reconnect_max, self.cfg.reconnect) = (min, max, true);
         self

@@ -186,6 +186,29 @@ fn promise_14_every_kind_of_failure_counts_alike() {
 }
 
 #[test]
+fn promise_14_a_conversation_that_ends_for_a_cause_is_no_success_because_it_took_its_time() {
+    let (min, max) = (ms(16), ms(60_000));
+    let (listener, url) = listen(&tcp());
+    let pull = Pull::builder().reconnect(min, max).recv_max_size(1_024).build().unwrap();
+    let events = pull.events();
+    pull.connect(&url).unwrap();
+    for attempt in 0..3 {
+        drop(listener.accept().unwrap());
+        let delay = delay(&events).unwrap();
+        assert!(delay <= min * (1 << attempt), "{delay:?}");
+    }
+    // It is attached for longer than any connection need live that merely ended.
+    let (mut peer, _) = listener.accept().unwrap();
+    greet(&mut peer, PUSH);
+    assert!(pull.wait_for_peers(1, SOON));
+    event(&events, |e| matches!(e, Event::Connected { .. }).then_some(()));
+    assert!(events.recv_timeout(ms(1_100)).is_err(), "nothing happens");
+    peer.write_all(&1_025_u64.to_be_bytes()).unwrap();
+    let delay = delay(&events).unwrap();
+    assert!((min * 4..=min * 8).contains(&delay), "it goes on with its curve: {delay:?}");
+}
+
+#[test]
 fn promise_14_zero_is_valid_and_still_no_spin() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());

@@ -146,6 +146,45 @@ fn a_number_far_beyond_all_known_is_believed_only_if_it_is_signed() {
 }
 
 #[test]
+fn invariant_07_what_cannot_be_looked_up_is_no_clean_slate_for_who_showed_it() {
+    let mut rig = Rig::serving(NsSettings { log_commits: 4, ..with_keys() });
+    for n in 1..=20 {
+        rig.committed(put(n, "a", &n.to_string()));
+    }
+    let old = signed(&rig.published[1].head);
+    let mut lost = old.clone();
+    lost.chain[5] ^= 1;
+    secret().sign(&mut lost);
+    // A store that failed to write still knows what it held: who is merely behind is served, the other history not.
+    let fail_sync_at = Some(rig.disk().operations() + 1);
+    rig.store().disk_mut().set_faults(Faults { fail_sync_at, ..Faults::default() });
+    assert!(matches!(rig.commit_now(put(30, "a", "x")), Answer::ReadOnly(ReadOnly::Store(_))));
+    assert_eq!((rig.show(1, &old), rig.show(2, &lost)), (Verdict::Fine, Verdict::Conflict));
+    // One that cannot be read says nothing: there is no verdict yet, and it is looked up again when it is shown again.
+    let mut rig = Rig::serving(NsSettings { log_commits: 4, ..with_keys() });
+    for n in 1..=20 {
+        rig.committed(put(n, "a", &n.to_string()));
+    }
+    let shown = AuthorityEvent::Shown { node: id(2), head: lost.clone(), issued: ISSUED };
+    for alarms in [1, 0] {
+        let asked = rig.machine.handle(shown.clone(), Time::default());
+        let [AuthorityAction::Recall(recall)] = &asked[..] else { panic!("{asked:?}") };
+        let unread = AuthorityEvent::Recalled(recall.clone(), Err("unreadable".into()));
+        let actions = rig.machine.handle(unread, Time::default());
+        let verdicts: Vec<_> = (actions.iter())
+            .filter_map(
+                |a| if let AuthorityAction::Judge { verdict, .. } = a { Some(*verdict) } else { None },
+            )
+            .collect();
+        assert_eq!(verdicts, [Verdict::Recorded]);
+        assert!(matches!(rig.machine.mode(), Mode::ReadOnly(ReadOnly::Store(_))));
+        let alarmed = actions.iter().filter(|action| matches!(action, AuthorityAction::Alarm(_)));
+        assert_eq!(alarmed.count(), alarms, "people hear of it once");
+    }
+    assert_eq!(rig.show(2, &lost), Verdict::Conflict);
+}
+
+#[test]
 fn every_head_of_the_epoch_is_known_for_ever_though_its_commit_is_not() {
     let mut rig = Rig::serving(NsSettings { log_commits: 4, ..with_keys() });
     for n in 1..=40 {
