@@ -3,11 +3,12 @@
 //! A [`Contestant`] is a messaging library, or raw sockets as the limit; a [`Cell`] is one thing to measure:
 //! a shape of traffic, a transport, a size. [`side`] is what a process of a cell does, [`rounds`] starts
 //! such processes in turns and gathers their samples, [`target`] says what they should be, [`report`] and
-//! [`plot`] make tables, CSV and pictures of them.
+//! [`plot`] make tables, CSV and pictures of them. [`config`] does the same for config-broadcast, beside etcd.
 //! Owns: the method. Never: knows what a good result is.
 #![deny(missing_docs)]
 
 pub mod cell;
+pub mod config;
 pub mod contestant;
 pub mod machine;
 pub mod payload;

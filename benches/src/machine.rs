@@ -1,7 +1,7 @@
 //! The machine, and what it cost: CPU time of this process, time that others took.
 //!
-//! Reads `getrusage` and, where there is one, `/proc`. Owns: the unsafe of `getrusage`, `clock_gettime`, `uname`
-//! and `setrlimit`. Never: changes anything but how many files may be open.
+//! Reads `getrusage` and, where there is one, `/proc`. Owns: the unsafe of `getrusage`, `clock_gettime`, `uname`,
+//! `setrlimit` and `prctl`. Never: changes anything but how many files may be open, and when a child ends.
 
 use std::ffi::CStr;
 use std::fs;
@@ -27,6 +27,31 @@ fn usage(who: libc::c_int) -> Duration {
     };
     let of = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
     of(usage.ru_utime) + of(usage.ru_stime)
+}
+
+/// User and system time of another process, all threads; `None` when there is none, or the system does not tell.
+pub fn cpu_of(process: u32) -> Option<Duration> {
+    let mut clock = 0;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a place for a clock's name, and one for a timespec.
+    let told = unsafe {
+        libc::clock_getcpuclockid(process.try_into().ok()?, &mut clock) == 0
+            && libc::clock_gettime(clock, &mut time) == 0
+    };
+    told.then(|| Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}
+
+/// In a child before it becomes another program: it ends when the thread that started it does. Linux only.
+///
+/// # Errors
+/// None; the form is that of `pre_exec`.
+pub fn end_with_parent() -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    // SAFETY: sets a flag of this process, and touches no memory.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+    Ok(())
 }
 
 /// Seconds on a clock that all processes share.
@@ -70,8 +95,22 @@ pub fn wakes_of_others() -> Option<u64> {
 
 /// Resident memory of this process in KiB, where `/proc` tells.
 pub fn resident_kib() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    memory_kib("self", "VmRSS:")
+}
+
+/// The same of another process.
+pub fn resident_kib_of(process: u32) -> Option<u64> {
+    memory_kib(&process.to_string(), "VmRSS:")
+}
+
+/// The most that was ever resident of another process, in KiB, where `/proc` tells.
+pub fn peak_kib_of(process: u32) -> Option<u64> {
+    memory_kib(&process.to_string(), "VmHWM:")
+}
+
+fn memory_kib(process: &str, what: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix(what))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 

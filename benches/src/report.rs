@@ -100,7 +100,7 @@ pub fn table(outcome: &Outcome, contestants: &[&dyn Entry]) -> String {
         text.push('\n');
         text.push_str(&verdict_table(&[(outcome.cell.to_string(), verdicts)]));
     }
-    text.push_str(&noise(outcome));
+    text.push_str(&noise(&outcome.spent, outcome.discarded));
     for row in &outcome.rows {
         if let Some(first) = row.failures.first() {
             let (failed, of) = (row.failures.len(), row.samples.len() + outcome.discarded);
@@ -137,25 +137,25 @@ pub fn verdict_table(cells: &[(String, Vec<Verdict>)]) -> String {
 }
 
 /// A line on what disturbed the rounds that count.
-fn noise(outcome: &Outcome) -> String {
-    let worst = |share: fn(&Spent) -> f64| outcome.spent.iter().map(share).fold(0.0, f64::max) * 100.0;
-    let noisy = outcome.spent.iter().filter(|s| s.is_noisy()).count();
+pub(crate) fn noise(spent: &[Spent], discarded: usize) -> String {
+    let worst = |share: fn(&Spent) -> f64| spent.iter().map(share).fold(0.0, f64::max) * 100.0;
+    let noisy = spent.iter().filter(|s| s.is_noisy()).count();
     let mut text = format!(
         "at worst others took {:.0} % of the machine, its host {:.0} %",
         worst(|s| s.foreign),
         worst(|s| s.stolen)
     );
-    if outcome.discarded > 0 {
-        let _ = write!(text, "; {} noisy rounds run again", outcome.discarded);
+    if discarded > 0 {
+        let _ = write!(text, "; {discarded} noisy rounds run again");
     }
     if noisy > 0 {
-        let _ = write!(text, "; {noisy} of {} rounds NOISY, not to be quoted", outcome.spent.len());
+        let _ = write!(text, "; {noisy} of {} rounds NOISY, not to be quoted", spent.len());
     }
     text + "\n"
 }
 
 /// Columns of equal width, the first row above a rule.
-fn align(rows: &[Vec<String>]) -> String {
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

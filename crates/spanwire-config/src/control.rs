@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use spanwire::protocol::WaitKey;
 use spanwire::{Rep, WaitError};
 
 use crate::process::{Log, ProcessError};
@@ -33,6 +34,8 @@ use write::{Write, begin, holdings, read_only, refused};
 const MAX_PARKED: usize = 1024;
 /// Longest that a request waits.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// Woken when a request is put aside.
+const PARKED: WaitKey = WaitKey(crate::SENDER as u32, 16);
 /// How long a reply waits for room: who does not take replies gets none.
 const ROOM: Duration = Duration::from_millis(10);
 
@@ -220,14 +223,19 @@ impl Desk {
         open.parked.push(parked);
         open.added = true;
         drop(open);
-        self.authority.socket.with(|d, cx| cx.wake(d.wait_key()));
+        self.authority.socket.with(|d, cx| {
+            cx.wake(d.wait_key());
+            cx.wake(PARKED);
+        });
     }
 
     /// Answers what waits, until the nodes' socket is closed.
     fn serve_parked(&self) {
         let socket = &self.authority.socket;
-        let key = socket.with(|d, _| d.wait_key());
+        let reports = socket.with(|d, _| d.wait_key());
         loop {
+            // Every report of every node would wake this thread for nothing.
+            let key = if self.open().parked.is_empty() { PARKED } else { reports };
             let next = self.open().parked.iter().map(|parked| parked.deadline).min();
             let left = next.map(|next| next.saturating_duration_since(Instant::now()));
             let (mut looks, mut cost) = (0, Duration::ZERO);

@@ -390,11 +390,13 @@ impl State {
         sum.fold(keys, bytes)
     }
 
-    /// The changes that lead from here to `to`.
+    /// The changes that lead from here to `to`. Of states that one came from the other by a few changes only the
+    /// chunks that differ are looked at.
     pub fn diff(&self, to: &State) -> ChangeSet {
         let mut changes = ChangeSet::new();
-        let (mut old, mut new) = (self.iter().peekable(), to.iter().peekable());
+        let (mut old, mut new) = (Walk::of(self), Walk::of(to));
         loop {
+            Walk::skip_shared(&mut old, &mut new);
             let order = match (old.peek(), new.peek()) {
                 (None, None) => return changes,
                 (Some(_), None) => std::cmp::Ordering::Less,
@@ -426,6 +428,43 @@ impl State {
             }
         }
         kept
+    }
+}
+
+/// The entries of a state in order, from a place on.
+struct Walk<'s> {
+    /// Chunks from the one it is in on.
+    chunks: &'s [Arc<Chunk>],
+    /// Index of the next entry in the first of them.
+    at: usize,
+}
+
+impl<'s> Walk<'s> {
+    fn of(state: &'s State) -> Walk<'s> {
+        Walk { chunks: &state.chunks, at: 0 }
+    }
+
+    fn peek(&self) -> Option<&'s (Key, Entry)> {
+        self.chunks.first()?.get(self.at)
+    }
+
+    fn next(&mut self) -> Option<&'s (Key, Entry)> {
+        let (first, rest) = self.chunks.split_first()?;
+        let next = first.get(self.at);
+        self.at += 1;
+        if self.at >= first.len() {
+            (self.chunks, self.at) = (rest, 0);
+        }
+        next
+    }
+
+    /// Both go on behind chunks that both have, if both are before them.
+    fn skip_shared(a: &mut Walk<'s>, b: &mut Walk<'s>) {
+        while let (([x, rest_a @ ..], 0), ([y, rest_b @ ..], 0)) = ((a.chunks, a.at), (b.chunks, b.at))
+            && Arc::ptr_eq(x, y)
+        {
+            (a.chunks, b.chunks) = (rest_a, rest_b);
+        }
     }
 }
 
@@ -499,6 +538,30 @@ mod tests {
             prop_assert_eq!(&from, &to);
             prop_assert_eq!(from.digest(), to.digest());
             prop_assert!(from.diff(&to).is_empty());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn states_that_share_chunks_differ_by_exactly_what_was_changed(
+            ops in proptest::collection::vec((0u16..1000, 0u8..3), 0..300)
+        ) {
+            let from: State = (0..1000).step_by(2).map(|n| (key(n), Entry::new(0, "x"))).collect();
+            let mut to = from.clone();
+            for (n, op) in ops {
+                match op {
+                    0 => drop(to.remove(key(n).as_bytes())),
+                    op => drop(to.put(key(n), Entry::new(0, vec![b'w' + op]))),
+                }
+            }
+            // Without a chunk that both have.
+            let apart: State = from.iter().map(|(k, e)| (k.clone(), e.clone())).collect();
+            prop_assert_eq!(from.diff(&to), apart.diff(&to));
+            prop_assert_eq!(to.diff(&from), to.diff(&apart));
+            let mut back = to.clone();
+            back.apply(&to.diff(&from));
+            prop_assert_eq!(back, from);
         }
     }
 

@@ -12,6 +12,7 @@
 //! nodes. Never: publishes half a tree, or an empty one in place of what may be another unless told to.
 
 mod authority;
+mod lines;
 mod open;
 mod watch;
 
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use spanwire::Socket;
 
 pub(crate) use authority::Authority;
+use lines::lines;
 use open::{claim, open, random, told};
 use watch::{Next, next, watch};
 
@@ -326,13 +328,8 @@ impl<'a> Server<'a> {
                 });
                 match changed {
                     Ok(now) => {
-                        // The steps between a change and its end are not worth a line for each node.
-                        let told = |n: &NodeStatus| (n.connected, n.applied, n.refused.clone(), n.conflict);
-                        for node in &now {
-                            let before = last.iter().find(|old| old.node == node.node);
-                            if before.map(told) != Some(told(node)) {
-                                log.say(line(node));
-                            }
+                        for line in lines(&last, &now) {
+                            log.say(line);
                         }
                         last = now;
                         // Reports come in swarms; one look is enough for a tenth of a second of them.
@@ -377,31 +374,6 @@ pub(crate) fn bind<P: spanwire::protocol::Protocol>(
             bound => return bound,
         }
     }
-}
-
-/// One node for people.
-fn line(node: &NodeStatus) -> String {
-    let at = |position: Option<crate::Position>| position.map_or("-".to_owned(), |p| p.to_string());
-    let mut line = format!(
-        "node {} ({:?}): {}, stored {}, visible {}, applied {}",
-        node.name,
-        node.node,
-        if node.connected { "here" } else { "away" },
-        at(node.stored),
-        at(node.visible),
-        at(node.applied),
-    );
-    if let Some((position, code, text)) = node.refused.last() {
-        line.push_str(&format!("; refused {position}: {code:?}: {text}"));
-    }
-    if !node.path.is_empty() {
-        let path: Vec<String> = node.path.iter().map(|relay| format!("{relay:?}")).collect();
-        line.push_str(&format!("; through {}", path.join(", ")));
-    }
-    if node.conflict {
-        line.push_str("; ALARM: holds another history");
-    }
-    line
 }
 
 pub(crate) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> String {

@@ -32,6 +32,9 @@ cargo xtask COMMAND
   faults [NAMES]  each bug that can be planted in config-broadcast, or some, A,B: in how many seeds it is found
   versus [ARGS]   the benchmark beside other libraries, whose development packages must be there; ARGS go to
                   it: `--quick` takes 5 minutes, otherwise 30
+  config-versus [ARGS]
+                  config-broadcast beside etcd, which is installed if it is missing; ARGS go to it: `--quick` takes
+                  10 minutes, otherwise 45
 ";
 
 fn main() -> ExitCode {
@@ -59,6 +62,10 @@ fn main() -> ExitCode {
             let build = ["run", "--release", "--package", "spanwire-benches", "--features", "peers"];
             run(cargo(build).args(["--bin", "versus", "--"]).args(rest))
         }
+        Some("config-versus") => peers::ensure_etcd().and_then(|()| {
+            let build = ["run", "--release", "--package", "spanwire-benches", "--features", "peers-etcd"];
+            run(cargo(build).args(["--bin", "config-versus", "--"]).args(rest))
+        }),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())

@@ -1,4 +1,5 @@
-//! The peers that the interop tests talk to: nanocat, nngcat, libnanomsg, and pynng in an environment of its own.
+//! The peers that the interop tests talk to: nanocat, nngcat, libnanomsg, and pynng in an environment of its own; and
+//! etcd, beside which config-broadcast is measured.
 //!
 //! Owns: finding and installing them. Never: lets a missing one pass; the tests against it would fail.
 
@@ -14,19 +15,36 @@ const PYNNG: &str = "pynng==0.9.0";
 const PACKAGES: [(&str, &str); 3] =
     [("nanomsg-utils", "nanocat"), ("nng-utils", "nngcat"), ("python3-venv", "python3 -m venv")];
 
+/// What config-broadcast is measured beside: the server, and what its client is compiled with.
+const ETCD: [(&str, &str); 2] = [("etcd-server", "etcd"), ("protobuf-compiler", "protoc")];
+
+/// Installs what is missing of etcd.
+///
+/// # Errors
+/// Says what to install by hand.
+pub(crate) fn ensure_etcd() -> Result<(), String> {
+    install(|| ETCD.into_iter().filter(|(_, program)| !on_path(program)).collect())
+}
+
+/// Installs the packages that `missing` finds to be.
+fn install(missing: impl Fn() -> Vec<(&'static str, &'static str)>) -> Result<(), String> {
+    let found = missing();
+    if found.is_empty() {
+        return Ok(());
+    }
+    apt(&found)?;
+    match missing() {
+        still if still.is_empty() => Ok(()),
+        still => Err(by_hand(&still, "they were installed and are still not found")),
+    }
+}
+
 /// Installs what is missing.
 ///
 /// # Errors
 /// Says what to install by hand.
 pub(crate) fn ensure(root: &Path) -> Result<(), String> {
-    let missing = missing_packages(root);
-    if !missing.is_empty() {
-        apt(&missing)?;
-        let still = missing_packages(root);
-        if !still.is_empty() {
-            return Err(by_hand(&still, "they were installed and are still not found"));
-        }
-    }
+    install(|| missing_packages(root))?;
     let python = python(root);
     if has_pynng(&python) {
         return Ok(());
@@ -108,5 +126,5 @@ fn by_hand(missing: &[(&str, &str)], why: &str) -> String {
     for (package, what) in missing {
         text += &format!("  {what}: Debian's package {package}\n");
     }
-    text + "and then: cargo xtask peers"
+    text + "and then the same command again"
 }

@@ -75,7 +75,10 @@ impl Keeper {
             self.ack(position, Level::Stored, false);
         }
         self.board.publish(Snapshot::new(update.head, update.state));
-        self.ack(position, Level::Visible, !stored);
+        if self.on_change.is_some() {
+            // What comes may take long. Without it what is said next says this as well.
+            self.ack(position, Level::Visible, !stored);
+        }
         self.act();
     }
 

@@ -130,6 +130,23 @@ fn next(stream: &mut WatchStream) -> impl Future<Output = Option<Changed>> + '_ 
 }
 
 #[test]
+fn a_node_without_a_hook_reports_a_revision_once_and_at_every_level() {
+    let mut server = server_with(Duration::from_secs(60), None);
+    let node = start(node(&server));
+    let first = server.put([("a", "1")]);
+    node.wait_for(first, PATIENCE).expect("it comes");
+    server.await_node("applied", |node| node.applied == Some(first));
+    let before = server.socket.stats().rx_msgs;
+    let second = server.put([("a", "2")]);
+    let status = server.await_node("applied", |node| node.applied == Some(second));
+    assert_eq!((status.visible, status.stored), (Some(second), None), "there is no cache");
+    // What it says next tells that it said nothing in between.
+    let third = server.put([("a", "3")]);
+    server.await_node("applied", |node| node.applied == Some(third));
+    assert_eq!(server.socket.stats().rx_msgs - before, 2);
+}
+
+#[test]
 fn invariant_02_a_pinned_snapshot_stays_whole_while_newer_ones_come() {
     let mut server = server();
     let node = start(node(&server));
