@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use spanwire::protocol::Time;
 use spanwire::{Rep, WaitError};
 
 use crate::process::{Log, ProcessError};
@@ -19,7 +20,7 @@ use crate::serve::{Authority, Config, bind};
 use crate::source::LogCommit;
 use crate::wire::client::{
     Ask, CommitLine, Commits, Entries, InvalidCode, LogAsk, MAX_COMMITS, MAX_LISTED, Named, NodeLine, Nodes,
-    Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk, Writable,
+    Order, PAGE, ReadAsk, Reply, RolloutAsk, RolloutLine, StatusAsk, Tip, WaitAsk, Writable,
 };
 use crate::{
     Answer, AuthorityEvent, Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus,
@@ -111,6 +112,8 @@ struct Open {
 enum Ended {
     With(Reply),
     Look(LogAsk),
+    /// The rollout of what is waited for is over: promoted, or aborted.
+    Settled(Wait, Instant),
 }
 
 impl Open {
@@ -120,6 +123,7 @@ impl Open {
             return Vec::new();
         }
         let head = sender.head().map(|head| head.position).unwrap_or_default();
+        let canary = sender.canary().map(|head| head.position);
         let reports = self.parked.iter().any(|parked| matches!(parked.until, Until::Reached(_)));
         let status = if reports { sender.status() } else { Vec::new() };
         let mut ended = Vec::new();
@@ -127,6 +131,9 @@ impl Open {
             let parked = &self.parked[index];
             let over = now >= parked.deadline;
             let reply = match &parked.until {
+                Until::Reached(wait) if wait.is_settled(canary) && head.epoch == wait.epoch() => {
+                    Some(Ended::Settled(wait.for_all(), parked.deadline))
+                }
                 Until::Reached(wait) => wait_reply(wait, head, &status, over).map(Ended::With),
                 Until::Commit(ask) => {
                     (over || Place::from(head) > ask.bound).then(|| Ended::Look(ask.clone()))
@@ -206,7 +213,7 @@ impl Desk {
         }
         if open.parked.len() >= MAX_PARKED {
             drop(open);
-            return self.reply(parked.request, &Reply::Busy(1000));
+            return self.reply(parked.request, &busy(1000));
         }
         open.parked.push(parked);
         open.added = true;
@@ -241,6 +248,16 @@ impl Desk {
                 let reply = match ended {
                     Ended::With(reply) => reply,
                     Ended::Look(ask) => self.log(&ask),
+                    Ended::Settled(wait, _)
+                        if self.authority.look(|machine| machine.is_aborted(wait.position())) =>
+                    {
+                        Reply::Aborted
+                    }
+                    Ended::Settled(wait, deadline) => {
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        self.park(request, Later(left, Until::Reached(wait)));
+                        continue;
+                    }
                 };
                 self.reply(request, &reply);
             }
@@ -258,6 +275,8 @@ impl Desk {
                 author: ask.author,
                 note: ask.note,
                 stamp: now_ms(),
+                rollout: ask.rollout,
+                supersede: ask.supersede,
             }),
             Ask::Revert(ask) => self.commit(Request {
                 request: ask.request,
@@ -266,8 +285,11 @@ impl Desk {
                 author: ask.author,
                 note: ask.note,
                 stamp: now_ms(),
+                rollout: ask.rollout,
+                supersede: ask.supersede,
             }),
             Ask::Import(ask) => self.write(AuthorityEvent::Import(Ticket(2), ask.request, ask.state)),
+            Ask::Rollout(ask) => self.step(&ask),
             Ask::Read(ask) => self.authority.look(|machine| read(machine, &ask)),
             Ask::Status(ask) => self.status(&ask),
             Ask::Log(ask) => {
@@ -297,6 +319,16 @@ impl Desk {
         reply
     }
 
+    fn step(&self, ask: &RolloutAsk) -> Reply {
+        let event = AuthorityEvent::Rollout(Ticket(2), ask.request, ask.position, ask.step);
+        let reply = self.write(event);
+        if let Reply::Committed { replay: false, .. } = &reply {
+            let Place { epoch, rev } = ask.position;
+            self.log.say(format_args!("rollout of {epoch}:{rev}: {:?}", ask.step));
+        }
+        reply
+    }
+
     /// What changes the namespace.
     fn write(&self, event: AuthorityEvent) -> Reply {
         if let Some(text) = &self.directory {
@@ -318,18 +350,20 @@ impl Desk {
             }
             Ok(Some(Answer::Conflict { head })) => Reply::Conflict(head),
             Ok(Some(Answer::Invalid(why))) => refused(&why),
-            Ok(Some(Answer::Busy)) => Reply::Busy(100),
+            Ok(Some(Answer::Open(at))) => Reply::Busy { after_ms: 1000, rollout: Some(at) },
+            Ok(Some(Answer::Busy)) => busy(100),
             Ok(Some(Answer::ReadOnly(why))) => {
                 let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
                 Reply::ReadOnly { why, text }
             }
             // Cannot be: the store is written within the call, and what is published follows.
-            Ok(None) => Reply::Busy(100),
+            Ok(None) => busy(100),
             Err(error) => invalid(InvalidCode::NotNow, error.to_string()),
         }
     }
 
     fn status(&self, ask: &StatusAsk) -> Reply {
+        let now = self.authority.socket.with(|_, cx| cx.now());
         let mut nodes = self.authority.look(|machine| {
             let (writable, text) = match (machine.mode(), &self.directory) {
                 (Mode::ReadOnly(why), _) => read_only(why, machine.highest()),
@@ -339,7 +373,8 @@ impl Desk {
             };
             let tip = machine.durable().map(|durable| tip(&durable.head)).unwrap_or_default();
             let (oldest, limits) = (machine.oldest(), self.limits);
-            Nodes { tip, writable, text, oldest, limits, more: false, nodes: Vec::new() }
+            let rollout = rollout_line(machine, now);
+            Nodes { tip, writable, text, oldest, limits, rollout, more: false, nodes: Vec::new() }
         });
         let mut size = 0;
         for status in self.authority.socket.with(|d, _| d.status()) {
@@ -362,7 +397,11 @@ impl Desk {
     }
 
     fn wait(&self, ask: &WaitAsk) -> Result<Reply, Later> {
-        let Some(head) = self.authority.look(NsAuthority::position) else {
+        let (head, cohort, aborted) = self.authority.look(|machine| {
+            let cohort = machine.cohort().filter(|(at, _)| Place::from(*at) == ask.position);
+            (machine.position(), cohort.map(|(_, audience)| audience), machine.is_aborted(ask.position))
+        });
+        let Some(head) = head else {
             return Ok(nothing_yet());
         };
         if ask.position.epoch < head.epoch.number {
@@ -371,10 +410,13 @@ impl Desk {
         if ask.position > head.into() || ask.position.rev == 0 {
             return Ok(refused(&Invalid::NoSuch(ask.position)));
         }
+        if aborted {
+            return Ok(Reply::Aborted);
+        }
         let position = Position { epoch: head.epoch, rev: ask.position.rev };
         let (newest, status) =
             self.authority.socket.with(|d, _| (d.head().map(|head| head.position), d.status()));
-        let wait = Wait::new(position, ask.level, &ask.selector, &status);
+        let wait = Wait::new(position, ask.level, &ask.selector, &status, cohort.as_ref());
         match wait_reply(&wait, newest.unwrap_or(head), &status, ask.timeout_ms == 0) {
             Some(reply) => Ok(reply),
             None => Err(Later(Duration::from_millis(ask.timeout_ms.into()), Until::Reached(wait))),
@@ -394,6 +436,10 @@ fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn busy(after_ms: u32) -> Reply {
+    Reply::Busy { after_ms, rollout: None }
+}
+
 fn invalid(code: InvalidCode, text: String) -> Reply {
     Reply::Invalid { code, oldest: Place::default(), text }
 }
@@ -409,6 +455,7 @@ fn refused(why: &Invalid) -> Reply {
         Invalid::Compacted { .. } => InvalidCode::Compacted,
         Invalid::NoSuch(_) => InvalidCode::NoSuch,
         Invalid::NotNow(_) => InvalidCode::NotNow,
+        Invalid::Rollout(_) => InvalidCode::Rollout,
     };
     let oldest = match why {
         Invalid::Compacted { oldest } => *oldest,
@@ -449,6 +496,22 @@ fn read_only(why: &ReadOnly, shown: Place) -> (Writable, String) {
 
 fn tip(head: &Head) -> Tip {
     Tip { position: head.position, digest: head.digest, keys: head.keys, bytes: head.bytes }
+}
+
+fn rollout_line(machine: &NsAuthority, now: Time) -> Option<RolloutLine> {
+    let (open, tally, lasts) = machine.rollout(now)?;
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Some(RolloutLine {
+        at: machine.position()?.into(),
+        for_all: open.for_all.head.position.into(),
+        plan: (*open.plan).clone(),
+        stage: u8::try_from(open.stage).unwrap_or(u8::MAX),
+        paused: open.paused,
+        nodes: count(tally.nodes),
+        applied: count(tally.applied),
+        refused: count(tally.refused),
+        lasts_ms: u32::try_from(lasts.as_millis()).unwrap_or(u32::MAX),
+    })
 }
 
 fn node_line(status: NodeStatus) -> NodeLine {

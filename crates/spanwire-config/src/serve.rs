@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use notify::Watcher;
 use spanwire::Socket;
+use spanwire::protocol::Time;
 
 use crate::control::{self, Control};
 use crate::process::{Log, ProcessError, Shutdown, follow};
+use crate::rollout::Audience;
 use crate::sign::{Keyring, Secret};
 use crate::source::{Embedded, FsDisk, SourceError};
 use crate::store::Store;
@@ -33,6 +35,8 @@ use crate::{
 
 /// The log, in the state folder.
 const LOG_DIR: &str = "log";
+/// How often the nodes of a cohort are counted while a rollout is open.
+const GATE: Duration = Duration::from_millis(200);
 
 /// What to serve.
 #[derive(Clone, Debug)]
@@ -231,30 +235,42 @@ impl Authority {
     }
 
     fn last(&self) -> Option<State> {
-        self.lock().driver.machine().durable().map(|durable| durable.state.clone())
+        self.lock().driver.machine().for_all().map(|all| all.state.clone())
     }
 
     /// Tells the machine what happened and does what follows; returns its answer, if it gave one.
     pub(crate) fn tell(&self, event: AuthorityEvent) -> Result<Option<Answer>, ProcessError> {
+        self.tell_at(event, Time::default())
+    }
+
+    fn tell_at(&self, event: AuthorityEvent, now: Time) -> Result<Option<Answer>, ProcessError> {
         let mut inner = self.lock();
         let mut answer = None;
-        for action in inner.driver.tell(event) {
+        for action in inner.driver.tell_at(event, now) {
             let line = match &action {
                 AuthorityAction::Publish(Published { head, changes, .. }) => Some(format!(
-                    "revision {}: {} keys, {} bytes, digest {:?}{}",
+                    "revision {}{}: {} keys, {} bytes, digest {:?}{}",
                     head.position,
+                    audience(head),
                     head.keys,
                     head.bytes,
                     head.digest,
                     names(changes.keys())
                 )),
+                AuthorityAction::Show(head) if head.audience.is_empty() => {
+                    Some(format!("revision {} is for all now", head.position))
+                }
+                AuthorityAction::Show(head) => {
+                    Some(format!("revision {} is{} now", head.position, audience(head)))
+                }
                 _ => None,
             };
             let left = self.socket.with(|d, cx| {
                 let left = d.perform(cx, action);
                 if line.is_some() {
-                    // Clients wait for revisions by this key.
+                    // Clients wait for revisions by this key, and who counts a cohort by the other.
                     cx.wake(d.wait_key());
+                    cx.wake(d.shown_key());
                 }
                 left
             });
@@ -272,6 +288,15 @@ impl Authority {
     /// Before a namespace begins: nodes that are here already may tell that its log was lost.
     pub(crate) fn judge_shown(&self) {
         self.judge(self.socket.with(|d, _| d.take_shown()));
+    }
+
+    /// How far the cohort of an open rollout is, for its gate.
+    fn count_cohort(&self) {
+        let Some((at, audience)) = self.look(NsAuthority::cohort) else { return };
+        let (nodes, now) = self.socket.with(|d, cx| (d.cohort(at, &audience), cx.now()));
+        if let Err(error) = self.tell_at(AuthorityEvent::Cohort((at, audience), nodes), now) {
+            self.log.say(format_args!("the rollout does not go on: {error}"));
+        }
     }
 
     /// What nodes showed may tell that this store is an old copy, or that it was lost.
@@ -471,7 +496,8 @@ impl<'a> Server<'a> {
         match last {
             Some(last) => {
                 let changes = last.diff(&read.state);
-                if changes.is_empty() { Ok(()) } else { self.commit(changes) }
+                let open = self.authority.look(|machine| machine.cohort().is_some());
+                if changes.is_empty() && !open { Ok(()) } else { self.commit(changes) }
             }
             None => self.first(read.state),
         }
@@ -504,6 +530,9 @@ impl<'a> Server<'a> {
             author: "config-sync serve".into(),
             note: String::new(),
             stamp: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            rollout: None,
+            // The directory is all that is published, whoever opened a rollout before.
+            supersede: true,
         };
         match self.authority.tell(AuthorityEvent::Commit(Ticket(1), request))? {
             Some(Answer::Committed { .. }) => Ok(()),
@@ -550,18 +579,33 @@ impl<'a> Server<'a> {
     }
 }
 
-/// Has what nodes show judged as it comes, in a thread of its own, until the socket is closed.
+/// Has what nodes show judged as it comes, and the nodes of a cohort counted while there is one, in a thread of its own,
+/// until the socket is closed.
 fn judging(authority: Arc<Authority>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let key = authority.socket.with(|d, _| d.shown_key());
         loop {
-            let shown = authority.socket.wait(key, None, |d, _| d.has_shown().then(|| d.take_shown()));
+            let open = authority.socket.with(|d, _| d.canary().is_some());
+            let shown = authority.socket.wait(key, open.then_some(GATE), |d, _| {
+                (d.has_shown() || d.canary().is_some() != open).then(|| d.take_shown())
+            });
             match shown {
                 Ok(shown) => authority.judge(shown),
+                Err(spanwire::WaitError::TimedOut) => {}
                 Err(_) => return,
             }
+            authority.count_cohort();
         }
     })
+}
+
+/// Whom a HEAD is for, if not for all.
+fn audience(head: &crate::Head) -> String {
+    let Some(cohort) = Audience::parse(&head.audience) else { return String::new() };
+    let labels: Vec<String> = cohort.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+    let (whole, part) = (cohort.share / 100, cohort.share % 100);
+    let of = if labels.is_empty() { " nodes".to_owned() } else { labels.concat() };
+    format!(" for {whole}{} % of{of}", if part == 0 { String::new() } else { format!(".{part:02}") })
 }
 
 /// Binds; an address that the server before this one has not let go of yet is waited for.

@@ -4,8 +4,9 @@
 
 use spanwire::protocol::Cx;
 
-use super::{CHANGED, Refusal, Replica, Verdict, Word};
+use super::{CHANGED, Refusal, Replica, ReplicaSettings, Verdict, Word};
 use crate::faults::planted;
+use crate::rollout::admits;
 use crate::wire::NackCode;
 use crate::{Head, OverLimit, Position, chain};
 
@@ -41,10 +42,11 @@ impl Replica {
             // Only a higher epoch ends it, whatever became of the revision that showed it.
             return Verdict::Ignore;
         }
-        if !head.audience.is_empty() && !planted("audience-ignored") {
+        if !self.is_meant(head) && !planted("audience-ignored") {
             return Verdict::Ignore;
         }
         self.note_seq(cx, head);
+        self.withdrawn(cx, head);
         let Some(tip) = tip else { return self.news(cx, head) };
         match order(&head.position, &tip.position) {
             Some(std::cmp::Ordering::Less) | None => Verdict::Ignore,
@@ -69,6 +71,29 @@ impl Replica {
                 }
                 self.news(cx, head)
             }
+        }
+    }
+
+    /// Whether a HEAD is for this node. A relay holds one state, which is for all.
+    fn is_meant(&self, head: &Head) -> bool {
+        let ReplicaSettings { node, labels, .. } = &self.settings;
+        head.audience.is_empty() || !self.relays() && admits(&head.audience, *node, labels)
+    }
+
+    /// Who shows an older revision after one for a cohort does not send that one any more: its stage is over, and the
+    /// present one leaves this node out.
+    fn withdrawn(&mut self, cx: &mut Cx<'_>, head: &Head) {
+        let gone = self.target.take_if(|target| {
+            !target.audience.is_empty()
+                && head.audience.is_empty()
+                && head.seq > target.seq
+                && head.position.epoch == target.position.epoch
+                && head.position < target.position
+        });
+        if gone.is_some() {
+            self.behind = None;
+            self.assembly = None;
+            cx.wake(CHANGED);
         }
     }
 
@@ -117,6 +142,7 @@ impl Replica {
         let held = self.ready.as_mut().or(self.given.as_mut()).or(self.visible.as_mut());
         if let Some(held) = held
             && head.seq > held.head.seq
+            && !planted("promotion-not-kept")
         {
             held.head = head.clone();
             if self.relays() {

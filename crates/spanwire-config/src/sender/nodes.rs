@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use spanwire::protocol::{PipeId, Time};
 
+use crate::authority::CohortNode;
 use crate::faults::planted;
+use crate::rollout::Audience;
 use crate::wire::{Ack, Hello, Level, MAX_PATH, Nack, NackCode, NodeKind, NodeReport};
 use crate::{Head, Id, Position, ServerId};
 
@@ -404,6 +407,21 @@ impl Nodes {
     pub(super) fn reached(&self, position: Position, level: Level) -> usize {
         let replicas = self.table.values().map(|node| &node.status).filter(|s| s.kind == NodeKind::Replica);
         replicas.filter(|status| status.at(level).is_some_and(|at| at >= position)).count()
+    }
+
+    /// The replicas that an audience admits and that are no relay's.
+    pub(super) fn cohort(&self, at: Position, audience: &Bytes) -> Vec<CohortNode> {
+        let Some(cohort) = Audience::parse(audience) else { return Vec::new() };
+        let direct = |node: &&Node| node.behind.is_none() && node.status.kind == NodeKind::Replica;
+        let member = |node: &&Node| cohort.admits(node.status.node, &node.status.labels);
+        (self.table.values().filter(direct).filter(member))
+            .map(|Node { status, here, .. }| CohortNode {
+                node: status.node,
+                here: *here,
+                applied: status.applied.is_some_and(|applied| applied >= at),
+                refused: status.refused.iter().any(|(position, ..)| *position == at),
+            })
+            .collect()
     }
 
     /// All is to be told upward.
