@@ -113,9 +113,10 @@ impl Oracle {
             return Ok(());
         }
         self.truths[n].given = Some(at);
-        if !update.head.audience.is_empty() {
-            return Err(format!("invariant 11: node {n} is given {at}, which is for a cohort"));
+        if !admits(&update.head.audience, node.settings.node, &node.settings.labels) {
+            return Err(format!("invariant 11: node {n} is given {at}, which is not for it"));
         }
+        self.counts.canaries += u64::from(!update.head.audience.is_empty());
         let limits = &node.settings.limits;
         if limits.check(update.state.keys(), update.state.bytes()).is_err() {
             return Err(format!("invariant 5: node {n} is given {at}, which is over its limits"));
