@@ -130,6 +130,7 @@ mod on {
         ("relay-issues", "relay: HEADs go down with a seq of the relay's own"),
         ("relay-acks-early", "relay: what is forwarded is reported as stored"),
         ("table-not-told-again", "relay: a new server above is not told the whole table"),
+        ("canary-without-for-all", "relay: it is sent what is for a cohort before what is for all"),
         ("attempt-ignored", "relay: whichever report comes last says where a node is"),
         ("stale-not-routed", "relay: a node below is not told that a higher boot of it is known"),
         // The world.

@@ -31,7 +31,7 @@ pub use nodes::NodeStatus;
 use nodes::Nodes;
 use relay::Part;
 use session::{Session, Standing};
-use target::Which;
+use target::{Shown as Beacon, Which};
 use transfer::size;
 
 use crate::faults::planted;
@@ -422,8 +422,16 @@ impl Distributor {
         head
     }
 
-    /// A current HEAD with a `seq` of its own, as a beacon.
-    fn beacon_message(&mut self, which: Which) -> Message {
+    /// Current HEADs, each with a `seq` of its own, as a beacon.
+    fn beacon_message(&mut self, shown: Beacon) -> Message {
+        let heads = match shown {
+            Beacon::One(which) => vec![self.beacon_head(which)],
+            Beacon::Both => vec![self.beacon_head(Which::All), self.beacon_head(Which::Canary)],
+        };
+        Message::from(Frame::Beacon(heads.into_iter().flatten().collect()).encode())
+    }
+
+    fn beacon_head(&mut self, which: Which) -> Option<Head> {
         let mut head = self.current(which).map(|(head, _)| head.clone());
         if planted("chain-anew-for-beacon")
             && let Some(head) = &mut head
@@ -433,14 +441,13 @@ impl Distributor {
         if planted("seq-stands-still") && !self.passes {
             self.seq -= 1;
         }
-        let heads = head.map(|head| self.issue(head));
-        Message::from(Frame::Beacon(heads.into_iter().collect()).encode())
+        head.map(|head| self.issue(head))
     }
 
     fn beacon_now(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         let Some(session) = self.sessions.get(pipe) else { return };
         if session.wants && session.node.is_some() {
-            let beacon = self.beacon_message(self.target(session));
+            let beacon = self.beacon_message(self.shown_to(session));
             // A full queue is a sign of life by itself; the next beacon comes.
             let _ = cx.put(pipe, beacon);
         }
@@ -448,7 +455,8 @@ impl Distributor {
 
     fn tick(&mut self, cx: &mut Cx<'_>) {
         let now = cx.now();
-        let beacons = [self.beacon_message(Which::All), self.beacon_message(Which::Canary)];
+        let all = [Beacon::One(Which::All), Beacon::One(Which::Canary), Beacon::Both];
+        let beacons = all.map(|shown| self.beacon_message(shown));
         let silent = Message::from(Frame::Beacon(Vec::new()).encode());
         for (pipe, session) in self.sessions.iter() {
             if session.node.is_none() {
@@ -461,7 +469,11 @@ impl Distributor {
                 cx.close(pipe, Reason::Slow);
             } else if cx.unsent(pipe).0 == 0 {
                 // Never more than one is pending: what is still queued says "alive" as well.
-                let message = if session.wants { &beacons[self.target(session) as usize] } else { &silent };
+                let message = match self.shown_to(session) {
+                    _ if !session.wants => &silent,
+                    Beacon::One(which) => &beacons[which as usize],
+                    Beacon::Both => &beacons[2],
+                };
                 let _ = cx.put(pipe, message.clone());
             }
         }

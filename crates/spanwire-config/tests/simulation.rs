@@ -79,12 +79,15 @@ fn invariants_07_14_18_23_26_hold_with_relays_between() {
         sum.reports += counts.reports;
         sum.behind += counts.behind;
         sum.deep += counts.deep;
+        sum.rollouts += counts.rollouts;
+        sum.canaries += counts.canaries;
         ran += 1;
     }
     println!("{ran} trees in {:.1?}: {sum:?}", start.elapsed());
     if ran >= 50 {
         assert!(sum.forwarded > 100 * ran && sum.reports > 10 * ran && sum.behind > ran, "{sum:?}");
         assert!(sum.deep > 0, "{sum:?}");
+        assert!(sum.rollouts > ran / 4 && sum.canaries > ran / 8, "{sum:?}");
     }
 }
 

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 use spanwire::protocol::Time;
 use spanwire::{Socket, WaitError};
 
+use super::cached;
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::serve::bind;
 use crate::sign::Keyring;
@@ -87,7 +88,7 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
         ours(&config.state, head, &config.cluster, &config.namespace)?;
         log.say(format_args!("last good revision: {} ({} keys)", head.position, head.keys));
     }
-    let (relay, persist) = Relay::new(config, store, loaded.newest, log)?;
+    let (relay, persist) = Relay::new(config, store, cached(loaded.newest, loaded.before), log)?;
     follow(relay.lower.events(), log.clone());
     for url in &config.bind {
         log.say(format_args!("listening at {}", bind(&relay.lower, url)?.url()));
@@ -136,7 +137,7 @@ impl Relay {
     fn new(
         config: &Config,
         store: Store,
-        cache: Option<(Head, State)>,
+        (cache, canary): (Option<(Head, State)>, Option<(Head, State)>),
         log: &Log,
     ) -> Result<(Arc<Relay>, Kept), ProcessError> {
         let (identity, cluster) = (store.identity(), Id::named(&config.cluster));
@@ -151,7 +152,7 @@ impl Relay {
             trust: config.keys.clone(),
             ..ReplicaSettings::default()
         };
-        let replica = match cache.clone() {
+        let replica = match canary.clone().or(cache.clone()) {
             Some((head, state)) => Replica::restored(receiver, head, state, Level::Stored),
             None => Replica::new(receiver),
         };
@@ -162,7 +163,7 @@ impl Relay {
             keys: config.keys.clone(),
             ..RelaySettings::default()
         };
-        let machine = NsRelay::new(settings, cache);
+        let machine = NsRelay::new(settings, cache).with_canary(canary);
         let sender = Settings {
             cluster,
             namespace: config.namespace.clone(),

@@ -49,7 +49,10 @@ impl Replica {
         self.withdrawn(cx, head);
         let Some(tip) = tip else { return self.news(cx, head) };
         match order(&head.position, &tip.position) {
-            Some(std::cmp::Ordering::Less) | None => Verdict::Ignore,
+            Some(std::cmp::Ordering::Less) | None => {
+                self.note_for_all(cx, head);
+                Verdict::Ignore
+            }
             Some(std::cmp::Ordering::Equal) => {
                 if (head.digest, head.prev_rev, head.chain) != (tip.digest, tip.prev_rev, tip.chain)
                     && !planted("chain-unchecked")
@@ -74,21 +77,24 @@ impl Replica {
         }
     }
 
-    /// Whether a HEAD is for this node. A relay holds one state, which is for all.
+    /// Whether a HEAD is for this node. A relay keeps all.
     fn is_meant(&self, head: &Head) -> bool {
         let ReplicaSettings { node, labels, .. } = &self.settings;
-        head.audience.is_empty() || !self.relays() && admits(&head.audience, *node, labels)
+        self.relays() || admits(&head.audience, *node, labels)
     }
 
     /// Who shows an older revision after one for a cohort does not send that one any more: its stage is over, and the
     /// present one leaves this node out.
     fn withdrawn(&mut self, cx: &mut Cx<'_>, head: &Head) {
+        let relays = self.relays();
         let gone = self.target.take_if(|target| {
+            // A relay is shown both.
             !target.audience.is_empty()
                 && head.audience.is_empty()
                 && head.seq > target.seq
                 && head.position.epoch == target.position.epoch
                 && head.position < target.position
+                && !relays
         });
         if gone.is_some() {
             self.behind = None;

@@ -409,15 +409,16 @@ impl Nodes {
         replicas.filter(|status| status.at(level).is_some_and(|at| at >= position)).count()
     }
 
-    /// The replicas that an audience admits and that are no relay's.
+    /// The replicas that an audience admits.
     pub(super) fn cohort(&self, at: Position, audience: &Bytes) -> Vec<CohortNode> {
         let Some(cohort) = Audience::parse(audience) else { return Vec::new() };
-        let direct = |node: &&Node| node.behind.is_none() && node.status.kind == NodeKind::Replica;
-        let member = |node: &&Node| cohort.admits(node.status.node, &node.status.labels);
-        (self.table.values().filter(direct).filter(member))
-            .map(|Node { status, here, .. }| CohortNode {
+        let member = |node: &&Node| {
+            node.status.kind == NodeKind::Replica && cohort.admits(node.status.node, &node.status.labels)
+        };
+        (self.table.values().filter(member))
+            .map(|Node { status, .. }| CohortNode {
                 node: status.node,
-                here: *here,
+                here: self.route(status.node).is_some(),
                 applied: status.applied.is_some_and(|applied| applied >= at),
                 refused: status.refused.iter().any(|(position, ..)| *position == at),
             })

@@ -14,6 +14,13 @@ use crate::rollout::admits;
 use crate::wire::NodeKind;
 use crate::{Head, Position, State};
 
+/// What a beacon shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Shown {
+    One(Which),
+    Both,
+}
+
 /// One of the current states.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Which {
@@ -45,17 +52,33 @@ impl Distributor {
 
     pub(super) fn target(&self, session: &Session) -> Which {
         let Some((head, _)) = &self.canary else { return Which::All };
-        // A relay holds one state.
-        let able = session.kind == NodeKind::Replica;
         let refused = session.refused.contains(&head.position) && !planted("resend-refused");
-        let node = session.node.filter(|_| able && !refused);
-        let meant = node.is_some_and(|node| {
-            admits(&head.audience, node, &session.labels) || planted("canary-for-everybody")
+        let node = session.node.filter(|_| !refused);
+        let meant = node.is_some_and(|node| match session.kind {
+            NodeKind::Replica => {
+                admits(&head.audience, node, &session.labels) || planted("canary-for-everybody")
+            }
+            NodeKind::Relay => self.has_for_all(session) || planted("canary-without-for-all"),
         });
         if meant { Which::Canary } else { Which::All }
     }
 
-    /// The replicas of a cohort, as far as they are connected here: relays do not forward what is for a cohort.
+    /// A relay holds both states, one on top of the other: first what is for all.
+    fn has_for_all(&self, session: &Session) -> bool {
+        let has = session.sent.map(|sent| sent.base.position).or(session.floor);
+        let all = self.published.as_ref().map(|(head, _)| head.position);
+        all.zip(has).is_some_and(|(all, has)| all <= has)
+    }
+
+    /// The HEADs that a node is shown: a relay all, whatever it has.
+    pub(super) fn shown_to(&self, session: &Session) -> Shown {
+        match (session.kind, &self.canary) {
+            (NodeKind::Relay, Some(_)) => Shown::Both,
+            _ => Shown::One(self.target(session)),
+        }
+    }
+
+    /// The replicas of a cohort, here and behind relays.
     pub fn cohort(&self, at: Position, audience: &bytes::Bytes) -> Vec<CohortNode> {
         self.nodes.cohort(at, audience)
     }
@@ -71,7 +94,7 @@ impl Distributor {
         let pipes: Vec<PipeId> = self.sessions.keys().collect();
         for pipe in &pipes {
             let holds = |session: &Session| session.sent.is_some_and(|sent| sent.base.position == position);
-            // It has the content already, and learns that by the next beacon at the latest.
+            // It has the content already.
             if self.sessions.get(*pipe).is_some_and(holds) {
                 self.beacon_now(cx, *pipe);
             }

@@ -2,9 +2,9 @@
 
 use super::*;
 use spanwire_config::rollout::{Audience, Plan, Stage, WHOLE};
-use spanwire_config::{AuthorityEvent, CohortNode, Id, Intent, NodeKind, Place, Request, Step, Ticket};
+use spanwire_config::{AuthorityEvent, CohortNode, Id, Intent, Place, Request, Step, Ticket};
 
-fn labels(of: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn labels(of: &[(&str, &str)]) -> Vec<(String, String)> {
     of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
@@ -12,11 +12,17 @@ fn stage(of: &[(&str, &str)]) -> Stage {
     Stage { labels: labels(of), share: WHOLE, gate: None }
 }
 
-fn labelled(n: u8, of: &[(&str, &str)]) -> ReplicaSettings {
+pub(crate) fn labelled(n: u8, of: &[(&str, &str)]) -> ReplicaSettings {
     ReplicaSettings { node: Id([n; 16]), labels: labels(of), ..ReplicaSettings::default() }
 }
 
-fn ask(a: &mut Authority, n: u8, changes: &ChangeSet, stages: Vec<Stage>, supersede: bool) -> Position {
+pub(crate) fn ask(
+    a: &mut Authority,
+    n: u8,
+    changes: &ChangeSet,
+    stages: Vec<Stage>,
+    supersede: bool,
+) -> Position {
     let rollout = (!stages.is_empty()).then_some(Plan { salt: Id([9; 16]), stages });
     let request = Request {
         request: Id([n; 16]),
@@ -34,11 +40,11 @@ fn ask(a: &mut Authority, n: u8, changes: &ChangeSet, stages: Vec<Stage>, supers
 }
 
 /// For nodes with the label `canary` = `yes` first.
-fn open(a: &mut Authority, changes: &ChangeSet) -> Position {
+pub(crate) fn open(a: &mut Authority, changes: &ChangeSet) -> Position {
     ask(a, 100, changes, vec![stage(&[("canary", "yes")]), stage(&[])], false)
 }
 
-fn step(a: &mut Authority, n: u8, step: Step) {
+pub(crate) fn step(a: &mut Authority, n: u8, step: Step) {
     let at = a.memory.machine.position().map(Place::from).unwrap_or_default();
     let left = a.memory.tell(AuthorityEvent::Rollout(Ticket(0), Id([n; 16]), at, step));
     a.bring(left);
@@ -330,17 +336,4 @@ fn a_server_that_starts_again_goes_on_with_both() {
         end.flow(&mut a);
         assert_eq!((end.has("a"), end.at()), (Some("1".into()), Some(3)));
     }
-}
-
-#[test]
-fn a_relay_is_sent_what_is_for_all_and_who_is_behind_it_is_not_counted() {
-    let (mut a, mut canary, _) = world();
-    let at = open(&mut a, &puts([("a", "2")]));
-    canary.flow(&mut a);
-    let settings = ReplicaSettings { kind: NodeKind::Relay, ..labelled(7, &[("canary", "yes")]) };
-    let mut relay = End::new(&mut a, settings);
-    relay.flow(&mut a);
-    assert_eq!((relay.has("a"), relay.at()), (Some("1".into()), Some(1)));
-    let cohort = a.protocol.cohort(at, &a.protocol.canary().expect("open").audience);
-    assert_eq!(cohort, [CohortNode { node: Id([1; 16]), here: true, applied: true, refused: false }]);
 }

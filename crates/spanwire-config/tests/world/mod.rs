@@ -161,7 +161,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
             beacon: BEACON,
             trust: if keys { secret().public() } else { Keyring::new() },
             limits: Limits { bytes: if small && agent == 0 { 6_000 } else { 1 << 20 }, ..Limits::default() },
-            labels: vec![("group".into(), ["a", "b"][agent % 2].into())],
+            labels: group(agent),
             ..ReplicaSettings::default()
         })
         .collect();
@@ -285,6 +285,35 @@ fn plan(
         plan.push(Step { at: rng.time(RUN / 2..RUN), what: What::Fault(fault) });
     }
     plan
+}
+
+/// The labels of a node.
+fn group(node: usize) -> Vec<(String, String)> {
+    vec![("group".into(), ["a", "b"][node % 2].into())]
+}
+
+/// What an operator does about rollouts; whether one was opened.
+fn roll(net: &mut Net<Party>, op: &Op) -> bool {
+    let mut opened = None;
+    match op {
+        Op::Open { puts, deletes, poison, plan } => {
+            let changes = changes(puts, deletes, *poison);
+            opened = with_server(net, 0, |server, io| server.open(io, &changes, plan));
+        }
+        Op::Roll { step, puts } => {
+            let changes = changes(puts, &[], None);
+            with_server(net, 0, |server, io| match step {
+                Some(step) => server.step(io, *step),
+                None if server.is_open() => {
+                    server.supersede(io, &changes);
+                }
+                None => {}
+            });
+        }
+        _ => {}
+    }
+    restart_if_failed(net, 0);
+    opened == Some(true)
 }
 
 /// In half of the worlds: a few rollouts, and what becomes of them.
@@ -447,23 +476,9 @@ impl Model for Cluster {
                 }
                 restart_if_failed(net, *server);
             }
-            Op::Open { puts, deletes, poison, plan } => {
-                let changes = changes(puts, deletes, *poison);
-                if with_server(net, 0, |server, io| server.open(io, &changes, plan)) == Some(true) {
-                    self.oracle.counts.rollouts += 1;
-                }
-                restart_if_failed(net, 0);
+            Op::Open { .. } | Op::Roll { .. } | Op::Nurse => {
+                self.oracle.counts.rollouts += u64::from(roll(net, op));
             }
-            Op::Roll { step, puts } => {
-                let changes = changes(puts, &[], None);
-                with_server(net, 0, |server, io| match step {
-                    Some(step) => server.step(io, *step),
-                    None if server.is_open() => drop(server.supersede(io, &changes)),
-                    None => {}
-                });
-                restart_if_failed(net, 0);
-            }
-            Op::Nurse => restart_if_failed(net, 0),
             Op::NewEpoch { server } => {
                 let began = with_server(net, *server, |server, io| {
                     let begun = server.place() != Place::default();

@@ -40,6 +40,8 @@ pub(crate) struct Folder {
     /// What is in it: a node's cache, or the newest of a server's log.
     pub(crate) history: Option<(Head, State)>,
     pub(crate) level: Option<Level>,
+    /// A relay's cache before the newest.
+    pub(crate) before: Option<(Head, State)>,
     /// A server's log, file by file.
     pub(crate) files: BTreeMap<String, Arc<Vec<u8>>>,
     /// The epoch with which an empty store begins.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use spanwire::Message;
 use spanwire::protocol::Time;
+use spanwire_config::rollout::admits;
 use spanwire_config::wire::Frame;
 use spanwire_config::{Epoch, Head, Id, Key, Level, Position, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
@@ -56,6 +57,9 @@ pub(crate) struct TreeCounts {
     pub(crate) reports: u64,
     pub(crate) behind: u64,
     pub(crate) deep: u64,
+    /// Revisions that were for a cohort, and how often one was shown by a node behind a relay.
+    pub(crate) rollouts: u64,
+    pub(crate) canaries: u64,
 }
 
 /// The world of a seed.
@@ -126,6 +130,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
         let at = RUN + rng.time(Duration::from_secs(4)..Duration::from_secs(6));
         plan.push(Step::op(at, Op::Shake { restart: true }));
     }
+    super::rollouts(seed, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
         id: Id([n as u8 + 1; 16]),
         begin: Epoch { number: 1, incarnation: Id([1; 16]) },
@@ -199,6 +204,13 @@ impl Tree {
                     return Err(format!("invariant 3: node {n} went back to {}", head.position));
                 }
                 truth.shown = Some(head.position);
+                if !admits(&head.audience, node.settings.node, &node.settings.labels) {
+                    return Err(format!(
+                        "invariant 11: node {n} shows {}, which is not for it",
+                        head.position
+                    ));
+                }
+                self.counts.canaries += u64::from(!head.audience.is_empty());
                 if self.committed.get(&at).is_none_or(|(known, content)| {
                     content != state || (known.digest, known.chain) != (head.digest, head.chain)
                 }) {
@@ -258,6 +270,7 @@ impl Model for Tree {
             max_chunk: 4_096,
             fresh: FRESH,
             beacon: BEACON,
+            labels: super::group(node),
             ..ReplicaSettings::default()
         };
         Party::Agent(Agent::start(node, settings, io))
@@ -269,6 +282,9 @@ impl Model for Tree {
                 let changes = changes(puts, deletes, *poison);
                 with_server(net, 0, |server, io| server.put(io, &changes));
                 restart_if_failed(net, 0);
+            }
+            Op::Open { .. } | Op::Roll { .. } | Op::Nurse => {
+                self.counts.rollouts += u64::from(super::roll(net, op));
             }
             Op::NewEpoch { .. } => {
                 with_server(net, 0, |server, io| server.new_epoch(io, 0, &State::new()));
@@ -344,10 +360,9 @@ impl Model for Tree {
             }
             // It may have died since it said that.
             let Some(at) = relay(net, from) else { continue };
-            let held = at.machine.held().map(|(held, _)| held.position);
-            if held.is_none_or(|held| held != head.position)
-                && !self.held[from].contains(&place(&head.position))
-            {
+            let held =
+                [at.machine.held(), at.machine.canary()].map(|held| held.map(|(held, _)| held.position));
+            if !held.contains(&Some(head.position)) && !self.held[from].contains(&place(&head.position)) {
                 return Err(format!("relay: {from} shows {} and holds {held:?}", head.position));
             }
         }
@@ -362,9 +377,9 @@ impl Model for Tree {
     fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
         self.learn(net);
         let Some(n) = node else { return Ok(()) };
-        if let Some((held, _)) = relay(net, n).and_then(|relay| relay.machine.held()) {
-            let at = place(&held.position);
-            self.held[n].insert(at);
+        if let Some(machine) = relay(net, n).map(|relay| &relay.machine) {
+            let held = [machine.held(), machine.canary()].into_iter().flatten();
+            self.held[n].extend(held.map(|(held, _)| place(&held.position)));
         }
         match n {
             0 => self.check_table(net),
@@ -376,7 +391,7 @@ impl Model for Tree {
         let last = with_server(net, 0, |server, io| {
             let mut last = changes(&[], &[], None);
             last.put(Key::new("last").expect("short"), 0, "word");
-            server.put(io, &last)
+            server.supersede(io, &last)
         });
         if last == Some(true) { Ok(()) } else { Err("model: the authority is not there".into()) }
     }
