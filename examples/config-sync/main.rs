@@ -26,6 +26,7 @@
 mod demo;
 mod keys;
 mod operate;
+mod rollout;
 mod show;
 
 use std::io::Read;
