@@ -184,11 +184,11 @@ pub enum RelayAlarm {
     },
 }
 
+/// A revision from a relay's disk, if there is one.
+pub type Cached = Option<(Head, State)>;
+
 /// What of the last two revisions on its disk a relay goes on with: what is for all, and a canary's state on top of that.
-pub fn cached(
-    newest: Option<(Head, State)>,
-    before: Option<(Head, State)>,
-) -> (Option<(Head, State)>, Option<(Head, State)>) {
+pub fn cached(newest: Cached, before: Cached) -> (Cached, Cached) {
     let for_all = |kept: &(Head, State)| kept.0.audience.is_empty();
     let canary = match newest {
         Some(newest) if !for_all(&newest) => newest,

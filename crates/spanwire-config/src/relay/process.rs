@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 use spanwire::protocol::Time;
 use spanwire::{Socket, WaitError};
 
-use super::cached;
+use super::{Cached, cached};
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::serve::bind;
 use crate::sign::Keyring;
@@ -137,7 +137,7 @@ impl Relay {
     fn new(
         config: &Config,
         store: Store,
-        (cache, canary): (Option<(Head, State)>, Option<(Head, State)>),
+        (cache, canary): (Cached, Cached),
         log: &Log,
     ) -> Result<(Arc<Relay>, Kept), ProcessError> {
         let (identity, cluster) = (store.identity(), Id::named(&config.cluster));
