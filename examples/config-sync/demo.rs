@@ -1,5 +1,7 @@
 //! The demo: real processes, real files, real kills, and its own comparison of the trees.
 
+mod lost;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -33,6 +35,12 @@ impl Process {
         let program = io("this program", std::env::current_exe())?;
         let mut command = Command::new(program);
         command.args(args).arg("--tied");
+        // Settings of whoever runs the demo are none of its.
+        let settings = std::env::vars_os().map(|(name, _)| name);
+        let settings = settings.filter(|name| name.as_encoded_bytes().starts_with(b"CONFIG_SYNC_"));
+        for name in settings {
+            command.env_remove(name);
+        }
         let command = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = io(name, command.spawn())?;
         let words = Arc::new(Mutex::new(Vec::new()));
@@ -122,6 +130,20 @@ impl Demo<'_> {
         io("delete", fs::remove_file(source.join("nginx/conf.d/old-blog.conf")))?;
         self.await_equal(&["web-1", "web-2", "web-3"])?;
 
+        self.say("a broken file is published; web-3 checks what it gets, refuses it, and keeps the last good revision");
+        let (good, kept) = (self.revision("web-3")?, files(&self.out("web-3"))?);
+        let right = io("nginx.conf", fs::read_to_string(source.join("nginx/nginx.conf")))?;
+        write(&source.join("nginx/nginx.conf"), "BROKEN\n")?;
+        self.await_equal(&["web-1", "web-2"])?;
+        self.until("web-3 to refuse it", || Ok(self.said("web-3", " refused: ")))?;
+        if self.revision("web-3")? != good || files(&self.out("web-3"))? != kept {
+            return Err("web-3 does not hold what it held before".into());
+        }
+        self.done(format_args!("web-3 still holds revision {good}"));
+        self.say("the file is put right");
+        write(&source.join("nginx/nginx.conf"), &right)?;
+        self.await_equal(&["web-1", "web-2", "web-3"])?;
+
         self.say("web-2 is killed (-9); meanwhile flags.yaml changes; then web-2 starts again");
         self.kill_agent("web-2");
         write(&source.join("feature-flags/flags.yaml"), "new-checkout: true\nsearch-v2: 100%\n")?;
@@ -162,7 +184,8 @@ impl Demo<'_> {
             return Err(format!("revision {after} after {before}"));
         }
         self.await_hooks()?;
-        self.table()
+        self.table()?;
+        self.lose_the_store()
     }
 
     fn say(&mut self, what: &str) {
@@ -183,11 +206,17 @@ impl Demo<'_> {
     }
 
     fn start_server(&mut self) -> Res<()> {
-        let (source, ipc) = (self.source(), format!("ipc://{}", self.dir.join("server.ipc").display()));
+        let source = self.source();
+        self.serve(&["serve", "--dir", path(&source)?], "server.ipc")
+    }
+
+    /// Starts a server at a port and at this address below the folder of the demo.
+    fn serve(&mut self, args: &[&str], ipc: &str) -> Res<()> {
+        let ipc = format!("ipc://{}", self.dir.join(ipc).display());
         // The second time the agents know the port.
         let tcp = self.urls.iter().find(|url| url.starts_with("tcp")).cloned();
         let tcp = tcp.unwrap_or_else(|| "tcp://127.0.0.1:0".into());
-        let args = ["serve", "--dir", path(&source)?, "--bind", &tcp, "--bind", &ipc];
+        let args = [args, &["--bind", &tcp, "--bind", &ipc]].concat();
         let server = Process::start("server", self.verbose, &args)?;
         let listening = || {
             let words = server.words();
@@ -203,13 +232,21 @@ impl Demo<'_> {
         Ok(())
     }
 
+    fn said(&self, name: &str, part: &str) -> bool {
+        self.agents.get(name).is_some_and(|agent| agent.words().iter().any(|line| line.contains(part)))
+    }
+
     fn start_agent(&mut self, name: &str) -> Res<()> {
         let (out, log) = (self.out(name), self.dir.join(format!("{name}.hooks")));
         let hook = format!("echo \"$CONFIG_SYNC_REVISION\" >> '{}'", log.display());
         // One over ipc, the others over tcp.
-        let url = self.urls.iter().find(|url| url.starts_with("ipc") == (name == "web-1"));
+        let url = self.urls.iter().find(|url| url.starts_with("ipc") == name.ends_with("-1"));
         let url = url.ok_or("the server has no address")?.clone();
-        let args = ["agent", "--connect", &url, "--out", path(&out)?, "--name", name, "--on-change", &hook];
+        let mut args =
+            vec!["agent", "--connect", &url, "--out", path(&out)?, "--name", name, "--on-change", &hook];
+        if name == "web-3" {
+            args.extend(["--validate", "! grep -rq BROKEN ."]);
+        }
         let agent = Process::start(name, self.verbose, &args)?;
         self.agents.insert(name.into(), agent);
         Ok(())

@@ -26,15 +26,17 @@
 mod demo;
 mod keys;
 mod operate;
+mod progress;
 mod rollout;
+mod settings;
 mod show;
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use spanwire_config::process::{Log, ProcessError, shutdown};
 use spanwire_config::{agent, relay, serve};
 
@@ -44,6 +46,9 @@ use spanwire_config::{agent, relay, serve};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// A file (TOML) with what neither options nor the environment (CONFIG_SYNC_*) say: a table for each verb.
+    #[arg(long, global = true, env = "CONFIG_SYNC_SETTINGS", value_name = "FILE")]
+    settings: Option<PathBuf>,
     /// End when standard input closes (used by the demo).
     #[arg(long, hide = true, global = true)]
     tied: bool,
@@ -67,7 +72,7 @@ enum Command {
     Relay(RelayArgs),
     #[command(flatten)]
     Operate(operate::Verb),
-    /// Show it: a server and three agents, edits, kills, restarts.
+    /// Show it: a server and three agents, edits, a refused change, kills, restarts, a lost store.
     Demo {
         /// Print the words of every process.
         #[arg(long, short)]
@@ -78,16 +83,16 @@ enum Command {
 #[derive(Args, Debug)]
 struct ServeArgs {
     /// The directory to publish. Without it the state lives in STATE alone, and changes by commits.
-    #[arg(long, env = "CONFIG_SYNC_DIR", required_unless_present = "control")]
+    #[arg(long, env = "CONFIG_SYNC_DIR")]
     dir: Option<PathBuf>,
     /// Address to listen at for nodes; repeatable. Port 0 takes a free one.
-    #[arg(long, env = "CONFIG_SYNC_BIND", required = true)]
+    #[arg(long, env = "CONFIG_SYNC_BIND", value_delimiter = ',')]
     bind: Vec<String>,
     /// Address to listen at for operators; repeatable. Who reaches it may change everything.
-    #[arg(long, env = "CONFIG_SYNC_CONTROL")]
+    #[arg(long, env = "CONFIG_SYNC_CONTROL", value_delimiter = ',')]
     control: Vec<String>,
     /// State folder; neither of it and DIR is inside the other [default: DIR.state].
-    #[arg(long, env = "CONFIG_SYNC_STATE", required_unless_present = "dir")]
+    #[arg(long, env = "CONFIG_SYNC_STATE")]
     state: Option<PathBuf>,
     /// Name of the cluster.
     #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
@@ -96,26 +101,29 @@ struct ServeArgs {
     #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
     namespace: String,
     /// Secret key that signs what is published (keygen).
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_KEY")]
     key: Option<PathBuf>,
     /// Public keys of this server before, or of its other ones; repeatable. What they signed is believed of agents.
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_TRUST")]
     trust: Vec<PathBuf>,
     /// Begin a new epoch with this number: after the state folder was lost or put back.
     #[arg(long)]
     new_epoch: Option<u64>,
     /// Publish an empty directory even where there was another.
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_ALLOW_EMPTY")]
     allow_empty: bool,
+    /// Publish the directory in the place of what was committed in this state folder.
+    #[arg(long)]
+    replace: bool,
     /// Seconds between readings without any word of a change.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, env = "CONFIG_SYNC_RESCAN", default_value_t = 5)]
     rescan: u64,
 }
 
 #[derive(Args, Debug)]
 struct AgentArgs {
     /// Address of the server; repeatable: the one that answers first is used, the others stand by.
-    #[arg(long, env = "CONFIG_SYNC_CONNECT", required = true)]
+    #[arg(long, env = "CONFIG_SYNC_CONNECT", value_delimiter = ',')]
     connect: Vec<String>,
     /// The directory to keep. It holds nothing else, and is no mount point.
     #[arg(long, env = "CONFIG_SYNC_OUT")]
@@ -123,26 +131,36 @@ struct AgentArgs {
     /// State folder; neither of it and OUT is inside the other [default: OUT.state].
     #[arg(long, env = "CONFIG_SYNC_STATE")]
     state: Option<PathBuf>,
+    /// How revisions lie below OUT.
+    #[arg(long, env = "CONFIG_SYNC_LAYOUT", value_enum, default_value = "flat")]
+    layout: LayoutArg,
+    /// With --layout versioned: how many revisions stay, the newest included.
+    #[arg(long, env = "CONFIG_SYNC_KEEP", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    keep: u32,
+    /// A template, and the path below OUT of what is made of it with each revision; repeatable. A directory: all
+    /// templates in it, and where below OUT (`.`: there itself) they go, without the ending .j2.
+    #[arg(long, env = "CONFIG_SYNC_TEMPLATE", value_name = "SRC:DEST", value_parser = template)]
+    template: Vec<agent::Template>,
     /// Name of this node, for people [default: last part of OUT].
     #[arg(long, env = "CONFIG_SYNC_NAME")]
     name: Option<String>,
     /// Label of this node as NAME=VALUE; repeatable.
-    #[arg(long, value_parser = label)]
+    #[arg(long, env = "CONFIG_SYNC_LABEL", value_parser = label)]
     label: Vec<(String, String)>,
     /// Public keys (keygen): what none of them signed is not taken; repeatable.
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_TRUST")]
     trust: Vec<PathBuf>,
     /// Command for `sh -c` in the new tree, before anything of it is kept: if it fails, the last good one stays.
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_VALIDATE")]
     validate: Option<String>,
     /// Seconds that the command of --validate may take.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, env = "CONFIG_SYNC_VALIDATE_LIMIT", default_value_t = 30)]
     validate_limit: u64,
     /// Command for `sh -c` after each change.
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_ON_CHANGE")]
     on_change: Option<String>,
     /// Seconds that the command may take.
-    #[arg(long, default_value_t = 30, requires = "on_change", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "CONFIG_SYNC_HOOK_LIMIT", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     hook_limit: u64,
     /// Name of the cluster.
     #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
@@ -158,26 +176,40 @@ struct AgentArgs {
 #[derive(Args, Debug)]
 struct RelayArgs {
     /// Address of a server or relay; repeatable: the one that answers first is used, the others stand by.
-    #[arg(long, required = true)]
+    #[arg(long, env = "CONFIG_SYNC_CONNECT", value_delimiter = ',')]
     connect: Vec<String>,
     /// Address to listen at; repeatable. Port 0 takes a free one.
-    #[arg(long, required = true)]
+    #[arg(long, env = "CONFIG_SYNC_BIND", value_delimiter = ',')]
     bind: Vec<String>,
     /// State folder: what the relay serves while no server answers.
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_STATE")]
     state: PathBuf,
     /// File with the public keys of which one must have signed what is taken; repeatable.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "CONFIG_SYNC_TRUST", value_name = "FILE")]
     trust: Vec<PathBuf>,
     /// Name of this relay, for people [default: last part of STATE].
-    #[arg(long)]
+    #[arg(long, env = "CONFIG_SYNC_NAME")]
     name: Option<String>,
     /// Name of the cluster.
-    #[arg(long, default_value = "config-sync")]
+    #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
     cluster: String,
     /// Name of the namespace.
-    #[arg(long, default_value = "config")]
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
     namespace: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LayoutArg {
+    /// The files of the newest revision, each put in place by a rename.
+    Flat,
+    /// A directory for each revision, and a link `current` to the newest, switched by one rename.
+    Versioned,
+}
+
+fn template(text: &str) -> Result<agent::Template, String> {
+    let (source, dest) = text.rsplit_once(':').ok_or("a template is SRC:DEST")?;
+    let dest = if dest == "." { "" } else { dest };
+    Ok(agent::Template { source: source.into(), dest: dest.into() })
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -203,6 +235,7 @@ fn serve_config(args: ServeArgs) -> Result<serve::Config, ProcessError> {
     config.secret.iter().for_each(|secret| config.keys.add(&secret.public()));
     config.new_epoch = args.new_epoch;
     config.allow_empty = args.allow_empty;
+    config.replace = args.replace;
     config.rescan = Duration::from_secs(args.rescan.max(1));
     Ok(config)
 }
@@ -223,6 +256,11 @@ fn agent_config(args: AgentArgs) -> Result<agent::Config, ProcessError> {
     config.connect = args.connect;
     config.state = args.state.unwrap_or(config.state);
     config.name = args.name.unwrap_or(config.name);
+    config.layout = match args.layout {
+        LayoutArg::Flat => agent::Layout::Flat,
+        LayoutArg::Versioned => agent::Layout::Versioned { keep: args.keep as usize },
+    };
+    config.templates = args.template;
     config.labels = args.label;
     config.trust = keys::trusted(&args.trust)?;
     config.validate = args.validate;
@@ -232,11 +270,22 @@ fn agent_config(args: AgentArgs) -> Result<agent::Config, ProcessError> {
     config.cluster = args.cluster;
     config.namespace = args.namespace;
     config.take_over = args.take_over;
+    config.progress = std::io::stderr().is_terminal();
     Ok(config)
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let parsed = settings::apply(Cli::command(), &arguments)
+        .map(|command| Cli::from_arg_matches(&command.get_matches_from(&arguments)));
+    let cli = match parsed {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(error)) => error.exit(),
+        Err((code, why)) => {
+            eprintln!("config-sync: {why}");
+            return ExitCode::from(code);
+        }
+    };
     let command = match cli.command {
         // A signal ends these at once.
         Command::Operate(verb) => return operated(verb),

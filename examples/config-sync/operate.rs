@@ -3,18 +3,24 @@
 //! What a script wants to read goes to standard output, all else to standard error. A verb that changes something
 //! prints the position that it made, which `wait --at` takes.
 
+mod epoch;
+mod follow;
+mod values;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
 use spanwire_config::client::{Client, ClientError, Commit, Committed, Export, Revert};
-use spanwire_config::wire::client::{InvalidCode, Selector, Waited, Writable};
-use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, tree};
+use spanwire_config::wire::client::{InvalidCode, Selector, Tip, Writable};
+use spanwire_config::{ChangeSet, Entry, Id, Key, Limits, Place, State, tree};
 
+use super::progress::Progress;
 use super::rollout::{self, Roll, What};
 use super::show;
+use follow::{history, wait, watch};
+use values::{Rev, id, seconds};
 
 /// Why a verb ended without what it was to do, and its exit code.
 #[derive(Debug)]
@@ -217,7 +223,7 @@ pub(crate) enum Verb {
         /// Only nodes with this label, NAME=VALUE; repeatable.
         #[arg(long, value_parser = super::label)]
         label: Vec<(String, String)>,
-        /// Fewer nodes than this are a failure.
+        /// Wait for so many nodes to be known, too; fewer are a failure.
         #[arg(long, default_value_t = 1)]
         min: usize,
         #[arg(long)]
@@ -243,6 +249,8 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "ID", value_parser = id)]
         request: Option<Id>,
     },
+    #[command(flatten)]
+    Epoch(epoch::Verb),
     /// Print each commit as it is made.
     Watch {
         #[command(flatten)]
@@ -263,41 +271,6 @@ pub(crate) enum LevelArg {
     Visible,
     /// The hook has acted on it.
     Applied,
-}
-
-/// A revision as it is given: alone, or with its epoch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rev {
-    epoch: Option<u64>,
-    rev: u64,
-}
-
-impl std::str::FromStr for Rev {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Rev, String> {
-        let number = |text: &str| text.parse().map_err(|_| "a revision is REV or EPOCH:REV".to_owned());
-        match text.split_once(':') {
-            Some((epoch, rev)) => Ok(Rev { epoch: Some(number(epoch)?), rev: number(rev)? }),
-            None => Ok(Rev { epoch: None, rev: number(text)? }),
-        }
-    }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "seconds are a number")?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
-}
-
-fn id(text: &str) -> Result<Id, String> {
-    let wrong = || "an id has 32 hex digits".to_owned();
-    if text.len() != 32 || !text.is_ascii() {
-        return Err(wrong());
-    }
-    let mut id = [0; 16];
-    for (byte, at) in id.iter_mut().zip((0..).step_by(2)) {
-        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
-    }
-    Ok(Id(id))
 }
 
 fn key(text: &str) -> Res<Key> {
@@ -506,7 +479,10 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
         }
         Verb::Export { to, file, at } => {
             let client = to.client()?;
-            let (of, state) = client.list(b"", maybe_place(&client, at)?)?;
+            let mut progress = Progress::new("export");
+            let came = |of: &Tip, state: &State| progress.at(state.bytes(), of.bytes);
+            let (of, state) = client.list_with(b"", maybe_place(&client, at)?, came)?;
+            drop(progress);
             output(&file, &Export { namespace: to.namespace.clone(), of, state }.encode())?;
             eprintln!("{}: {} keys, {} bytes", show::place(of.position.into()), of.keys, of.bytes);
             Ok(())
@@ -520,6 +496,7 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             let request = request.map_or_else(random, Ok)?;
             done(request, to.client()?.import(request, export.state))
         }
+        Verb::Epoch(verb) => epoch::run(verb),
         Verb::Watch { to, after, json } => watch(&to.client()?, after, json),
     }
 }
@@ -603,74 +580,6 @@ fn listed(text: &[u8]) -> Result<ChangeSet, String> {
         }
     }
     Ok(changes)
-}
-
-fn history(client: &Client, max: usize, keys: bool, json: bool) -> Res<()> {
-    let (mut before, mut left) = (None, max);
-    while left > 0 {
-        let page = client.log(before, u16::try_from(left).unwrap_or(u16::MAX))?;
-        page.commits.iter().for_each(|commit| print(&show::commit(commit, keys, json)));
-        left -= page.commits.len().min(left);
-        match page.commits.last() {
-            Some(last) if page.more => before = Some(last.at),
-            _ => break,
-        }
-    }
-    Ok(())
-}
-
-fn wait(to: &To, at: Option<Rev>, level: LevelArg, selector: &Selector, min: usize, json: bool) -> Res<()> {
-    // An answer may take its time beyond that of the nodes.
-    let client = to.client()?.with_timeout(Duration::from_secs(10));
-    let at = match at {
-        Some(rev) => place(&client, rev)?,
-        None => client.status()?.tip.position.into(),
-    };
-    let level = match level {
-        LevelArg::Stored => Level::Stored,
-        LevelArg::Visible => Level::Visible,
-        LevelArg::Applied => Level::Applied,
-    };
-    let waited = client.wait(at, level, to.timeout, selector)?;
-    print(&show::waited(at, &waited, json));
-    let Waited { ok, refused, behind, silent } = &waited;
-    if !refused.is_empty() {
-        return Err(Failed(REFUSED, format!("{} refused", refused.len())));
-    }
-    if !behind.is_empty() || !silent.is_empty() {
-        return Err(Failed(TIMEOUT, format!("{} behind, {} silent", behind.len(), silent.len())));
-    }
-    if ok.len() < min {
-        return Err(Failed(TIMEOUT, format!("{} nodes; at least {min} were asked for", ok.len())));
-    }
-    Ok(())
-}
-
-fn watch(client: &Client, after: Option<Rev>, json: bool) -> Res<()> {
-    let mut after = match after {
-        Some(rev) => place(client, rev)?,
-        None => client.status()?.tip.position.into(),
-    };
-    loop {
-        match client.follow(after, Duration::from_secs(60)) {
-            Ok(page) => {
-                page.commits.iter().for_each(|commit| print(&show::commit(commit, true, json)));
-                after = page.commits.last().map_or(after, |last| last.at);
-            }
-            Err(ClientError::Invalid { code: InvalidCode::Compacted, oldest, .. }) => {
-                let (from, to) = (show::place(after), show::place(oldest));
-                if json {
-                    print(&format!("{}\n", json!({"missed": {"after": from, "to": to}})));
-                } else {
-                    eprintln!("what came after {from} up to {to} is not kept");
-                }
-                after = oldest;
-            }
-            // It comes back, or the operator ends this.
-            Err(ClientError::Unanswered(_) | ClientError::Busy) => eprintln!("no answer; asking on"),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// Whether the server takes commits, for people.

@@ -1,7 +1,7 @@
 //! How the operator's verbs say things: lines and tables for people, JSON for programs.
 
 use serde_json::{Value, json};
-use spanwire_config::wire::client::{CommitLine, Named, NodeLine, Nodes, Tip, Waited};
+use spanwire_config::wire::client::{CommitLine, Holding, Named, NodeLine, Nodes, Tip, Waited};
 use spanwire_config::{Change, Entry, Place, State};
 
 use super::operate::{text, writable};
@@ -130,6 +130,26 @@ fn lines(out: &mut String, before: &str, after: &str) {
     let tail = before.iter().rev().zip(after.iter().rev()).take_while(|(a, b)| a == b).count();
     before[..before.len() - tail].iter().for_each(|line| out.push_str(&format!("  - {}\n", plain(line))));
     after[..after.len() - tail].iter().for_each(|line| out.push_str(&format!("  + {}\n", plain(line))));
+}
+
+/// What nodes hold.
+pub(crate) fn holdings(holdings: &[Holding], json: bool) -> String {
+    if json {
+        let one = |h: &Holding| {
+            json!({"at": place_json(h.position.into()), "incarnation": h.position.epoch.incarnation.to_string(),
+                   "digest": h.digest.to_string(), "for_all": h.for_all, "nodes": h.nodes})
+        };
+        return format!("{}\n", json!({"holdings": holdings.iter().map(one).collect::<Vec<_>>()}));
+    }
+    if holdings.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![["REVISION", "NODES", "FOR", "DIGEST"].map(str::to_owned).to_vec()];
+    rows.extend(holdings.iter().map(|h| {
+        let whom = if h.for_all { "all" } else { "some" };
+        vec![place(h.position.into()), h.nodes.to_string(), whom.into(), format!("{:?}", h.digest)]
+    }));
+    table(&rows)
 }
 
 fn lag(tip: Place, node: &NodeLine) -> Option<u64> {

@@ -15,17 +15,25 @@ use spanwire::{RecvError, Socket};
 
 use crate::check::Check;
 use crate::command::Failure;
-use crate::hook::{Hook, Owed};
+use crate::hook::{Hook, Owed, lines};
+use crate::layout::Kept;
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
+use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
 use crate::store::{Identity, Store};
-use crate::tree::{self, Output, TreeError};
+use crate::tree::{self, TreeError};
 use crate::wire::NackCode;
 use crate::{
     ChangeSet, Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State,
     Update, folders,
 };
+
+pub use crate::layout::Layout;
+pub use crate::render::{Template, TemplateError};
+
+/// Note in the state folder: which templates made what is applied, and the keys of what they made.
+const MADE: &str = "made";
 
 /// What to keep where.
 #[derive(Clone, Debug)]
@@ -40,6 +48,10 @@ pub struct Config {
     /// added to its name; empty (which is refused) if nothing lies beside it. On another file system than
     /// `out`, files on their way are kept beside `out`, with `.staging` added.
     pub state: PathBuf,
+    /// How revisions lie below `out`. Default: the files of the newest one.
+    pub layout: Layout,
+    /// Files made of each revision, beside those that it holds. Default: none.
+    pub templates: Vec<Template>,
     /// Name of the node, for people. Default: the name of `out`.
     pub name: String,
     /// Name of the cluster. Default: `config-sync`.
@@ -64,6 +76,8 @@ pub struct Config {
     /// Take over a directory that holds something already and was not this agent's: what is not published
     /// is deleted.
     pub take_over: bool,
+    /// Say once a second how far a snapshot is that takes longer. Default: false.
+    pub progress: bool,
     /// How long to wait before a failed step is tried again. Default: 5 s.
     pub again: Duration,
 }
@@ -78,6 +92,8 @@ impl Config {
             connect: Vec::new(),
             state: folders::beside(&out, ".state").unwrap_or_default(),
             out,
+            layout: Layout::default(),
+            templates: Vec::new(),
             name,
             cluster: "config-sync".into(),
             namespace: "config".into(),
@@ -89,6 +105,7 @@ impl Config {
             hook_limit: Duration::from_secs(30),
             limits: Limits::default(),
             take_over: false,
+            progress: false,
             again: Duration::from_secs(5),
         }
     }
@@ -129,10 +146,11 @@ struct Agent<'a> {
     shutdown: &'a Shutdown,
     log: &'a Log,
     store: Store,
-    output: Output,
+    output: Kept,
+    templates: Templates,
     check: Option<Check>,
     socket: Socket<Replica>,
-    /// What the directory is to hold.
+    /// What the directory is to hold: what is published, and what templates make of it.
     shown: Option<(Head, State)>,
     /// What the hook is to be told of.
     owed: Owed,
@@ -154,6 +172,8 @@ impl<'a> Agent<'a> {
             return refuse("no server to connect to".into());
         }
         folders::apart(&config.out, &config.state)?;
+        let Config { name, labels, limits, .. } = config;
+        let templates = Templates::read(&config.templates, name, labels, limits)?;
         if tree::is_mount_point(&config.out) {
             return refuse(format!(
                 "{} is a mount point: no file outside of it can be put in place at once; keep a directory \
@@ -163,12 +183,13 @@ impl<'a> Agent<'a> {
             ));
         }
         let mut store = Store::open(&config.state)?;
-        let output = match (Output::open(&config.out, &store.dir().join("staging")), &config.out) {
-            (Err(error @ TreeError::OtherFileSystem(..)), out) => match folders::beside(out, ".staging") {
-                Some(staging) => Output::open(out, &staging)?,
+        let open = |staging: &Path| Kept::open(config.layout, &config.out, staging);
+        let output = match open(&store.dir().join("staging")) {
+            Err(error @ TreeError::OtherFileSystem(..)) => match folders::beside(&config.out, ".staging") {
+                Some(staging) => open(&staging)?,
                 None => return Err(error.into()),
             },
-            (output, _) => output?,
+            output => output?,
         };
         let out = config.out.canonicalize().unwrap_or_else(|_| config.out.clone());
         claim(&store, &output, &out, config.take_over)?;
@@ -196,6 +217,7 @@ impl<'a> Agent<'a> {
             log,
             store,
             output,
+            templates,
             check,
             socket: Socket::new(replica)?,
             shown: None,
@@ -226,19 +248,32 @@ impl<'a> Agent<'a> {
         before: Option<(Head, State)>,
         applied: Option<crate::Base>,
     ) {
+        let files = match self.templates.render(&state) {
+            Ok(files) => files,
+            // Other templates than those that it was accepted with. What is there stays, and a revision that they can
+            // be rendered with puts everything in its place.
+            Err(error) => {
+                let why = format!("the last good revision is not put in place: {error}");
+                self.log.say(&why);
+                return self.nack(head.position, NackCode::Hook, &why);
+            }
+        };
         if applied != Some(head.base()) {
             // The hook has not acted on it. What it is owed was noted before the revision was stored; if that
             // is lost, all may have changed but what differs from the one that it did act on.
             let noted = Owed::noted(&self.store);
             let known = before.filter(|(old, _)| noted.is_some() || applied == Some(old.base()));
-            let changes = known.map(|(_, state)| state).unwrap_or_default().diff(&state);
+            let known = known.and_then(|(_, state)| self.templates.render(&state).ok());
+            let changes = known.unwrap_or_default().diff(&files);
             self.owed = noted.unwrap_or_default();
             self.owed.add(changes.keys(), self.most_owed());
         }
+        self.owe_made();
         let position = head.position;
         let holds = format!("{position}: {} keys, digest {:?}", head.keys, head.digest);
-        self.shown = Some((head, state.clone()));
-        match self.output.repair(&state) {
+        let repaired = self.output.repair(&head, &files);
+        self.shown = Some((head, files));
+        match repaired {
             Ok(differed) => {
                 self.log.say(format_args!("last good revision in place: {holds}"));
                 if !differed.is_empty() {
@@ -250,6 +285,25 @@ impl<'a> Agent<'a> {
                 self.log.say(format_args!("last good revision: {holds}"));
                 self.not_in_place(position, &error);
             }
+        }
+    }
+
+    /// Whom other templates made files for before: their keys, and those of now, may have changed.
+    fn owe_made(&mut self) {
+        let before = self.store.note(MADE).unwrap_or_default();
+        if before != self.made() {
+            let before: Vec<Key> =
+                before.split(|b| *b == b'\n').skip(1).filter_map(|key| Key::new(key).ok()).collect();
+            self.owed.add(before.iter().chain(self.templates.keys()), self.most_owed());
+        }
+    }
+
+    fn made(&self) -> Vec<u8> {
+        let mark: String = self.templates.mark().iter().map(|byte| format!("{byte:02x}")).collect();
+        if mark.is_empty() {
+            Vec::new()
+        } else {
+            [mark.as_bytes(), b"\n", &lines(self.templates.keys())].concat()
         }
     }
 
@@ -273,12 +327,20 @@ impl<'a> Agent<'a> {
     /// One verified revision: validate, stage, persist, publish, act; each step is told upward.
     fn on_update(&mut self, update: Update) {
         let position = update.position();
-        if let Err(error) = tree::check(&update.state, self.output.ignores_case()) {
+        let files = match self.templates.render(&update.state) {
+            Ok(files) => files,
+            Err(error) => return self.refuse(position, NackCode::Validator, &error.to_string()),
+        };
+        if let Err(error) = tree::check(&files, self.output.ignores_case()) {
             return self.refuse(position, NackCode::Validator, &error.to_string());
         }
         let before = self.shown.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
-        let changes = before.diff(&update.state);
-        match self.check.as_ref().map(|check| check.run(&update, &changes, &self.config.out, self.shutdown)) {
+        let changes = before.diff(&files);
+        match self
+            .check
+            .as_ref()
+            .map(|check| check.run(&update.head, &files, &changes, &self.config.out, self.shutdown))
+        {
             None | Some(Ok(())) => {}
             Some(Err(Failure::Failed(why))) => return self.refuse(position, NackCode::Check, &why),
             Some(Err(Failure::NotRun(why))) => {
@@ -291,7 +353,9 @@ impl<'a> Agent<'a> {
         owed.add(changes.keys(), self.most_owed());
         // What needs room on the disk comes before anything is said or shown.
         let stored = (|| -> Result<_, String> {
-            let staged = self.output.stage(&changes).map_err(|e| e.to_string())?;
+            let shown = self.shown.as_ref().map(|(head, state)| (head, state));
+            let staged = self.output.stage(&update.head, &files, shown, &changes);
+            let staged = staged.map_err(|e| e.to_string())?;
             if self.config.on_change.is_some() {
                 owed.note(&self.store).map_err(|e| e.to_string())?;
             }
@@ -308,7 +372,7 @@ impl<'a> Agent<'a> {
         self.owed = owed;
         self.ack(position, Level::Stored);
         let switched = if self.dirty { Err(None) } else { self.output.switch(staged).map_err(Some) };
-        self.shown = Some((update.head.clone(), update.state.clone()));
+        self.shown = Some((update.head.clone(), files));
         self.log.say(format_args!(
             "revision {position}: {} keys, digest {:?}{}",
             update.head.keys,
@@ -329,7 +393,7 @@ impl<'a> Agent<'a> {
     /// Makes the directory hold what is shown, whatever is in it. `expected` to differ is what changes anyway.
     fn repair(&mut self, expected: &ChangeSet) {
         let Some((head, state)) = self.shown.clone() else { return };
-        match self.output.repair(&state) {
+        match self.output.repair(&head, &state) {
             Ok(mut differed) => {
                 let changes: BTreeSet<String> = expected.keys().map(Key::to_string).collect();
                 let below = |dir: &str| {
@@ -375,7 +439,8 @@ impl<'a> Agent<'a> {
             && !self.owed.is_empty()
         {
             let started = Instant::now();
-            let hook = Hook { command, limit: self.config.hook_limit, out: &self.config.out };
+            let (out, tree) = (&self.config.out, self.output.path(&self.config.out, &head));
+            let hook = Hook { command, limit: self.config.hook_limit, out, tree: &tree };
             match hook.run(&self.store, &head, &self.owed, self.shutdown) {
                 Ok(()) => self.log.say(format_args!("hook: done in {:?}", started.elapsed())),
                 Err(Failure::Ended) => {
@@ -393,6 +458,11 @@ impl<'a> Agent<'a> {
         {
             // After a restart the hook runs once more for it.
             self.log.say(format_args!("not noted as applied: {error}"));
+        }
+        if self.store.note(MADE).unwrap_or_default() != self.made()
+            && let Err(error) = self.store.set_note(MADE, &self.made())
+        {
+            self.log.say(format_args!("not noted which templates were used: {error}"));
         }
         self.owed = Owed::default();
         self.ack(head.position, Level::Applied);
@@ -434,6 +504,11 @@ impl<'a> Agent<'a> {
         if let Some(boot) = status.stale_boot {
             self.take_identity(boot);
         }
+        if let (true, Some((came, of)), Some(newest)) = (self.config.progress, status.arriving, status.newest)
+        {
+            let (came, of) = (came >> 10, of >> 10);
+            self.log.say(format_args!("receiving {newest}: {came} of {of} KiB"));
+        }
         let seen = (status.data, status.upstream);
         if self.status != Some(seen) {
             self.status = Some(seen);
@@ -469,7 +544,7 @@ impl<'a> Agent<'a> {
 }
 
 /// The directory is empty, or was this folder's before, or is taken over.
-fn claim(store: &Store, output: &Output, out: &Path, take_over: bool) -> Result<(), ProcessError> {
+fn claim(store: &Store, output: &Kept, out: &Path, take_over: bool) -> Result<(), ProcessError> {
     use std::os::unix::ffi::OsStrExt;
     let mine = store.note("out").is_some_and(|noted| noted == out.as_os_str().as_bytes());
     if !mine {

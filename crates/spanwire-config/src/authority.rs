@@ -351,12 +351,17 @@ impl NsAuthority {
             AuthorityEvent::Shown { node, head, issued } => self.on_shown(&mut out, node, head, issued),
             AuthorityEvent::Recalled(recall, chain) => self.on_recalled(&mut out, recall, chain),
             AuthorityEvent::Init(ticket, incarnation, content) => {
+                if self.repeated(&mut out, ticket, incarnation) {
+                    return out;
+                }
                 if !matches!(self.mode, Mode::Vacant) {
                     let why = Invalid::NotNow("the namespace has begun");
                     out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
                 } else {
                     self.begin(&mut out, ticket, incarnation, Some(content), None);
                 }
+            }
+            AuthorityEvent::NewEpoch(ticket, incarnation) if self.repeated(&mut out, ticket, incarnation) => {
             }
             AuthorityEvent::NewEpoch(ticket, incarnation) => match &self.mode {
                 Mode::Serving | Mode::ReadOnly(ReadOnly::Old { .. }) => {

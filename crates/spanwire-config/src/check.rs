@@ -10,7 +10,7 @@ use crate::command::{self, Failure, Told};
 use crate::process::Shutdown;
 use crate::store::Store;
 use crate::tree::{Output, TreeError};
-use crate::{ChangeSet, Update, hook};
+use crate::{ChangeSet, Head, State, hook};
 
 /// A command, and where it finds what it is to judge.
 #[derive(Debug)]
@@ -29,22 +29,23 @@ impl Check {
         Ok(Check { command: command.to_owned(), limit, dir, tree })
     }
 
-    /// Runs it on `update`, in the directory that holds the new tree. `changes` is how it differs from what is in
-    /// `out`.
+    /// Runs it on these files of the revision, in the directory that holds them as the new tree. `changes` is how they
+    /// differ from what is in `out`.
     pub(crate) fn run(
         &self,
-        update: &Update,
+        head: &Head,
+        files: &State,
         changes: &ChangeSet,
         out: &std::path::Path,
         shutdown: &Shutdown,
     ) -> Result<(), Failure> {
         let not_run = |why: String| Failure::NotRun(why);
         // Only what differs from the tree before is written.
-        self.tree.repair(&update.state).map_err(|e| not_run(e.to_string()))?;
+        self.tree.repair(files).map_err(|e| not_run(e.to_string()))?;
         let (tree, list) = (self.dir.join("tree"), self.dir.join("changed"));
         let changed = hook::lines(changes.keys());
         std::fs::write(&list, &changed).map_err(|e| not_run(format!("{}: {e}", list.display())))?;
-        let told = Told { head: &update.head, out, changed: &changed, changed_file: &list };
+        let told = Told { head, out, changed: &changed, changed_file: &list };
         let mut run = command::shell(&self.command, &told);
         run.env("CONFIG_SYNC_NEW", &tree).current_dir(&tree);
         command::run(&mut run, self.limit, shutdown)

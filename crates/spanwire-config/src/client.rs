@@ -31,8 +31,8 @@ use spanwire::{Req, RequestError};
 use crate::rollout::Plan;
 use crate::wire::DecodeError;
 use crate::wire::client::{
-    Ask, CommitAsk, Commits, ImportAsk, InvalidCode, LogAsk, Nodes, Order, ReadAsk, Reply, RevertAsk,
-    RolloutAsk, Selector, StatusAsk, Step, Tip, WaitAsk, Waited, Writable,
+    Ask, BeginAsk, BeginWith, CommitAsk, Commits, Holding, ImportAsk, InvalidCode, LogAsk, Nodes, Order,
+    ReadAsk, Reply, RevertAsk, RolloutAsk, Selector, StatusAsk, Step, Tip, WaitAsk, Waited, Writable,
 };
 use crate::{ChangeSet, Digest, Entry, Id, Key, Level, Place, State};
 
@@ -253,6 +253,26 @@ impl Client {
         self.committed(&Ask::Rollout(RolloutAsk { request, namespace, position, step }))
     }
 
+    /// Begins a new epoch. `request` is random; a repeat with the same begins no further one.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit); [`InvalidCode::NotNow`] where it is not possible now.
+    pub fn begin(&self, request: Id, with: BeginWith) -> Result<Committed> {
+        let namespace = self.namespace.clone();
+        self.committed(&Ask::Begin(BeginAsk { request, namespace, with }))
+    }
+
+    /// What nodes hold and how many hold it, the highest first: for an authority that has nothing.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn holdings(&self) -> Result<Vec<Holding>> {
+        match self.ask(&Ask::Holdings(self.namespace.clone()), Duration::ZERO)? {
+            Reply::Holdings(holdings) => Ok(holdings),
+            other => Err(unexpected(other)),
+        }
+    }
+
     fn committed(&self, ask: &Ask) -> Result<Committed> {
         match self.ask(ask, Duration::ZERO)? {
             Reply::Committed { at, digest, replay } => Ok(Committed { at, digest, replay }),
@@ -276,12 +296,26 @@ impl Client {
     /// # Errors
     /// As [`get`](Self::get); [`Misunderstood::Digest`] where a whole revision is not what it is said to be.
     pub fn list(&self, prefix: &[u8], at: Option<Place>) -> Result<(Tip, State)> {
+        self.list_with(prefix, at, |_, _| {})
+    }
+
+    /// The same; `came` is shown what came so far, after each page.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn list_with(
+        &self,
+        prefix: &[u8],
+        at: Option<Place>,
+        mut came: impl FnMut(&Tip, &State),
+    ) -> Result<(Tip, State)> {
         let mut ask = ReadAsk { at, prefix: Bytes::copy_from_slice(prefix), ..ReadAsk::default() };
         let mut all = State::new();
         loop {
             let page = self.read(ask.clone())?;
             let last = page.entries.iter().last().map(|(key, _)| Bytes::copy_from_slice(key.as_bytes()));
             page.entries.iter().for_each(|(key, entry)| drop(all.put(key.clone(), entry.clone())));
+            came(&page.of, &all);
             match last.filter(|_| page.more) {
                 // The pages after the first are of its revision, whatever is committed meanwhile.
                 Some(last) => (ask.at, ask.after) = (Some(page.of.position.into()), last),

@@ -7,6 +7,7 @@
 //! Owns: the meaning of the client's messages. Never: decides a commit (the machine does), or waits for a client.
 
 mod wait;
+mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,13 +21,14 @@ use crate::serve::{Authority, Config, bind};
 use crate::source::LogCommit;
 use crate::wire::client::{
     Ask, CommitLine, Commits, Entries, InvalidCode, LogAsk, MAX_COMMITS, MAX_LISTED, Named, NodeLine, Nodes,
-    Order, PAGE, ReadAsk, Reply, RolloutAsk, RolloutLine, StatusAsk, Tip, WaitAsk, Writable,
+    Order, PAGE, ReadAsk, Reply, RolloutLine, StatusAsk, Tip, WaitAsk, Writable,
 };
 use crate::{
-    Answer, AuthorityEvent, Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus,
-    NsAuthority, Place, Position, ReadOnly, Request, State, Ticket,
+    Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus, NsAuthority, Place, Position,
+    ReadOnly, Request, State,
 };
 use wait::Wait;
+use write::{Write, begin, holdings, read_only, refused};
 
 /// Most requests that wait at once.
 const MAX_PARKED: usize = 1024;
@@ -168,6 +170,12 @@ struct Desk {
     log: Log,
 }
 
+/// What comes of a request at once.
+enum Said {
+    Now(Reply),
+    Write(Write),
+}
+
 /// A request that cannot be answered now.
 struct Later(Duration, Until);
 
@@ -177,7 +185,7 @@ impl Desk {
     }
 
     /// One request, from its bytes to its answer.
-    fn take(&self, request: spanwire::Request) {
+    fn take(self: &Arc<Self>, request: spanwire::Request) {
         let reply = match Ask::decode(&request.body().clone().into_bytes()) {
             Ok(Ask::Unknown(kind)) => invalid(
                 InvalidCode::Malformed,
@@ -187,7 +195,8 @@ impl Desk {
                 invalid(InvalidCode::Namespace, format!("the namespace served here is {}", self.namespace))
             }
             Ok(ask) => match self.answer(ask) {
-                Ok(reply) => reply,
+                Ok(Said::Now(reply)) => reply,
+                Ok(Said::Write(write)) => return self.write(request, write),
                 Err(later) => return self.park(request, later),
             },
             Err(why) => invalid(InvalidCode::Malformed, format!("not understood: {why}")),
@@ -266,30 +275,42 @@ impl Desk {
         }
     }
 
-    fn answer(&self, ask: Ask) -> Result<Reply, Later> {
-        Ok(match ask {
-            Ask::Commit(ask) => self.commit(Request {
-                request: ask.request,
-                expect: ask.expect,
-                intent: Intent::Change(ask.changes),
-                author: ask.author,
-                note: ask.note,
-                stamp: now_ms(),
-                rollout: ask.rollout,
-                supersede: ask.supersede,
-            }),
-            Ask::Revert(ask) => self.commit(Request {
-                request: ask.request,
-                expect: ask.expect,
-                intent: Intent::Revert(ask.to),
-                author: ask.author,
-                note: ask.note,
-                stamp: now_ms(),
-                rollout: ask.rollout,
-                supersede: ask.supersede,
-            }),
-            Ask::Import(ask) => self.write(AuthorityEvent::Import(Ticket(2), ask.request, ask.state)),
-            Ask::Rollout(ask) => self.step(&ask),
+    fn answer(&self, ask: Ask) -> Result<Said, Later> {
+        Ok(Said::Now(match ask {
+            Ask::Commit(ask) => {
+                return Ok(Said::Write(Write::Commit(Request {
+                    request: ask.request,
+                    expect: ask.expect,
+                    intent: Intent::Change(ask.changes),
+                    author: ask.author,
+                    note: ask.note,
+                    stamp: now_ms(),
+                    rollout: ask.rollout,
+                    supersede: ask.supersede,
+                })));
+            }
+            Ask::Revert(ask) => {
+                return Ok(Said::Write(Write::Commit(Request {
+                    request: ask.request,
+                    expect: ask.expect,
+                    intent: Intent::Revert(ask.to),
+                    author: ask.author,
+                    note: ask.note,
+                    stamp: now_ms(),
+                    rollout: ask.rollout,
+                    supersede: ask.supersede,
+                })));
+            }
+            Ask::Import(ask) => return Ok(Said::Write(Write::Import(ask.request, ask.state))),
+            Ask::Rollout(ask) => return Ok(Said::Write(Write::Step(ask))),
+            Ask::Begin(ask) => match self.authority.look(|machine| begin(machine, &ask)) {
+                Ok(write) => return Ok(Said::Write(write)),
+                Err(reply) => *reply,
+            },
+            Ask::Holdings(_) => {
+                self.authority.judge_shown();
+                self.authority.look(holdings)
+            }
             Ask::Read(ask) => self.authority.look(|machine| read(machine, &ask)),
             Ask::Status(ask) => self.status(&ask),
             Ask::Log(ask) => {
@@ -300,66 +321,13 @@ impl Desk {
                 }
                 self.log(&ask)
             }
-            Ask::Wait(ask) => return self.wait(&ask),
+            Ask::Wait(ask) => self.wait(&ask)?,
             Ask::Unknown(_) => invalid(InvalidCode::Malformed, "unknown".into()),
-        })
+        }))
     }
 
     fn newest(&self) -> Place {
         self.authority.look(|machine| machine.position().map(Place::from).unwrap_or_default())
-    }
-
-    fn commit(&self, request: Request) -> Reply {
-        let (author, note) = (request.author.clone(), request.note.clone());
-        let reply = self.write(AuthorityEvent::Commit(Ticket(2), request));
-        if let Reply::Committed { at, replay: false, .. } = &reply {
-            let Place { epoch, rev } = at;
-            self.log.say(format_args!("commit {epoch}:{rev} by {author:?}: {note:?}"));
-        }
-        reply
-    }
-
-    fn step(&self, ask: &RolloutAsk) -> Reply {
-        let event = AuthorityEvent::Rollout(Ticket(2), ask.request, ask.position, ask.step);
-        let reply = self.write(event);
-        if let Reply::Committed { replay: false, .. } = &reply {
-            let Place { epoch, rev } = ask.position;
-            self.log.say(format_args!("rollout of {epoch}:{rev}: {:?}", ask.step));
-        }
-        reply
-    }
-
-    /// What changes the namespace.
-    fn write(&self, event: AuthorityEvent) -> Reply {
-        if let Some(text) = &self.directory {
-            return Reply::ReadOnly { why: Writable::Directory, text: text.clone() };
-        }
-        if self.authority.look(|machine| *machine.mode() == Mode::Vacant) {
-            self.authority.judge_shown();
-        }
-        match self.authority.tell(event) {
-            Ok(Some(Answer::Committed { position, digest, replay })) => {
-                Reply::Committed { at: position.into(), digest, replay }
-            }
-            Ok(Some(Answer::Begun { position, lost })) => {
-                for (lost, nodes) in lost {
-                    self.log.say(format_args!("{nodes} nodes held {lost}, which is beyond what was here"));
-                }
-                let digest = self.authority.look(|m| m.durable().map(|durable| durable.head.digest));
-                Reply::Committed { at: position.into(), digest: digest.unwrap_or_default(), replay: false }
-            }
-            Ok(Some(Answer::Conflict { head })) => Reply::Conflict(head),
-            Ok(Some(Answer::Invalid(why))) => refused(&why),
-            Ok(Some(Answer::Open(at))) => Reply::Busy { after_ms: 1000, rollout: Some(at) },
-            Ok(Some(Answer::Busy)) => busy(100),
-            Ok(Some(Answer::ReadOnly(why))) => {
-                let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
-                Reply::ReadOnly { why, text }
-            }
-            // Cannot be: the store is written within the call, and what is published follows.
-            Ok(None) => busy(100),
-            Err(error) => invalid(InvalidCode::NotNow, error.to_string()),
-        }
     }
 
     fn status(&self, ask: &StatusAsk) -> Reply {
@@ -446,52 +414,6 @@ fn invalid(code: InvalidCode, text: String) -> Reply {
 
 fn nothing_yet() -> Reply {
     invalid(InvalidCode::NoSuch, "nothing was committed here yet".into())
-}
-
-fn refused(why: &Invalid) -> Reply {
-    let code = match why {
-        Invalid::OverLimit(_) => InvalidCode::OverLimit,
-        Invalid::TooLong(_) => InvalidCode::TooLong,
-        Invalid::Compacted { .. } => InvalidCode::Compacted,
-        Invalid::NoSuch(_) => InvalidCode::NoSuch,
-        Invalid::NotNow(_) => InvalidCode::NotNow,
-        Invalid::Rollout(_) => InvalidCode::Rollout,
-    };
-    let oldest = match why {
-        Invalid::Compacted { oldest } => *oldest,
-        _ => Place::default(),
-    };
-    Reply::Invalid { code, oldest, text: why.to_string() }
-}
-
-/// In the words of somebody who has a command line. `shown`: the highest that was ever seen.
-fn read_only(why: &ReadOnly, shown: Place) -> (Writable, String) {
-    match why {
-        ReadOnly::Vacant if shown.rev > 0 => (
-            Writable::Vacant,
-            format!(
-                "nodes hold revision {}:{}, and this store has nothing: import what was exported, which begins a \
-                 new epoch",
-                shown.epoch, shown.rev
-            ),
-        ),
-        ReadOnly::Vacant => (
-            Writable::Vacant,
-            "nothing was committed here yet, or this store was lost: where it is new, expect 0:0 with the first \
-             commit; else import what was exported"
-                .into(),
-        ),
-        ReadOnly::Store(error) => (
-            Writable::Store,
-            format!("the store failed ({error}): make room or repair the disk, and start the server again; a commit \
-                     that got this answer may be durable, so repeat it under the same request id"),
-        ),
-        ReadOnly::Old { shown } => (
-            Writable::Old,
-            format!("a node shows {shown}, so this store is an old copy: import what is right, or start the server \
-                     with --new-epoch"),
-        ),
-    }
 }
 
 fn tip(head: &Head) -> Tip {

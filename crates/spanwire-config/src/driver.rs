@@ -62,6 +62,11 @@ impl<S: Source> Driver<S> {
         self.source
     }
 
+    /// Gives both back, for a [`Writer`](crate::source::Writer).
+    pub fn into_parts(self) -> (NsAuthority, S) {
+        (self.machine, self.source)
+    }
+
     /// Says what happened; returns what is left to be done, in order.
     pub fn tell(&mut self, event: AuthorityEvent) -> Vec<AuthorityAction> {
         // Only the gates of a rollout look at the time.

@@ -67,6 +67,8 @@ pub(crate) struct Hook<'a> {
     pub(crate) command: &'a str,
     pub(crate) limit: Duration,
     pub(crate) out: &'a Path,
+    /// Where the files of the revision are.
+    pub(crate) tree: &'a Path,
 }
 
 impl Hook<'_> {
@@ -81,7 +83,8 @@ impl Hook<'_> {
         owed.note(store).map_err(|e| Failure::NotRun(e.to_string()))?;
         let (list, file) = (owed.list(), store.dir().join(LIST));
         let told = Told { head, out: self.out, changed: &list, changed_file: &file };
-        command::run(&mut command::shell(self.command, &told), self.limit, shutdown)
+        let mut run = command::shell(self.command, &told);
+        command::run(run.env("CONFIG_SYNC_TREE", self.tree), self.limit, shutdown)
     }
 }
 
@@ -108,7 +111,7 @@ mod tests {
 
     impl World {
         fn run(&self, command: &str, limit: Duration, owed: &[&str]) -> Result<(), Failure> {
-            let hook = Hook { command, limit, out: self.temp.path() };
+            let hook = Hook { command, limit, out: self.temp.path(), tree: self.temp.path() };
             hook.run(&self.store, &Head::default(), &owed_of(owed), &self.shutdown)
         }
 

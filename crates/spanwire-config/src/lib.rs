@@ -64,12 +64,16 @@ mod faults;
 mod folders;
 #[cfg(all(unix, feature = "sync"))]
 mod hook;
+#[cfg(all(unix, feature = "sync"))]
+mod layout;
 mod model;
 mod node;
 mod position;
 #[cfg(all(unix, feature = "sync"))]
 pub mod process;
 pub mod relay;
+#[cfg(all(unix, feature = "sync"))]
+mod render;
 mod replica;
 pub mod rollout;
 mod sender;

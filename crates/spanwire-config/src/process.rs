@@ -103,20 +103,40 @@ pub enum ProcessError {
     /// A tree cannot be used.
     #[error(transparent)]
     Tree(#[from] crate::tree::TreeError),
+    /// A template cannot be used.
+    #[error(transparent)]
+    Template(#[from] crate::agent::TemplateError),
     /// A socket cannot be used.
     #[error(transparent)]
     Socket(#[from] spanwire::Error),
+    /// A directory would take the place of what was committed.
+    #[error(
+        "{} holds what was committed ({at}), and {} would change {changes} of its keys: serve without a directory \
+         (config-sync serve without --dir); or, if the directory is what counts from now on, export what is there and \
+         start with --replace",
+        state.display(), dir.display()
+    )]
+    WouldReplace {
+        /// The directory that was to be published.
+        dir: std::path::PathBuf,
+        /// The state folder.
+        state: std::path::PathBuf,
+        /// What it holds.
+        at: crate::Position,
+        /// Keys that would change.
+        changes: usize,
+    },
     /// What was asked for would do harm, or makes no sense.
     #[error("{0}")]
     Refused(String),
 }
 
 impl ProcessError {
-    /// Exit code for a command: 2 for a request that makes no sense, 3 for a folder, 4 for a socket.
+    /// Exit code for a command: 2 for a request that makes no sense, 3 for a folder, file or template, 4 for a socket.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ProcessError::Refused(_) => 2,
-            ProcessError::Store(_) | ProcessError::Tree(_) => 3,
+            ProcessError::Refused(_) | ProcessError::WouldReplace { .. } => 2,
+            ProcessError::Store(_) | ProcessError::Tree(_) | ProcessError::Template(_) => 3,
             ProcessError::Socket(_) => 4,
         }
     }

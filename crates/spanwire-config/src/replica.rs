@@ -10,6 +10,7 @@
 //! [`recv`](spanwire::protocol::Receives::recv) and [`Replica::ack`] or [`Replica::nack`]).
 
 mod heads;
+mod offer;
 mod relay;
 mod transfer;
 mod trust;
@@ -138,6 +139,8 @@ pub struct ReplicaStatus {
     pub fresh: bool,
     /// How long ago that was; `None`: not in this process life.
     pub rose: Option<Duration>,
+    /// Bytes of a snapshot that is on its way: how many came, and of how many.
+    pub arriving: Option<(u64, u64)>,
     /// The server of the pipe in use.
     pub upstream: Option<ServerId>,
     /// What that server says of the namespace.
@@ -170,6 +173,9 @@ struct Up {
     status: Option<NamespaceStatus>,
     taken: u64,
     credited: u64,
+    /// Payload bytes that were sent up, and that the server has taken.
+    sent_up: u64,
+    taken_up: u64,
     /// The smaller of both sides' windows: half of it is credited at once, or the sender would wait.
     window: u32,
     /// Words that found no room.
@@ -249,6 +255,7 @@ pub struct Replica {
     was_fresh: bool,
     stale_boot: Option<u64>,
     relayed: relay::Relayed,
+    upload: Option<offer::Upload>,
     ticking: bool,
 }
 
@@ -284,6 +291,7 @@ impl Replica {
             was_fresh: false,
             stale_boot: None,
             relayed: relay::Relayed::default(),
+            upload: None,
             ticking: false,
         }
     }
@@ -311,6 +319,7 @@ impl Replica {
             newest: self.target.as_ref().or(self.tip().map(|held| &held.head)).map(|head| head.position),
             fresh: self.is_fresh(now),
             rose: self.fresh.map(|at| now.saturating_since(at)),
+            arriving: self.arriving(),
             upstream: up.and_then(|up| up.server),
             namespace: up.and_then(|up| up.status),
             stale_boot: self.stale_boot,
@@ -520,6 +529,10 @@ impl Replica {
             Frame::Beacon(_) => {}
             Frame::Slice(slice) => self.on_slice(cx, pipe, *slice),
             Frame::Stale(node, boot) => self.on_stale(cx, node, boot),
+            Frame::Offer(namespace, position) => self.on_offer(cx, pipe, &namespace, position),
+            Frame::Credit(taken) if self.pipes.get(pipe).is_some_and(|up| taken <= up.sent_up) => {
+                self.on_credit(cx, pipe, taken);
+            }
             Frame::Goodbye(goodbye) => {
                 self.on_goodbye(cx, pipe, &goodbye);
                 return false;
@@ -649,6 +662,8 @@ impl Protocol for Replica {
             status: None,
             taken: 0,
             credited: 0,
+            sent_up: 0,
+            taken_up: 0,
             window: self.settings.window,
             owed: BTreeSet::new(),
             doubted: 0,
@@ -691,6 +706,7 @@ impl Protocol for Replica {
 
     fn writable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.pay(cx, pipe);
+        self.send_up(cx);
     }
 
     fn timer(&mut self, cx: &mut Cx<'_>, _key: TimerKey) {

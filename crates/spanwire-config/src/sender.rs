@@ -13,6 +13,7 @@
 
 mod hear;
 mod nodes;
+mod offer;
 mod relay;
 mod session;
 mod target;
@@ -29,6 +30,7 @@ use spanwire::protocol::{
 
 pub use nodes::NodeStatus;
 use nodes::Nodes;
+use offer::Taking;
 use relay::Part;
 use session::{Session, Standing};
 use target::{Shown as Beacon, Which};
@@ -204,6 +206,9 @@ pub struct Distributor {
     work: VecDeque<PipeId>,
     /// What nodes showed and nobody has taken, one for each node; and whether the node waits for a verdict on it.
     shown: BTreeMap<Id, (Head, bool)>,
+    /// A state that a node was asked for, and one that came (or will not) and nobody has taken.
+    taking: Option<Taking>,
+    offered: Option<(Id, Option<State>)>,
     ticking: bool,
 }
 
@@ -235,6 +240,8 @@ impl Distributor {
             waiting: VecDeque::new(),
             work: VecDeque::new(),
             shown: BTreeMap::new(),
+            taking: None,
+            offered: None,
             ticking: false,
         };
         steps.into_iter().for_each(|step| this.append(step));
@@ -342,6 +349,7 @@ impl Distributor {
         match action {
             AuthorityAction::Publish(published) => drop(self.publish(cx, published)?),
             AuthorityAction::Show(head) => self.show_to(cx, head),
+            AuthorityAction::Offer(node, head) => self.offer(cx, node, head),
             AuthorityAction::Judge { node, head, verdict } => self.judge(cx, node, &head, verdict),
             AuthorityAction::Reopened(opened) => self.seq = self.seq.max(seq_of(opened)),
             other => return Ok(Some(other)),
@@ -349,9 +357,9 @@ impl Distributor {
         Ok(None)
     }
 
-    /// Nodes showed something that nobody has taken.
+    /// Nodes showed or sent something that nobody has taken.
     pub fn has_shown(&self) -> bool {
-        !self.shown.is_empty()
+        !self.shown.is_empty() || self.offered.is_some()
     }
 
     /// Woken when nodes showed something: wait with it until [`has_shown`](Self::has_shown), then
@@ -362,11 +370,12 @@ impl Distributor {
 
     /// What nodes showed in HELLO and WANT since this was last asked, for
     /// [`NsAuthority::handle`](crate::NsAuthority::handle): the last of each, but the first that waits for a
-    /// verdict, so that no later word hides it.
+    /// verdict, so that no later word hides it. And what became of a state that a node was asked for.
     pub fn take_shown(&mut self) -> Vec<AuthorityEvent> {
         let issued = self.seq;
         let shown = std::mem::take(&mut self.shown).into_iter();
-        shown.map(|(node, (head, _))| AuthorityEvent::Shown { node, head, issued }).collect()
+        let shown = shown.map(|(node, (head, _))| AuthorityEvent::Shown { node, head, issued });
+        shown.chain(self.offered.take().map(|(node, state)| AuthorityEvent::Offered(node, state))).collect()
     }
 
     /// What this node showed is judged. A verdict on what it no longer shows changes nothing.
@@ -454,6 +463,7 @@ impl Distributor {
     }
 
     fn tick(&mut self, cx: &mut Cx<'_>) {
+        self.offer_tick(cx);
         let now = cx.now();
         let all = [Beacon::One(Which::All), Beacon::One(Which::Canary), Beacon::Both];
         let beacons = all.map(|shown| self.beacon_message(shown));
@@ -519,6 +529,7 @@ impl Protocol for Distributor {
 
     fn pipe_closed(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.waiting.retain(|waiting| *waiting != pipe);
+        self.offer_lost(cx, pipe);
         if let Some(session) = self.sessions.remove(pipe) {
             if session.slot && !planted("slot-kept-on-close") {
                 self.slots = self.slots.saturating_sub(1);

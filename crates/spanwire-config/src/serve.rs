@@ -11,30 +11,31 @@
 //! Owns: watching and reading the tree, the state folder, the order in which the machine's actions reach the
 //! nodes. Never: publishes half a tree, or an empty one in place of what may be another unless told to.
 
+mod authority;
+mod open;
+mod watch;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-use notify::Watcher;
 use spanwire::Socket;
-use spanwire::protocol::Time;
+
+pub(crate) use authority::Authority;
+use open::{claim, open, random, told};
+use watch::{Next, next, watch};
 
 use crate::control::{self, Control};
 use crate::process::{Log, ProcessError, Shutdown, follow};
 use crate::rollout::Audience;
 use crate::sign::{Keyring, Secret};
-use crate::source::{Embedded, FsDisk, SourceError};
 use crate::store::Store;
 use crate::{
-    Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, Driver, Id, Intent, Key, Limits, Mode,
-    NodeStatus, NsAuthority, NsSettings, Opening, Place, Published, ReadOnly, Request, Settings, State,
-    Ticket, folders, tree,
+    Answer, AuthorityEvent, Distributor, Id, Intent, Key, Limits, Mode, NodeStatus, Place, ReadOnly, Request,
+    Settings, State, folders, tree,
 };
 
-/// The log, in the state folder.
-const LOG_DIR: &str = "log";
 /// How often the nodes of a cohort are counted while a rollout is open.
 const GATE: Duration = Duration::from_millis(200);
 
@@ -61,6 +62,8 @@ pub struct Config {
     pub new_epoch: Option<u64>,
     /// Publish an empty tree even where there was another.
     pub allow_empty: bool,
+    /// Publish the tree in the place of what clients committed. Default: false.
+    pub replace: bool,
     /// Quiet time after a change before the tree is read, and between two readings of one that changed lately.
     /// Default: 50 ms.
     pub debounce: Duration,
@@ -88,6 +91,7 @@ impl Config {
             limits: Limits::default(),
             new_epoch: None,
             allow_empty: false,
+            replace: false,
             debounce: Duration::from_millis(50),
             rescan: Duration::from_secs(5),
             secret: None,
@@ -112,229 +116,6 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
     let served = server.serve(shutdown);
     server.end();
     served
-}
-
-type Decides = Driver<Embedded<FsDisk>>;
-
-/// The machine that decides, on the log in the state folder.
-fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, ProcessError> {
-    let dir = config.state.join(LOG_DIR);
-    let incarnation = random()?;
-    let settings = NsSettings {
-        cluster: Id::named(&config.cluster),
-        namespace: config.namespace.clone(),
-        limits: config.limits,
-        keys: config.keys.clone(),
-        ..NsSettings::default()
-    };
-    let load = || {
-        let disk = FsDisk::open(&dir)
-            .map_err(|error| SourceError::Io { what: format!("open {}", dir.display()), error })?;
-        let source = Embedded::new(disk, Id::named(&config.cluster), &config.namespace);
-        // Nobody hears what it has to say at its start.
-        Driver::open(source, settings.clone(), Opening::Unknown, incarnation).map(|(driver, _)| driver)
-    };
-    if config.new_epoch == Some(0) {
-        return Err(ProcessError::Refused("--new-epoch: epochs are numbered from 1 on".into()));
-    }
-    let mut loaded = load();
-    if let (Err(SourceError::Damaged { .. }), Some(_)) = (&loaded, config.new_epoch) {
-        // Kept for people: it may hold what no node has.
-        let free = (1..1000).map(|n| config.state.join(format!("{LOG_DIR}.damaged-{n}")));
-        if let Some(aside) = free.into_iter().find(|path| !path.exists())
-            && std::fs::rename(&dir, &aside).is_ok()
-        {
-            log.say(format_args!("the damaged log is in {} now", aside.display()));
-            loaded = load();
-        }
-    }
-    let mut driver = loaded.map_err(|error| {
-        let hint = match error {
-            SourceError::Damaged { .. } => {
-                "; nodes may hold more, so give --new-epoch with a number above theirs"
-            }
-            _ => "",
-        };
-        ProcessError::Refused(format!("{}: {error}{hint}", dir.display()))
-    })?;
-    if driver.cut() > 0 {
-        let cut = driver.cut();
-        log.say(format_args!("{cut} bytes of an unfinished commit were cut off; nobody was told of it"));
-    }
-    if let Some(number) = config.new_epoch {
-        driver.machine_mut().reserve_epoch(number);
-    }
-    match driver.machine().position() {
-        Some(now) if config.new_epoch.is_some_and(|number| now.epoch.number < number) => {
-            let event = AuthorityEvent::NewEpoch(Ticket(0), random()?);
-            begin(&mut driver, log, event)?;
-        }
-        Some(now) if config.new_epoch.is_some_and(|number| number < now.epoch.number) => {
-            return Err(ProcessError::Refused(format!(
-                "--new-epoch is below the epoch that is here: {now}; give a number above {}, or none",
-                now.epoch.number
-            )));
-        }
-        Some(now) => {
-            let keys = driver.machine().durable().map_or(0, |durable| durable.state.keys());
-            log.say(format_args!("last revision: {now} ({keys} keys)"));
-        }
-        // A state folder of the form without a log.
-        None => {
-            let loaded = store.load(config.limits.bytes);
-            if let (Some((head, state)), None) = (loaded.newest, config.new_epoch) {
-                let (node, base) = (store.identity().id, head.base());
-                driver.tell(AuthorityEvent::Shown { node, head, issued: 0 });
-                driver.tell(AuthorityEvent::Adopt(Ticket(0), random()?, Some(base)));
-                begin(&mut driver, log, AuthorityEvent::Offered(node, Some(state)))?;
-            } else {
-                log.say(format_args!("a new history begins: epoch {}", config.new_epoch.unwrap_or(1)));
-            }
-        }
-    }
-    Ok(driver)
-}
-
-/// An epoch begins before anybody is served.
-fn begin(driver: &mut Decides, log: &Log, event: AuthorityEvent) -> Result<(), ProcessError> {
-    let answer = driver.tell(event).into_iter().find_map(|action| match action {
-        AuthorityAction::Reply(_, answer) => Some(answer),
-        _ => None,
-    });
-    match answer {
-        Some(Answer::Begun { position, .. }) => {
-            log.say(format_args!("a new epoch begins: {position}"));
-            Ok(())
-        }
-        other => Err(ProcessError::Refused(format!("no new epoch: {}", told(other.as_ref())))),
-    }
-}
-
-/// The machine, and the sender that it speaks through: what it wants of the sender is done under its lock, and
-/// so in its order. The socket's lock is taken within, never around it.
-pub(crate) struct Authority {
-    inner: Mutex<Inner>,
-    pub(crate) socket: Socket<Distributor>,
-    log: Log,
-}
-
-struct Inner {
-    driver: Decides,
-    /// The last alarm: many nodes may be the cause of one.
-    alarm: String,
-}
-
-impl Authority {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Looks at the machine.
-    pub(crate) fn look<R>(&self, look: impl FnOnce(&NsAuthority) -> R) -> R {
-        look(self.lock().driver.machine())
-    }
-
-    fn last(&self) -> Option<State> {
-        self.lock().driver.machine().for_all().map(|all| all.state.clone())
-    }
-
-    /// Tells the machine what happened and does what follows; returns its answer, if it gave one.
-    pub(crate) fn tell(&self, event: AuthorityEvent) -> Result<Option<Answer>, ProcessError> {
-        self.tell_at(event, Time::default())
-    }
-
-    fn tell_at(&self, event: AuthorityEvent, now: Time) -> Result<Option<Answer>, ProcessError> {
-        let mut inner = self.lock();
-        let mut answer = None;
-        for action in inner.driver.tell_at(event, now) {
-            let line = match &action {
-                AuthorityAction::Publish(Published { head, changes, .. }) => Some(format!(
-                    "revision {}{}: {} keys, {} bytes, digest {:?}{}",
-                    head.position,
-                    audience(head),
-                    head.keys,
-                    head.bytes,
-                    head.digest,
-                    names(changes.keys())
-                )),
-                AuthorityAction::Show(head) if head.audience.is_empty() => {
-                    Some(format!("revision {} is for all now", head.position))
-                }
-                AuthorityAction::Show(head) => {
-                    Some(format!("revision {} is{} now", head.position, audience(head)))
-                }
-                _ => None,
-            };
-            let left = self.socket.with(|d, cx| {
-                let left = d.perform(cx, action);
-                if line.is_some() {
-                    // Clients wait for revisions by this key, and who counts a cohort by the other.
-                    cx.wake(d.wait_key());
-                    cx.wake(d.shown_key());
-                }
-                left
-            });
-            line.into_iter().for_each(|line| self.log.say(line));
-            match left.map_err(|e| ProcessError::Refused(e.to_string()))? {
-                Some(AuthorityAction::Reply(_, said)) => answer = Some(said),
-                Some(AuthorityAction::Alarm(alarm)) => inner.alarm(&self.log, &alarm),
-                // Nobody is asked for a state.
-                _ => {}
-            }
-        }
-        Ok(answer)
-    }
-
-    /// Before a namespace begins: nodes that are here already may tell that its log was lost.
-    pub(crate) fn judge_shown(&self) {
-        self.judge(self.socket.with(|d, _| d.take_shown()));
-    }
-
-    /// How far the cohort of an open rollout is, for its gate.
-    fn count_cohort(&self) {
-        let Some((at, audience)) = self.look(NsAuthority::cohort) else { return };
-        let (nodes, now) = self.socket.with(|d, cx| (d.cohort(at, &audience), cx.now()));
-        if let Err(error) = self.tell_at(AuthorityEvent::Cohort((at, audience), nodes), now) {
-            self.log.say(format_args!("the rollout does not go on: {error}"));
-        }
-    }
-
-    /// What nodes showed may tell that this store is an old copy, or that it was lost.
-    fn judge(&self, shown: Vec<AuthorityEvent>) {
-        for event in shown {
-            if let Err(error) = self.tell(event) {
-                self.log.say(format_args!("what a node showed is not judged: {error}"));
-            }
-        }
-    }
-}
-
-impl Inner {
-    fn alarm(&mut self, log: &Log, alarm: &Alarm) {
-        let mut text = alarm.to_string();
-        if let Alarm::OldStore { .. } | Alarm::Claim { .. } = alarm {
-            let next = self.driver.machine().highest().epoch.saturating_add(1);
-            text.push_str(&format!("; to begin an epoch above it, start with --new-epoch {next}"));
-        }
-        if text != self.alarm {
-            log.say(format_args!("ALARM: {text}"));
-            self.alarm = text;
-        }
-    }
-}
-
-fn random() -> Result<Id, ProcessError> {
-    Id::random().map_err(|e| ProcessError::Refused(format!("no randomness: {e}")))
-}
-
-/// An answer that was not hoped for, in words.
-fn told(answer: Option<&Answer>) -> String {
-    match answer {
-        Some(Answer::ReadOnly(why)) => why.to_string(),
-        Some(Answer::Invalid(why)) => why.to_string(),
-        Some(Answer::Busy) => "busy".into(),
-        other => format!("{other:?}"),
-    }
 }
 
 struct Server<'a> {
@@ -392,11 +173,7 @@ impl<'a> Server<'a> {
             control.join();
         }
         let _ = reports.map(JoinHandle::join);
-        // A hint for the next start, so its failure is none.
-        let _ = Arc::into_inner(authority).map(|authority| {
-            let inner = authority.inner.into_inner().unwrap_or_else(PoisonError::into_inner);
-            inner.driver.into_source().close()
-        });
+        authority.end();
     }
 
     fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
@@ -421,6 +198,7 @@ impl<'a> Server<'a> {
         store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         let identity = store.identity();
         let driver = open(config, &mut store, log)?;
+        claim(config, &store, driver.machine())?;
         let settings = Settings {
             cluster: Id::named(&config.cluster),
             namespace: config.namespace.clone(),
@@ -439,8 +217,7 @@ impl<'a> Server<'a> {
             [] => None,
             _ => Some(control::listen(config, log)?),
         };
-        let inner = Mutex::new(Inner { driver, alarm: String::new() });
-        let authority = Arc::new(Authority { inner, socket, log: log.clone() });
+        let authority = Authority::start(driver, socket, log)?;
         let judging = judging(authority.clone());
         let control = control.map(|rep| Control::start(rep, &authority, config, log));
         Ok(Server {
@@ -458,11 +235,10 @@ impl<'a> Server<'a> {
 
     /// Whether it makes sense to serve, and to read the tree again, after this.
     fn may_go_on(&self, error: &ProcessError) -> bool {
-        let inner = self.authority.lock();
-        let vacant = *inner.driver.machine().mode() == Mode::Vacant;
+        let (vacant, serves) =
+            self.authority.look(|machine| (*machine.mode() == Mode::Vacant, machine.durable().is_some()));
         // Nothing is served yet: nodes wait, until the tree is not empty or somebody decides.
-        !vacant && inner.driver.machine().durable().is_some()
-            || vacant && matches!(error, ProcessError::Refused(_))
+        !vacant && serves || vacant && matches!(error, ProcessError::Refused(_))
     }
 
     fn trouble(&mut self, error: &ProcessError) {
@@ -509,7 +285,8 @@ impl<'a> Server<'a> {
         if self.config.new_epoch.is_none() {
             return self.commit(State::new().diff(&state));
         }
-        match self.authority.tell(AuthorityEvent::Init(Ticket(1), random()?, state))? {
+        let id = random()?;
+        match self.authority.ask_waiting(|ticket| AuthorityEvent::Init(ticket, id, state)) {
             Some(Answer::Begun { .. }) => Ok(()),
             other => Err(ProcessError::Refused(told(other.as_ref()))),
         }
@@ -518,11 +295,9 @@ impl<'a> Server<'a> {
     /// Durable first, then out.
     fn commit(&mut self, changes: crate::ChangeSet) -> Result<(), ProcessError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let (at, highest) = {
-            let inner = self.authority.lock();
-            let machine = inner.driver.machine();
-            (machine.position().map(Place::from).unwrap_or_default(), machine.highest())
-        };
+        let (at, highest) = self
+            .authority
+            .look(|machine| (machine.position().map(Place::from).unwrap_or_default(), machine.highest()));
         let request = Request {
             request: random()?,
             expect: Some(at),
@@ -534,7 +309,7 @@ impl<'a> Server<'a> {
             // The directory is all that is published, whoever opened a rollout before.
             supersede: true,
         };
-        match self.authority.tell(AuthorityEvent::Commit(Ticket(1), request))? {
+        match self.authority.ask_waiting(|ticket| AuthorityEvent::Commit(ticket, request)) {
             Some(Answer::Committed { .. }) => Ok(()),
             Some(Answer::ReadOnly(ReadOnly::Vacant)) => Err(ProcessError::Refused(format!(
                 "nodes hold epoch {}, and this state folder has no log; start with --new-epoch {}",
@@ -660,56 +435,4 @@ pub(crate) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> String {
     let more = keys.count();
     let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("; changed: {}{tail}", first.join(", "))
-}
-
-/// Watches the tree; a failure only means that changes are seen by the next reading.
-fn watch(dir: &Path, rescan: Duration, log: &Log) -> (Receiver<()>, Option<notify::RecommendedWatcher>) {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        use notify::event::{AccessKind, AccessMode, EventKind};
-        // Reading is no change; reading the tree would cause the next reading.
-        if let Ok(notify::Event { kind: EventKind::Access(how), .. }) = &event
-            && *how != AccessKind::Close(AccessMode::Write)
-        {
-            return;
-        }
-        // One pending word is enough, whatever it was about.
-        let _ = sender.try_send(());
-    });
-    let watcher = made.and_then(|mut watcher| {
-        watcher.watch(dir, notify::RecursiveMode::Recursive)?;
-        Ok(watcher)
-    });
-    match watcher {
-        Ok(watcher) => (receiver, Some(watcher)),
-        Err(error) => {
-            log.say(format_args!("the tree is read every {:?}: it cannot be watched: {error}", rescan));
-            // The sender lives in the watcher; without it the channel would look closed.
-            (crossbeam_channel::never(), None)
-        }
-    }
-}
-
-enum Next {
-    Read,
-    Over,
-}
-
-/// Waits for a word of a change and quiet after it, for the time of a reading, or for the end.
-fn next(changed: &Receiver<()>, shutdown: &Shutdown, rescan: Duration, debounce: Duration) -> Next {
-    crossbeam_channel::select! {
-        recv(shutdown.0) -> _ => return Next::Over,
-        recv(changed) -> _ => {}
-        default(rescan) => return Next::Read,
-    }
-    // At most ten times the quiet time: a tree that never rests is read all the same.
-    let latest = Instant::now() + debounce * 10;
-    while Instant::now() < latest {
-        match changed.recv_timeout(debounce) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Timeout) => break,
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    if shutdown.is_over() { Next::Over } else { Next::Read }
 }

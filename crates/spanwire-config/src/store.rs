@@ -14,6 +14,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
@@ -26,6 +27,8 @@ const MAGIC: &[u8; 8] = b"spwcfg\x00\x02";
 /// The form before this one, without the key.
 const OLD_MAGIC: &[u8; 8] = b"spwcfg\x00\x01";
 const IDENTITY: &[u8; 8] = b"spwnode\x01";
+/// How long a lock may stay that a process before this one held: a command that it started has a copy until it runs.
+const LET_GO: Duration = Duration::from_millis(500);
 const SLOTS: [&str; 2] = ["slot-a", "slot-b"];
 
 /// Why a state folder cannot be used.
@@ -96,10 +99,15 @@ impl Store {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
         let path = dir.join("lock");
         let lock = private().truncate(false).open(&path).map_err(at(&path))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse(dir.to_owned())),
-            Err(error) => return Err(at(&path)(error.into())),
+        let latest = Instant::now() + LET_GO;
+        while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            match error {
+                rustix::io::Errno::WOULDBLOCK if Instant::now() < latest => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                rustix::io::Errno::WOULDBLOCK => return Err(StoreError::InUse(dir.to_owned())),
+                error => return Err(at(&path)(error.into())),
+            }
         }
         let mut store = Store {
             dir: dir.to_owned(),

@@ -7,6 +7,8 @@
 //!
 //! Owns: the mapping of keys to paths, and its checks. Never: follows a symbolic link; leaves half a file.
 
+mod versions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,6 +24,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::{Change, ChangeSet, Entry, Key, Limits, OverLimit, State};
+
+pub(crate) use versions::{Built, Versions};
 
 /// Flag of an entry whose file is executable.
 pub const EXECUTABLE: u16 = 1;
@@ -399,14 +403,10 @@ impl Output {
         Ok(entries.next().is_none())
     }
 
-    /// Leftovers of a crash.
+    /// Leftovers of a crash, or of another layout.
     fn sweep(&self) -> Result<(), TreeError> {
-        for entry in std::fs::read_dir(&self.staging).map_err(at(&self.staging))? {
-            let name = entry.map_err(at(&self.staging))?.file_name();
-            rustix::fs::unlinkat(&self.stage, &name, AtFlags::empty())
-                .map_err(|e| at(&self.staging)(e.into()))?;
-        }
-        Ok(())
+        let io = |e: Errno| at(&self.staging)(e.into());
+        names(&self.stage).map_err(io)?.iter().try_for_each(|name| delete(&self.stage, name).map_err(io))
     }
 
     fn probe(&self) -> Result<bool, TreeError> {

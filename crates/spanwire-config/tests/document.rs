@@ -8,9 +8,9 @@ use spanwire_config::client::Export;
 use spanwire_config::rollout::{Audience, Gate, Plan, Stage};
 use spanwire_config::sign::Secret;
 use spanwire_config::wire::client::{
-    Ask, CommitAsk, CommitLine, Commits, Entries, ImportAsk, InvalidCode, LogAsk, Named, NodeLine, Nodes,
-    Order, ReadAsk, Refusing, Reply, RevertAsk, RolloutAsk, RolloutLine, Selector, StatusAsk, Step, Tip,
-    WaitAsk, Waited, Writable,
+    Ask, BeginAsk, BeginWith, CommitAsk, CommitLine, Commits, Entries, Holding, ImportAsk, InvalidCode,
+    LogAsk, Named, NodeLine, Nodes, Order, ReadAsk, Refusing, Reply, RevertAsk, RolloutAsk, RolloutLine,
+    Selector, StatusAsk, Step, Tip, WaitAsk, Waited, Writable,
 };
 use spanwire_config::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, NodeReport,
@@ -159,6 +159,7 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             Frame::Report(Box::new(Report { namespace: "config".into(), first: true, last: true, nodes }))
                 .encode()
         }),
+        ("offer", Frame::Offer("config".into(), at(2)).encode()),
         ("stale", Frame::Stale(Id([0x22; 16]), 2 << 32 | 0xabcd).encode()),
         (
             "goodbye",
@@ -275,6 +276,11 @@ fn asks() -> Vec<(&'static str, Ask)> {
                 step: Step::Promote,
             }),
         ),
+        ("holdings-ask", Ask::Holdings(namespace.clone())),
+        ("begin", {
+            let with = BeginWith::Node(Some(place(1, 2)));
+            Ask::Begin(BeginAsk { request, namespace: namespace.clone(), with })
+        }),
         ("import", Ask::Import(ImportAsk { request, namespace, state: state(&[("a", "1")]) })),
     ]
 }
@@ -319,6 +325,10 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 behind: Vec::new(),
                 silent: vec![named(0, "web-9")],
             }),
+        ),
+        (
+            "holdings",
+            Reply::Holdings(vec![Holding { position: at(2), digest: two.digest(), for_all: true, nodes: 3 }]),
         ),
         ("aborted", Reply::Aborted),
         ("lost", Reply::Lost(place(2, 3))),

@@ -13,6 +13,8 @@ use spanwire_config::{Limits, State, agent, relay, serve, store, tree};
 
 #[path = "processes/control.rs"]
 mod control;
+#[path = "processes/files.rs"]
+mod files;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -53,6 +53,13 @@ impl Running {
         (self.child.wait().expect("it was started by us").code(), words)
     }
 
+    /// The same with all its words.
+    #[track_caller]
+    fn ends_with_all(mut self) -> (Option<i32>, String) {
+        let words: Vec<String> = std::iter::from_fn(|| self.words.recv_timeout(PATIENCE).ok()).collect();
+        (self.child.wait().expect("it was started by us").code(), words.join("\n"))
+    }
+
     fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill is there").success());
@@ -313,6 +320,40 @@ fn scripts_tell_conflict_refusal_and_time_apart() {
     assert_eq!(w.ok(&["get", "a"]), "1");
 }
 
+#[test]
+fn a_lost_store_goes_on_from_what_a_node_holds() {
+    let w = World::new();
+    let server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let _agent = w.agent(" --name one");
+    server.says("applied 1/");
+    server.signal("-TERM");
+    assert_eq!(server.ends().0, Some(0));
+    std::fs::remove_dir_all(w.path("state")).expect("ours");
+    let server = w.serve_log();
+    server.says("connected");
+    let latest = Instant::now() + PATIENCE;
+    let table = loop {
+        let (code, out, err) = w.verb(&["adopt"]);
+        match code {
+            Some(0) => break out,
+            // It has not said what it holds yet.
+            Some(6) if Instant::now() < latest => {}
+            other => panic!("{other:?}: {err}"),
+        }
+    };
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((rows.len(), &rows[1][..3]), (2, &["1:1", "1", "all"][..]), "{table}");
+    let (code, _, err) = w.verb(&["set", "a", "2"]);
+    assert!(code == Some(6) && err.contains("adopt what they hold"), "{err}");
+    assert_eq!(w.verb(&["adopt", "--at", "7"]).0, Some(2), "without its epoch");
+    assert_eq!(w.verb(&["adopt", "--at", "1:7"]).0, Some(6));
+    assert_eq!(w.ok(&["adopt", "--highest"]), "2:2\n");
+    assert_eq!(w.verb(&["init"]).0, Some(6), "it has begun");
+    assert_eq!((w.ok(&["get", "a"]), w.ok(&["wait"])), ("1".into(), "ok  one\n".into()));
+    assert_eq!(w.ok(&["new-epoch"]), "3:3\n");
+}
+
 fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
@@ -327,10 +368,60 @@ fn the_demo_ends_with_all_equal() {
 }
 
 #[test]
+fn an_option_goes_before_the_environment_and_that_before_the_file() {
+    let w = World::new();
+    let file = |text: &str| {
+        let text = text.replace("{}", w.temp.path().to_str().expect("text"));
+        std::fs::write(w.path("settings"), text).expect("writable");
+    };
+    file(
+        "control = 'ipc://{}/control.ipc'\nauthor = 'file'\n[serve]\nbind = ['ipc://{}/s.ipc', 'tcp://127.0.0.1:0']\n\
+         state = '{}/state'\nrescan = 7\nallow-empty = true\n[agent]\nconnect = 'ipc://{}/s.ipc'\nname = 'file'\n\
+         label = ['a=1', 'b=2']\nout = '{}/out'\n[set]\nnote = 'by file'\n",
+    );
+    let server = w.run("serve --settings {}/settings");
+    server.says("listening at tcp://");
+    let set = |args: &[&str], env: Option<&str>| {
+        let mut command = Command::new(program("config-sync"));
+        command.args(["set", "a", "1"]).args(args).env("CONFIG_SYNC_SETTINGS", w.path("settings"));
+        command.envs(env.map(|author| ("CONFIG_SYNC_AUTHOR", author)));
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+        assert!(command.status().expect("it was built").success());
+        let last = json(w.ok(&["history", "-n", "1", "--json"]).trim_end());
+        (last["author"].as_str().expect("text").to_owned(), last["note"].as_str().expect("text").to_owned())
+    };
+    let (by_file, by) = ("by file".to_owned(), |who: &str| who.to_owned());
+    assert_eq!(set(&["--expect", "0:0"], None), (by("file"), by_file.clone()));
+    assert_eq!(set(&[], Some("env")), (by("env"), by_file));
+    assert_eq!(set(&["--author", "flag", "-m", "flag"], Some("env")), (by("flag"), by("flag")));
+    let _agent = w.run("agent --settings={}/settings --name flag");
+    assert!(server.says("applied 1/").starts_with("node flag "));
+    let nodes = json(&w.ok(&["status", "--json"]));
+    assert_eq!(nodes["nodes"][0]["labels"], serde_json::json!({"a": "1", "b": "2"}));
+    for (text, code, why) in [
+        ("x = 1", 2, "no verb has an option \"x\""),
+        ("[serve]\nx = 1", 2, "serve: x: there is no such option"),
+        ("[nothing]\nx = 1", 2, "there is no verb \"nothing\""),
+        ("[serve]\nnew-epoch = 3", 2, "only on the command line"),
+        ("[agent]\ntake-over = true", 2, "only on the command line"),
+        ("[serve]\nallow-empty = 1", 2, "true or false"),
+        ("[agent]\nname = ['a']", 2, "a text, a number, or a list"),
+        ("[agent]\nkeep = 'many'", 2, "'--help'"),
+        ("= 1", 2, "settings"),
+    ] {
+        file(text);
+        let (ended, words) = w.run("agent --settings {}/settings --out {}/other").ends_with_all();
+        assert!(ended == Some(code) && words.contains(why), "{text}: {ended:?} {words}");
+    }
+    assert_eq!(w.run("agent --settings {}/none --out {}/other").ends().0, Some(3));
+}
+
+#[test]
 fn every_option_does_what_it_says() {
     let w = World::new();
     std::fs::create_dir(w.path("out")).expect("writable");
     std::fs::write(w.path("out/foreign"), "").expect("writable");
+    std::fs::write(w.path("t"), "{{ keys.a }} of {{ name }}\n").expect("writable");
     let names = " --cluster c --namespace n";
     let server =
         w.serve(&format!("{names} --state {{}}/server --new-epoch 7 --rescan 1 --bind tcp://127.0.0.1:0"));
@@ -338,12 +429,17 @@ fn every_option_does_what_it_says() {
     let tcp = tcp.strip_prefix("listening at ").expect("it begins so");
     let agent = w.agent(&format!(
         "{names} --connect {tcp} --state {{}}/agent --name web --label rack=7 --hook-limit 9 --take-over --on-change \
-         env>{{}}/told"
+         env>{{}}/told --layout versioned --keep 2 --template {{}}/t:made"
     ));
     assert!(server.says("applied 7/").starts_with("node web "));
     assert!(w.path("server/log").exists() && w.path("agent/identity").exists());
-    assert_eq!((text(&w.path("out/a")), w.path("out/foreign").exists()), ("1".into(), false));
+    assert_eq!((text(&w.path("out/current/a")), w.path("out/foreign").exists()), ("1".into(), false));
     let told = text(&w.path("told"));
+    assert!(
+        told.lines().any(|line| line.starts_with("CONFIG_SYNC_TREE=") && line.contains("/out/7-")),
+        "{told}"
+    );
+    assert_eq!(text(&w.path("out/current/made")), "1 of web\n");
     assert!(told.lines().any(|line| line == "CONFIG_SYNC_EPOCH=7"), "{told}");
     // Another cluster is turned away.
     let stranger = w.run(&format!("agent --connect {tcp} --cluster other --out {{}}/stranger"));
@@ -388,7 +484,9 @@ fn a_request_that_makes_no_sense_is_2() {
     std::fs::create_dir(w.path("out")).expect("writable");
     std::fs::write(w.path("out/precious"), "mine").expect("writable");
     for (running, why) in [
-        (w.run("serve --dir {}/conf"), "--help"),
+        (w.run("serve --dir {}/conf"), "no address to listen at"),
+        (w.run("agent --out {}/none"), "no server to connect to"),
+        (w.run("serve --bind tcp://127.0.0.1:0"), "no state folder"),
         (w.agent(" --label x"), "--help"),
         (w.agent(""), "--take-over"),
         (w.agent(" --state {}/out/state"), "--state"),

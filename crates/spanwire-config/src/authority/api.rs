@@ -224,14 +224,15 @@ pub enum AuthorityEvent {
     },
     /// The answer to [`AuthorityAction::Recall`].
     Recalled(Recall, Result<Option<[u8; 32]>, String>),
-    /// The operator begins a namespace with this content; the id is random.
+    /// The operator begins a namespace with this content; the id is random, and names the request too: its repeat gets
+    /// the first one's answer. So it is with the three that follow.
     Init(Ticket, Id, State),
     /// The operator begins a new epoch with the content of now; the id is random.
     NewEpoch(Ticket, Id),
-    /// The operator puts this content in the place of all there is, in a new epoch; the id is random, and names the
-    /// request too: its repeat gets the first one's answer.
+    /// The operator puts this content in the place of all there is, in a new epoch; the id is random.
     Import(Ticket, Id, State),
-    /// The operator takes the state over from the nodes: the highest that is for all, or the one named.
+    /// The operator takes the state over from the nodes: the highest within the limits that is for all, or the one
+    /// named.
     Adopt(Ticket, Id, Option<Base>),
     /// A node sent its state after [`AuthorityAction::Offer`]; `None`: it did not, or is gone.
     Offered(Id, Option<State>),

@@ -93,6 +93,9 @@ impl NsAuthority {
         incarnation: Id,
         named: Option<Base>,
     ) {
+        if self.repeated(out, ticket, incarnation) {
+            return;
+        }
         let refuse = |why| AuthorityAction::Reply(ticket, Answer::Invalid(Invalid::NotNow(why)));
         if !matches!(self.mode, Mode::Vacant) || self.writing.is_some() {
             return out.push(refuse("the namespace has begun"));
@@ -101,9 +104,14 @@ impl NsAuthority {
             return out.push(AuthorityAction::Reply(ticket, Answer::Busy));
         }
         // A canary's state never passed its gate: only by name.
-        let eligible = |head: &&Head| match named {
-            Some(named) => head.base() == named,
-            None => head.audience.is_empty(),
+        let limits = self.settings.limits;
+        let fits = |head: &&Head| limits.check(head.keys, head.bytes).is_ok();
+        let eligible = |head: &&Head| {
+            fits(head)
+                && match named {
+                    Some(named) => head.base() == named,
+                    None => head.audience.is_empty(),
+                }
         };
         let best = self.held.values().filter(eligible).max_by_key(|head| Place::from(head.position)).cloned();
         let Some(best) = best else { return out.push(refuse("no node holds such a state")) };

@@ -71,6 +71,11 @@ impl Replica {
         }
     }
 
+    pub(super) fn arriving(&self) -> Option<(u64, u64)> {
+        let assembly = self.assembly.as_ref().filter(|assembly| assembly.base.is_none())?;
+        Some((assembly.bytes.len() as u64, snapshot_size(assembly.head.keys, assembly.head.bytes)))
+    }
+
     /// The first slice of a transfer. `false`: it does not fit what is held.
     pub(super) fn start(&mut self, cx: &mut Cx<'_>, slice: &Slice) -> bool {
         if let Some(base) = slice.base

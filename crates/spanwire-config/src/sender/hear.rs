@@ -246,6 +246,7 @@ impl Distributor {
                 }
                 self.beacon_now(cx, pipe);
             }
+            (Frame::Slice(slice), true) => return self.on_offered(cx, pipe, &slice),
             (Frame::Credit(taken), true) if taken <= session.sent_bytes => session.take(taken, cx.now()),
             (Frame::Ack(ack), true) => self.on_ack(cx, pipe, ack),
             (Frame::Nack(nack), true) => self.on_nack(cx, pipe, nack),

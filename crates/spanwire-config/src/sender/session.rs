@@ -74,6 +74,11 @@ pub(super) struct Session {
     pub(super) window: u64,
     pub(super) chunk: usize,
     pub(super) sent_bytes: u64,
+    /// It was asked for its state: slices may come up.
+    pub(super) asked: bool,
+    /// Payload bytes that came up.
+    pub(super) taken_up: u64,
+    pub(super) owes_credit: bool,
     taken: u64,
     /// Since when bytes are on their way and none was taken.
     since: Option<Time>,
@@ -106,6 +111,9 @@ impl Session {
             window: 0,
             chunk: 0,
             sent_bytes: 0,
+            asked: false,
+            taken_up: 0,
+            owes_credit: false,
             taken: 0,
             since: None,
         }

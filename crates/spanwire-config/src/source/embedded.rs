@@ -185,6 +185,10 @@ impl<D: Disk> Embedded<D> {
     /// # Errors
     /// The system's; nothing is lost by it.
     pub fn close(mut self) -> io::Result<()> {
+        self.sync_mark()
+    }
+
+    fn sync_mark(&mut self) -> io::Result<()> {
         match self.phase {
             Phase::Open(_) => self.disk.sync(MARK).and_then(|()| self.disk.sync_dir()),
             _ => Ok(()),
@@ -490,5 +494,10 @@ impl<D: Disk> Source for Embedded<D> {
         let (_, body) = self.read_block(epoch.number, offset, end)?;
         let found = body.chunks_exact(ROW).find(|row| number(&row[..8]) == rev);
         Ok(found.and_then(|row| row[8..].try_into().ok()))
+    }
+
+    fn end(&mut self) {
+        // A hint for the next start, so its failure is none.
+        let _ = self.sync_mark();
     }
 }

@@ -157,6 +157,9 @@ pub trait Source {
     /// # Errors
     /// What the disk says.
     fn chain_at(&mut self, rev: u64) -> Result<Option<[u8; 32]>, SourceError>;
+
+    /// An orderly end: nothing is asked of it any more. Nothing depends on it. Default: nothing.
+    fn end(&mut self) {}
 }
 
 /// Does what the machine of an authority wants of its store; returns how that went, for the machine, or what is

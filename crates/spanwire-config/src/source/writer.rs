@@ -51,6 +51,7 @@ impl Writer {
                     tell(event);
                 }
             }
+            source.end();
         };
         let thread = std::thread::Builder::new().name("spanwire-store".into()).spawn(work)?;
         Ok(Writer { tasks: Some(tasks), thread: Some(thread) })

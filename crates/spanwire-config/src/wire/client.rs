@@ -5,8 +5,11 @@
 //!
 //! Owns: the layout and its bounds. Never: meaning; an allocation that a peer's word alone asks for.
 
+mod begin;
 #[cfg(test)]
 mod tests;
+
+pub use begin::{BeginAsk, BeginWith, Holding, MAX_HOLDINGS};
 
 use bytes::Bytes;
 
@@ -242,6 +245,10 @@ pub enum Ask {
     Import(ImportAsk),
     /// Type 39.
     Rollout(RolloutAsk),
+    /// Type 40: what nodes hold, of this namespace.
+    Holdings(String),
+    /// Type 41.
+    Begin(BeginAsk),
     /// A type that this side does not know.
     Unknown(u8),
 }
@@ -454,6 +461,8 @@ pub enum Reply {
     Nodes(Box<Nodes>),
     /// Type 74.
     Commits(Commits),
+    /// Type 80: what nodes hold, the highest first.
+    Holdings(Vec<Holding>),
     /// A type that this side does not know.
     Unknown(u8),
 }
@@ -594,6 +603,13 @@ impl Ask {
                 out.u8(ask.step as u8);
                 out
             }
+            Ask::Holdings(namespace) => begin(40, namespace),
+            Ask::Begin(ask) => {
+                let mut out = begin(41, &ask.namespace);
+                out.raw(&ask.request.0);
+                ask.with.encode(&mut out);
+                out
+            }
             Ask::Unknown(kind) => start(*kind),
         }
     }
@@ -604,7 +620,7 @@ impl Ask {
     /// What is wrong with them. No value of a field makes it allocate more than the bytes themselves take.
     pub fn decode(bytes: &Bytes) -> Result<Ask> {
         let (kind, mut r) = begin(bytes)?;
-        if !(32..=39).contains(&kind) {
+        if !(32..=41).contains(&kind) {
             return Ok(Ask::Unknown(kind));
         }
         let namespace = r.string(MAX_NAMESPACE, "namespace")?;
@@ -661,6 +677,10 @@ impl Ask {
                 position: get_place(&mut r)?,
                 step: Step::decode(&mut r)?,
             }),
+            40 => Ask::Holdings(namespace),
+            41 => {
+                Ask::Begin(BeginAsk { request: Id(r.array()?), namespace, with: BeginWith::decode(&mut r)? })
+            }
             _ => Ask::Import(ImportAsk {
                 request: Id(r.array()?),
                 namespace,
@@ -681,7 +701,9 @@ impl Ask {
             | Ask::Log(LogAsk { namespace, .. })
             | Ask::Revert(RevertAsk { namespace, .. })
             | Ask::Import(ImportAsk { namespace, .. })
-            | Ask::Rollout(RolloutAsk { namespace, .. }) => Some(namespace),
+            | Ask::Rollout(RolloutAsk { namespace, .. })
+            | Ask::Holdings(namespace)
+            | Ask::Begin(BeginAsk { namespace, .. }) => Some(namespace),
             Ask::Unknown(_) => None,
         }
     }
@@ -907,6 +929,7 @@ impl Reply {
             Reply::Lost(_) => 72,
             Reply::Nodes(_) => 73,
             Reply::Commits(_) => 74,
+            Reply::Holdings(_) => 80,
             Reply::Unknown(kind) => *kind,
         };
         let mut out = start(kind);
@@ -941,6 +964,9 @@ impl Reply {
                 put_place(&mut out, page.head);
                 out.u8(u8::from(page.more));
                 put_list(&mut out, &page.commits, MAX_COMMITS, |out, commit| commit.encode(out));
+            }
+            Reply::Holdings(holdings) => {
+                put_list(&mut out, holdings, MAX_HOLDINGS, |out, holding| holding.encode(out));
             }
             Reply::Aborted | Reply::Unknown(_) => {}
         }
@@ -977,6 +1003,7 @@ impl Reply {
                 let commits = get_list(r, MAX_COMMITS, "commits", CommitLine::decode)?;
                 Reply::Commits(Commits { head, more, commits })
             }
+            80 => Reply::Holdings(get_list(r, MAX_HOLDINGS, "holdings", Holding::decode)?),
             kind => return Ok(Reply::Unknown(kind)),
         };
         reader.end()?;

@@ -230,7 +230,7 @@ pub struct Welcome {
     pub namespaces: Vec<(String, NamespaceStatus)>,
 }
 
-/// DELTA or SNAPSHOT, down: a slice of what leads to the state that `head` names.
+/// DELTA or SNAPSHOT, down (a SNAPSHOT after OFFER: up): a slice of what leads to the state that `head` names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Slice {
     /// The state at the end of the transfer.
@@ -300,7 +300,7 @@ pub enum Frame {
     Slice(Box<Slice>),
     /// Type 7: HEADs of what this pipe wants; empty only keeps the pipe alive.
     Beacon(Vec<Head>),
-    /// Type 8: payload bytes taken off this pipe since HELLO.
+    /// Type 8, both ways: payload bytes taken off this pipe since HELLO.
     Credit(u64),
     /// Type 9.
     Ack(Ack),
@@ -310,6 +310,8 @@ pub enum Frame {
     Report(Box<Report>),
     /// Type 12, down, routed to the node: a higher boot of it is known, this one.
     Stale(Id, u64),
+    /// Type 13, down: send me your state at this position of the namespace.
+    Offer(String, Position),
     /// Type 14.
     Goodbye(Goodbye),
     /// A type that this side does not know.
@@ -487,6 +489,12 @@ impl Frame {
                 out.u64(*boot);
                 out
             }
+            Frame::Offer(namespace, position) => {
+                let mut out = start(13);
+                out.text(namespace, MAX_NAMESPACE);
+                put_position(&mut out, position);
+                out
+            }
             Frame::Goodbye(goodbye) => {
                 let mut out = start(14);
                 out.u8(goodbye.code as u8);
@@ -540,6 +548,7 @@ impl Frame {
             }),
             11 => Frame::Report(Box::new(Report::decode(&mut r)?)),
             12 => Frame::Stale(Id(r.array()?), r.u64()?),
+            13 => Frame::Offer(r.string(MAX_NAMESPACE, "namespace")?, get_position(&mut r)?),
             14 => {
                 let (code, detail, retry_after_ms) = (GoodbyeCode::decode(&mut r)?, r.u64()?, r.u32()?);
                 let len = usize::from(r.u8()?);

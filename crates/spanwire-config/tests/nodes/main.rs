@@ -1,5 +1,6 @@
 //! Sender and receiver, joined by hand (and in `sockets`, by real sockets): what each of them says, keeps and bounds.
 
+mod adopt;
 mod history;
 mod library;
 mod memory;

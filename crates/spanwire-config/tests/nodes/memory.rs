@@ -87,6 +87,11 @@ impl Memory {
         left
     }
 
+    /// The last answer, once.
+    pub(crate) fn answer(&mut self) -> Option<Answer> {
+        self.answer.take()
+    }
+
     #[track_caller]
     pub(crate) fn commit(&mut self, changes: &ChangeSet) -> (Position, Vec<AuthorityAction>) {
         self.requests += 1;

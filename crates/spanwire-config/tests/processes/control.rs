@@ -5,7 +5,7 @@ use std::time::Duration;
 use spanwire_config::client::{Client, ClientError, Commit, Committed, Revert};
 use spanwire_config::rollout::{Gate, Plan, Stage, WHOLE};
 use spanwire_config::wire::client::{
-    Ask, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, Step, Writable,
+    Ask, BeginWith, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, Step, Writable,
 };
 use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, serve};
 
@@ -394,6 +394,116 @@ fn those_who_wait_are_bounded_and_who_is_gone_makes_room() {
     await_that("room", || {
         short.follow(head, Duration::from_millis(10)).is_ok_and(|page| page.commits.is_empty())
     });
+}
+#[test]
+fn a_lost_store_is_adopted_from_the_nodes_in_a_new_epoch() {
+    let w = World::new();
+    let mut server = Running::serve(w.log_config());
+    let client = w.client();
+    let content = [("a", "1".to_owned()), ("large", "x".repeat(900 << 10)), ("more", "y".repeat(900 << 10))];
+    let content = content.each_ref().map(|(key, value)| (*key, value.as_str()));
+    client.commit(&expecting(FIRST, put(&content))).expect("the first");
+    let _agents = ["n1", "n2"].map(|name| Running::agent(w.agent_config(name)));
+    ["n1", "n2"].iter().for_each(|name| await_that("the first", || w.tree(name) == state(&content)));
+    let refused = client.begin(Id([1; 16]), BeginWith::Nothing);
+    assert!(matches!(refused, Err(ClientError::Invalid { code: InvalidCode::NotNow, .. })), "{refused:?}");
+    server.end().expect("a clean end");
+    std::fs::remove_dir_all(w.path("state")).expect("ours");
+
+    let mut server = Running::serve(w.log_config());
+    await_that("both nodes to show what they hold", || {
+        client.holdings().expect("an answer").iter().any(|h| h.nodes == 2 && h.for_all && h.position.rev == 1)
+    });
+    // Nothing begins by itself.
+    let refused = client.commit(&expecting(FIRST, put(&[("b", "1")])));
+    assert!(matches!(refused, Err(ClientError::ReadOnly { why: Writable::Vacant, .. })), "{refused:?}");
+    let nowhere = client.begin(Id([2; 16]), BeginWith::Node(Some(Place { epoch: 1, rev: 7 })));
+    assert!(matches!(nowhere, Err(ClientError::Invalid { code: InvalidCode::NoSuch, .. })), "{nowhere:?}");
+    let begun =
+        client.begin(Id([3; 16]), BeginWith::Node(Some(Place { epoch: 1, rev: 1 }))).expect("adopted");
+    assert_eq!((begun.at, begun.replay), (Place { epoch: 2, rev: 2 }, false));
+    let again = client.begin(Id([3; 16]), BeginWith::Node(None)).expect("the same answer");
+    assert_eq!(again, Committed { replay: true, ..begun });
+    assert_eq!(client.list(b"", None).expect("read").1, state(&content));
+    let all = client.wait(begun.at, Level::Applied, Duration::from_secs(20), &Selector::default());
+    assert_eq!(all.expect("an answer").ok.len(), 2);
+    commit(&client, put(&[("a", "2")]));
+    await_that("the next commit", || w.tree("n1").get("a") == Some(&Entry::new(0, "2")));
+    // With what is there, and with nothing.
+    let same = client.begin(Id([4; 16]), BeginWith::Same).expect("begun");
+    assert_eq!(same.at, Place { epoch: 3, rev: 4 });
+    server.end().expect("a clean end");
+    std::fs::remove_dir_all(w.path("state")).expect("ours");
+    let _server = Running::serve(w.log_config());
+    await_that("both nodes", || client.holdings().expect("an answer").iter().any(|h| h.nodes == 2));
+    assert_eq!(client.begin(Id([5; 16]), BeginWith::Nothing).expect("begun").at, Place { epoch: 4, rev: 5 });
+    await_that("nothing", || w.tree("n1").is_empty() && w.tree("n2").is_empty());
+}
+
+#[test]
+fn a_directory_takes_the_place_of_commits_only_if_that_is_meant() {
+    let w = World::new();
+    let mut server = Running::serve(w.log_config());
+    let client = w.client();
+    client.commit(&expecting(FIRST, put(&[("a", "1"), ("b", "2")]))).expect("the first");
+    server.end().expect("a clean end");
+    // It holds the same but for two keys.
+    w.write("src/a", "1");
+    w.write("src/c", "3");
+    let published = serve::Config { state: w.path("state"), control: vec![w.control()], ..w.serve_config() };
+    let why = Running::serve(published.clone()).refusal();
+    assert!(why.contains("change 2 of its keys") && why.contains("--replace"), "{why}");
+    let mut server = Running::serve(w.log_config());
+    assert_eq!(client.list(b"", None).expect("read").1, state(&[("a", "1"), ("b", "2")]));
+    server.end().expect("a clean end");
+    let mut server = Running::serve(serve::Config { replace: true, ..published.clone() });
+    server.await_line("revision 1/");
+    assert_eq!(client.list(b"", None).expect("read").1, state(&[("a", "1"), ("c", "3")]));
+    server.end().expect("a clean end");
+    // From now on it is the directory's.
+    w.write("src/c", "4");
+    let mut server = Running::serve(published.clone());
+    server.await_line("revision 1/");
+    server.end().expect("a clean end");
+    // Nothing to replace: the directory holds what was committed.
+    let mut server = Running::serve(w.log_config());
+    commit(&client, put(&[("d", "5")]));
+    server.end().expect("a clean end");
+    w.write("src/d", "5");
+    let server = Running::serve(published);
+    server.await_line("clients at");
+    assert_eq!(client.get(&key("d"), None).expect("read").1, Some(Entry::new(0, "5")));
+}
+
+#[test]
+fn many_clients_at_once_commit_each_once_and_in_their_order() {
+    const CLIENTS: usize = 16;
+    const EACH: usize = 20;
+    let w = World::new();
+    let mut server = Running::serve(w.log_config());
+    let first = w.client();
+    first.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first");
+    let mut revs: Vec<u64> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|n| {
+                let client = w.client();
+                scope.spawn(move || {
+                    let one = |i: usize| commit(&client, put(&[(&format!("k{n}"), &i.to_string())])).at.rev;
+                    let revs: Vec<u64> = (0..EACH).map(one).collect();
+                    assert!(revs.is_sorted(), "{revs:?}");
+                    revs
+                })
+            })
+            .collect();
+        clients.into_iter().flat_map(|client| client.join().expect("no panic")).collect()
+    });
+    revs.sort_unstable();
+    assert_eq!(revs, (2..=(CLIENTS * EACH) as u64 + 1).collect::<Vec<_>>(), "each once");
+    server.end().expect("a clean end");
+    let _server = Running::serve(w.log_config());
+    let (tip, held) = first.list(b"", None).expect("read");
+    assert_eq!((tip.position.rev, held.keys()), ((CLIENTS * EACH) as u64 + 1, CLIENTS as u32 + 1));
+    assert!(held.iter().skip(1).all(|(_, entry)| &entry.value()[..] == b"19"));
 }
 
 fn canaries(gate: Option<Gate>) -> Plan {

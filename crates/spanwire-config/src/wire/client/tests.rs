@@ -91,6 +91,23 @@ fn rollout() -> impl Strategy<Value = RolloutLine> {
     )
 }
 
+fn begin_with() -> impl Strategy<Value = BeginWith> {
+    prop_oneof![
+        Just(BeginWith::Nothing),
+        Just(BeginWith::Same),
+        option::of(place()).prop_map(BeginWith::Node)
+    ]
+}
+
+fn holding() -> impl Strategy<Value = Holding> {
+    (tip(), any::<bool>(), any::<u32>()).prop_map(|(Tip { position, digest, .. }, for_all, nodes)| Holding {
+        position,
+        digest,
+        for_all,
+        nodes,
+    })
+}
+
 fn ask() -> impl Strategy<Value = Ask> {
     let how = || (option::of(plan()), any::<bool>());
     let step = prop_oneof![
@@ -146,7 +163,13 @@ fn ask() -> impl Strategy<Value = Ask> {
             namespace,
             state
         })),
-        (40u8..=255).prop_map(Ask::Unknown),
+        words().prop_map(Ask::Holdings),
+        (id(), words(), begin_with()).prop_map(|(request, namespace, with)| Ask::Begin(BeginAsk {
+            request,
+            namespace,
+            with
+        })),
+        (42u8..=255).prop_map(Ask::Unknown),
     ]
 }
 
@@ -248,7 +271,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         nodes().prop_map(|nodes| Reply::Nodes(Box::new(nodes))),
         (place(), any::<bool>(), vec(commit(), 0..3))
             .prop_map(|(head, more, commits)| Reply::Commits(Commits { head, more, commits })),
-        (75u8..=255).prop_map(Reply::Unknown),
+        vec(holding(), 0..4).prop_map(Reply::Holdings),
+        (81u8..=255).prop_map(Reply::Unknown),
     ]
 }
 

@@ -1,0 +1,90 @@
+//! The verbs that begin a new epoch: with what a node holds, with what is there, with nothing.
+//!
+//! Owns: looking before it is done. Never: a choice between two histories.
+
+use clap::{Args, Subcommand};
+use spanwire_config::Id;
+use spanwire_config::client::Client;
+use spanwire_config::wire::client::BeginWith;
+
+use super::{Failed, REFUSED, Res, Rev, To, done, id, print, random};
+use crate::show;
+
+#[derive(Args, Debug)]
+pub(crate) struct Again {
+    /// Repeat a request that had no answer: the id that was printed.
+    #[arg(long, value_name = "ID", value_parser = id)]
+    request: Option<Id>,
+}
+
+impl Again {
+    fn begin(&self, client: &Client, with: BeginWith) -> Res<()> {
+        let request = self.request.map_or_else(random, Ok)?;
+        done(request, client.begin(request, with))
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Verb {
+    /// Where the server has lost its store: show what nodes hold, or go on from it in a new epoch.
+    Adopt {
+        #[command(flatten)]
+        to: To,
+        #[command(flatten)]
+        again: Again,
+        /// Take the highest that is for all.
+        #[arg(long)]
+        highest: bool,
+        /// Take this one.
+        #[arg(long, value_name = "EPOCH:REV", conflicts_with = "highest")]
+        at: Option<Rev>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Where the server has lost its store, or has none yet: begin a new epoch with nothing.
+    Init {
+        #[command(flatten)]
+        to: To,
+        #[command(flatten)]
+        again: Again,
+    },
+    /// Begin a new epoch with what is there: where nodes show a later history than the server's.
+    NewEpoch {
+        #[command(flatten)]
+        to: To,
+        #[command(flatten)]
+        again: Again,
+    },
+}
+
+pub(crate) fn run(verb: Verb) -> Res<()> {
+    match verb {
+        Verb::Init { to, again } => again.begin(&to.client()?, BeginWith::Nothing),
+        Verb::NewEpoch { to, again } => again.begin(&to.client()?, BeginWith::Same),
+        Verb::Adopt { to, again, highest, at, json } => {
+            let client = to.client()?;
+            if highest || at.is_some() {
+                return again.begin(&client, BeginWith::Node(at.map(whole).transpose()?));
+            }
+            let holdings = client.holdings()?;
+            print(&show::holdings(&holdings, json));
+            if holdings.is_empty() {
+                return Err(Failed(
+                    REFUSED,
+                    "no node that is here holds anything (wait until they are)".into(),
+                ));
+            }
+            eprintln!("to go on from the first that is for all: --highest; from another: --at EPOCH:REV");
+            Ok(())
+        }
+    }
+}
+
+/// Nobody knows the epoch of a revision that is not here.
+fn whole(rev: Rev) -> Res<spanwire_config::Place> {
+    let Rev { epoch, rev } = rev;
+    match epoch {
+        Some(epoch) => Ok(spanwire_config::Place { epoch, rev }),
+        None => super::senseless("name it whole: EPOCH:REV"),
+    }
+}
