@@ -47,6 +47,10 @@ impl Replica {
         }
         self.note_seq(cx, head);
         self.withdrawn(cx, head);
+        if !self.stands(head) && !planted("canary-without-for-all") {
+            cx.count("canary-out-of-turn", 1);
+            return Verdict::Ignore;
+        }
         let Some(tip) = tip else { return self.news(cx, head) };
         match order(&head.position, &tip.position) {
             Some(std::cmp::Ordering::Less) | None => {
@@ -81,6 +85,18 @@ impl Replica {
     fn is_meant(&self, head: &Head) -> bool {
         let ReplicaSettings { node, labels, .. } = &self.settings;
         self.relays() || admits(&head.audience, *node, labels)
+    }
+
+    /// Whether what is for a cohort, if it is news, stands on what is held: for all, and the one before it. A relay serves
+    /// both.
+    fn stands(&self, head: &Head) -> bool {
+        let tip = self.tip().map(|held| &held.head);
+        let news = tip.is_none_or(|tip| tip.position < head.position);
+        let next = tip.is_some_and(|tip| {
+            (tip.position.epoch, tip.position.rev) == (head.position.epoch, head.prev_rev)
+                && tip.audience.is_empty()
+        });
+        !self.relays() || head.audience.is_empty() || !news || next
     }
 
     /// Who shows an older revision after one for a cohort does not send that one any more: its stage is over, and the

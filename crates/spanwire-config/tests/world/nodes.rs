@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use spanwire::protocol::{Protocol, Receives, Time};
-use spanwire_config::rollout::Plan;
+use spanwire_config::rollout::{Plan, WHOLE};
 use spanwire_config::sign::Secret;
 use spanwire_config::source::{
     Batch, Disk, Embedded, Health, Record, Recovered, Snapshot, Source, SourceError,
@@ -84,6 +84,8 @@ pub(crate) struct Server {
     due: Option<Time>,
     /// When the nodes of a cohort are counted next.
     count: Option<Time>,
+    /// A stage passed that should not have.
+    pub(crate) wrong: Option<String>,
 }
 
 impl Server {
@@ -120,7 +122,8 @@ impl Server {
         };
         let distributor = Distributor::new(settings.clone(), driver.machine().origin());
         let socket = Scripted::new(distributor, ROOM, io.rng().next());
-        let mut server = Server { socket, settings, driver, shelf, tickets: 0, lazy, due: None, count: None };
+        let mut server =
+            Server { socket, settings, driver, shelf, tickets: 0, lazy, due: None, count: None, wrong: None };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
         server
@@ -156,9 +159,23 @@ impl Server {
             return io.wake_at(due);
         }
         let nodes = self.socket.protocol().cohort(of.0, &of.1);
-        let event = AuthorityEvent::Cohort(of, nodes);
+        let event = AuthorityEvent::Cohort(of.clone(), nodes.clone());
+        let stage = |server: &Self| server.driver.machine().rollout(now).map(|(open, ..)| open.stage);
+        let gate =
+            self.driver.machine().rollout(now).and_then(|(open, ..)| open.plan.stages[open.stage].gate);
+        let before = stage(self);
         let left = self.shelf.clone().lend(io.disk, |_| self.driver.tell_at(event, now));
         self.bring(io, left);
+        if self.driver.machine().position() == Some(of.0) && stage(self) != before {
+            let here = nodes.iter().filter(|node| node.here);
+            let applied = here.clone().filter(|node| node.applied).count();
+            let needed = here.count() * usize::from(gate.map_or(u16::MAX, |gate| gate.applied));
+            if applied * usize::from(WHOLE) < needed
+                || applied == 0 && gate.is_none_or(|gate| gate.applied > 0)
+            {
+                self.wrong = Some(format!("rollout: a stage of {} passed, and {nodes:?}", of.0));
+            }
+        }
         self.count = Some(now + GATE);
         io.wake_at(now + GATE);
     }

@@ -378,6 +378,14 @@ impl Model for Tree {
         self.learn(net);
         let Some(n) = node else { return Ok(()) };
         if let Some(machine) = relay(net, n).map(|relay| &relay.machine) {
+            if let Some((canary, _)) = machine.canary()
+                && machine.held().map(|(held, _)| held.position.rev) != Some(canary.prev_rev)
+            {
+                return Err(format!(
+                    "rollout: relay {n} holds {} and not what it stands on",
+                    canary.position
+                ));
+            }
             let held = [machine.held(), machine.canary()].into_iter().flatten();
             self.held[n].extend(held.map(|(held, _)| place(&held.position)));
         }

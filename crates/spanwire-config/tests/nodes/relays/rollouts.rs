@@ -146,6 +146,24 @@ fn a_relay_that_comes_during_a_rollout_gets_what_is_for_all_first() {
 }
 
 #[test]
+fn a_relay_takes_no_canary_that_does_not_stand_on_what_it_holds() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    let mut late = Script::new(Replica::new(labelled(9, &[("canary", "yes")])));
+    let mut wire = Wire::new(&mut t.a, &mut late);
+    wire.flow(&mut t.a, &mut late);
+    assert_eq!(wire.slices().last().map(|slice| slice.head.position.rev), Some(2), "a snapshot");
+    let replayed: Vec<Vec<u8>> =
+        wire.down.iter().filter(|f| matches!(f, Frame::Slice(_))).map(Frame::encode).collect();
+    let mut relay = Relay::new(60);
+    let wire = Wire::new(&mut t.a, &mut relay);
+    relay.upper.arrive(wire.below, replayed);
+    relay.turn();
+    assert!(relay.machine.canary().is_none() && relay.upper.protocol.visible().is_none());
+    assert_eq!(relay.upper.counted("canary-out-of-turn"), 1);
+}
+
+#[test]
 fn a_relay_that_starts_again_serves_both_states_from_its_cache() {
     let mut t = Tree::new();
     let at = open(&mut t.a, &puts([("a", "2")]));

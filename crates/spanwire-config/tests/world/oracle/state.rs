@@ -148,6 +148,9 @@ impl Oracle {
         self.conversations
             .retain(|link, talk| talk.server != s || open.iter().any(|view| view.link == *link));
         let Some(server) = server(net, s) else { return Ok(()) };
+        if let Some(wrong) = &server.wrong {
+            return Err(wrong.clone());
+        }
         let protocol = server.socket.protocol();
 
         let (steps, bytes) = protocol.log_size();
