@@ -268,6 +268,7 @@ impl Demo<'_> {
             if Instant::now() > latest {
                 return Err(format!("waited {PATIENCE:?} for {what}"));
             }
+            // Of files and of other processes nobody tells.
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())

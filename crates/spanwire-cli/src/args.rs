@@ -49,6 +49,7 @@ pub(crate) enum Type {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_group("source", |source| source.required(true)))]
 pub(crate) struct Sender {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -82,6 +83,7 @@ pub(crate) struct Subscriber {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_group("source", |source| source.required(true)))]
 pub(crate) struct Requester {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -104,7 +106,7 @@ pub(crate) struct Replier {
     #[command(flatten)]
     pub(crate) common: Common,
     #[command(flatten)]
-    pub(crate) source: MaybeSource,
+    pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) receiving: Receiving,
     /// End after N requests [default: never]
@@ -117,7 +119,7 @@ pub(crate) struct Both {
     #[command(flatten)]
     pub(crate) common: Common,
     #[command(flatten)]
-    pub(crate) source: MaybeSource,
+    pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) sending: Sending,
     #[command(flatten)]
@@ -180,22 +182,10 @@ fn urls<'a>(full: &'a [String], ports: &'a [u16], paths: &'a [String]) -> impl I
     full.iter().cloned().chain(ports).chain(paths.iter().map(|path| format!("ipc://{path}")))
 }
 
-/// What to send.
+/// What to send; who cannot do without it requires the group.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "source", multiple = false)]
 pub(crate) struct Source {
-    /// Send STR
-    #[arg(long, short = 'D', value_name = "STR", allow_hyphen_values = true)]
-    pub(crate) data: Option<OsString>,
-    /// Send what is in the file, as one message; - is the standard input
-    #[arg(long, short = 'F', value_name = "PATH")]
-    pub(crate) file: Option<PathBuf>,
-}
-
-/// What to send, if anything.
-#[derive(Debug, Args)]
-#[group(multiple = false)]
-pub(crate) struct MaybeSource {
     /// Send STR
     #[arg(long, short = 'D', value_name = "STR", allow_hyphen_values = true)]
     pub(crate) data: Option<OsString>,

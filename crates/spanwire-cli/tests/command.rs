@@ -345,7 +345,7 @@ fn a_signal_while_a_send_waits_tells_what_is_undelivered() {
     // A pull peer that says hello and then never reads.
     let (mut stream, _) = listener.accept().expect("it connects");
     stream.write_all(b"\0SP\0\0\x51\0\0").expect("it is there");
-    // What the system holds for it rises until nothing more fits.
+    // What the system holds for it rises until nothing more fits; of that it tells nobody, so it is looked at again.
     let (mut there, mut looks, mut seen) = (0, 0, vec![0; 64 << 20]);
     while looks < 20 {
         std::thread::sleep(Duration::from_millis(10));
@@ -376,6 +376,7 @@ fn pair_sends_at_its_interval_to_a_peer_that_never_pauses() {
     let mut out = pair.stdout.take().expect("it was piped");
     let reader = std::thread::spawn(move || {
         while out.read_exact(&mut [0; 4096]).is_ok() {
+            // The pace is the test's: slower than what comes in.
             std::thread::sleep(Duration::from_millis(1));
         }
     });

@@ -415,6 +415,7 @@ impl Client {
                     if pause >= latest.saturating_duration_since(Instant::now()) {
                         return Err(ClientError::Busy);
                     }
+                    // No word comes when there is room: the authority said after which time to ask.
                     std::thread::sleep(pause);
                 }
                 other => return Ok(other),

@@ -270,7 +270,8 @@ impl Desk {
                 };
                 self.reply(request, &reply);
             }
-            // Reports come in swarms, and each look is at all nodes: a tenth of the time at most goes to looking.
+            // Reports come in swarms, and each look is at all nodes: a tenth of the time at most goes to looking. The rest is
+            // a pause on purpose, which no condition may end.
             std::thread::sleep(cost.saturating_mul(9).min(Duration::from_millis(200)));
         }
     }

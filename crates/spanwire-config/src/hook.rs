@@ -92,6 +92,8 @@ impl Hook<'_> {
 mod tests {
     use std::time::Instant;
 
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
     use crate::process::{Stopper, shutdown};
 
@@ -139,13 +141,13 @@ mod tests {
         let mut w = world();
         w.run("true", Duration::MAX, &["a"]).expect("it runs");
         let stop = w.stop.take();
-        let marker = w.temp.path().join("runs");
+        let runs = w.temp.path().join("runs");
+        mknodat(CWD, &runs, FileType::Fifo, Mode::RWXU, 0).expect("writable");
         let ending = std::thread::spawn(move || {
-            let latest = Instant::now() + LONG;
-            while !marker.exists() && Instant::now() < latest {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            // Opened when the other end is: by the command, when it runs.
+            let opened = std::fs::File::open(runs);
             drop(stop);
+            opened.expect("ours");
         });
         let began = Instant::now();
         let ended = w.run("echo > \"$CONFIG_SYNC_OUT/runs\"; sleep 1000", LONG * 10, &["a"]);

@@ -394,6 +394,7 @@ pub(crate) fn bind<P: spanwire::protocol::Protocol>(
             Err(spanwire::Error::Bind { source, .. })
                 if source.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < latest =>
             {
+                // The other process does not tell when it lets go.
                 std::thread::sleep(Duration::from_millis(20));
             }
             bound => return bound,

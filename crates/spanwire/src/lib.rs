@@ -22,7 +22,7 @@
 //! any task may use a socket at once. For several sockets there is [`Poller`]; for a foreign event loop
 //! [`Socket::readable_fd`]. Own protocols implement [`protocol::Protocol`], own transports [`transport::Transport`]; the
 //! built-in ones use nothing that yours could not.
-#![deny(missing_docs)]
+#![deny(missing_docs, unsafe_code)]
 
 mod engine;
 mod error;

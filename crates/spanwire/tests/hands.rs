@@ -7,28 +7,26 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use spanwire::protocol::*;
 use spanwire::transport::{
     Bag, Connection, Dialer, Facts, Listener, MessagePipe, MessageReader, MessageWriter, Notifier, Registrar,
-    Stream, StreamWriter, Target, Tcp, Transport,
+    StreamWriter, Target, Transport,
 };
 use spanwire::wire::{Hello, Inbox, PeerHello};
 use spanwire::{Event, Interest, Limit, Message, Pair, Poller, Pull, Push, RecvError, Socket, device};
 
-const SOON: Duration = Duration::from_secs(60);
-const TCP: &str = "tcp://127.0.0.1:0";
+#[path = "common/tapped.rs"]
+mod tapped;
+#[path = "common/wait.rs"]
+mod wait;
 
-#[track_caller]
-fn until(what: &str, mut f: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !f() {
-        assert!(began.elapsed() < SOON, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
+use tapped::{Tap, Tapped, tapped};
+use wait::{SOON, until};
+
+const TCP: &str = "tcp://127.0.0.1:0";
 
 /// Dials connections that `make` makes, one an attempt.
 struct Dials<F>(Arc<F>);
@@ -225,9 +223,9 @@ fn a_pipe_that_its_protocol_closes_while_it_opens_is_dialled_again() {
 
 // ------------------------------------------------------------ streams that buffer
 
-/// What the test sees and says of a buffering stream.
+/// Tcp that keeps what is written until it is flushed, or shut down, as TLS may; and what the test sees and says of it.
 #[derive(Clone)]
-struct Levers {
+struct Buffering {
     /// A write took bytes, and waits for `go`.
     wrote: Sender<()>,
     go: Receiver<()>,
@@ -236,74 +234,43 @@ struct Levers {
     notifier: Sender<Notifier>,
     /// How often `shutdown` is called before it is done; what was written leaves with the last.
     shutdowns: usize,
-}
-
-/// Tcp that keeps what is written until it is flushed, or shut down, as TLS may.
-struct Buffering(Box<dyn Stream>, Levers);
-
-impl Stream for Buffering {
-    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
-        self.1.notifier.send(registrar.notifier()).unwrap();
-        self.0.register(registrar)
-    }
-    fn establish(&mut self) -> io::Result<bool> {
-        self.0.establish()
-    }
-    fn facts(&self) -> Facts {
-        self.0.facts()
-    }
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
-        let (reader, writer) = self.0.split()?;
-        let levers = self.1.clone();
-        Ok((Box::new(Looks(reader, self.1)), Box::new(Keeps { writer, levers, kept: Vec::new() })))
-    }
-}
-
-struct Looks(Box<dyn Read + Send>, Levers);
-
-impl Read for Looks {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let result = self.0.read(bytes);
-        if matches!(&result, Err(e) if e.kind() == ErrorKind::WouldBlock) {
-            let _ = self.1.read.send(());
-        }
-        result
-    }
-}
-
-struct Keeps {
-    writer: Box<dyn StreamWriter>,
-    levers: Levers,
     kept: Vec<u8>,
 }
 
-impl Write for Keeps {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Tap for Buffering {
+    fn registered(&self, registrar: &Registrar<'_>) {
+        self.notifier.send(registrar.notifier()).unwrap();
+    }
+    fn read(&mut self, reader: &mut dyn Read, into: &mut [u8]) -> io::Result<usize> {
+        let result = reader.read(into);
+        if matches!(&result, Err(e) if e.kind() == ErrorKind::WouldBlock) {
+            let _ = self.read.send(());
+        }
+        result
+    }
+    fn write(&mut self, writer: &mut dyn StreamWriter, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() == 8 {
-            return self.writer.write(bytes); // the handshake
+            return writer.write(bytes); // the handshake
         }
         self.kept.extend_from_slice(bytes);
-        let _ = self.levers.wrote.send(());
-        let _ = self.levers.go.recv();
+        let _ = self.wrote.send(());
+        let _ = self.go.recv();
         Ok(bytes.len())
     }
-    fn flush(&mut self) -> io::Result<()> {
-        if self.levers.shutdowns == 0 {
-            let n = self.writer.write(&self.kept)?;
+    fn flush(&mut self, writer: &mut dyn StreamWriter) -> io::Result<()> {
+        if self.shutdowns == 0 {
+            let n = writer.write(&self.kept)?;
             self.kept.drain(..n);
         }
-        self.writer.flush()
+        writer.flush()
     }
-}
-
-impl StreamWriter for Keeps {
-    fn shutdown(&mut self) -> io::Result<bool> {
-        self.levers.shutdowns = self.levers.shutdowns.saturating_sub(1);
-        if self.levers.shutdowns > 0 {
+    fn shutdown(&mut self, writer: &mut dyn StreamWriter) -> io::Result<bool> {
+        self.shutdowns = self.shutdowns.saturating_sub(1);
+        if self.shutdowns > 0 {
             return Ok(false);
         }
-        self.flush()?;
-        self.writer.shutdown()
+        self.flush(writer)?;
+        writer.shutdown()
     }
 }
 
@@ -322,17 +289,17 @@ fn buffered(shutdowns: usize) -> Buffered {
     let (go, go_rx) = unbounded();
     let (read_tx, read) = unbounded();
     let (notifier_tx, notifier) = unbounded();
-    let levers = Levers { wrote: wrote_tx, go: go_rx, read: read_tx, notifier: notifier_tx, shutdowns };
+    let tap = Buffering {
+        wrote: wrote_tx,
+        go: go_rx,
+        read: read_tx,
+        notifier: notifier_tx,
+        shutdowns,
+        kept: Vec::new(),
+    };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let tcp = Tcp.dialer(&format!("tcp://{}", listener.local_addr().unwrap()), &Bag::default()).unwrap();
-    let transport = Dials(Arc::new(move || match tcp.dial(None)? {
-        Connection::Stream(stream, wire) => {
-            Ok(Connection::Stream(Box::new(Buffering(stream, levers.clone())), wire))
-        }
-        other => Ok(other),
-    }));
-    let push = Push::builder().transport(transport).build().unwrap();
-    push.connect("hand://").unwrap();
+    let push = Push::builder().transport(Tapped::new(tap)).build().unwrap();
+    push.connect(&tapped(&format!("tcp://{}", listener.local_addr().unwrap()))).unwrap();
     let (mut peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(SOON)).unwrap();
     peer.write_all(b"\0SP\0\0\x51\0\0").unwrap();

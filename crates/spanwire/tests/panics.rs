@@ -1,30 +1,26 @@
 //! Panics in a user's own protocol or transport: a transport's costs its connection, a protocol's its socket, and
 //! neither the driver nor any other socket.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use spanwire::protocol::*;
-use spanwire::transport::{
-    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
-};
+use spanwire::transport::StreamWriter;
 use spanwire::{Event, Interest, Message, Poller, Pull, Push, RecvError, Socket};
 
-const SOON: Duration = Duration::from_secs(60);
-const TCP: &str = "tcp://127.0.0.1:0";
+#[path = "common/tapped.rs"]
+mod tapped;
+#[path = "common/wait.rs"]
+mod wait;
 
-#[track_caller]
-fn until(what: &str, mut f: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !f() {
-        assert!(began.elapsed() < SOON, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
+use tapped::{At, Tap, Tapped, plain, tapped};
+use wait::{SOON, until};
+
+const TCP: &str = "tcp://127.0.0.1:0";
 
 /// A pull that panics at messages of these words, in the method that they name.
 #[derive(Debug, Default)]
@@ -188,131 +184,42 @@ fn a_poller_that_waits_for_more_than_one_keeps_the_others() {
     others_work(&bystander);
 }
 
-/// Where a transport of tests panics.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum At {
-    Resolve,
-    Dial,
-    Register,
-    Establish,
-    Facts,
-    Split,
-    /// When the bytes `boom` pass.
-    Read,
-    Write,
-    Accept,
-}
-
-/// Tcp that panics, the first time only.
+/// Panics at this call, the first time only; at a read or a write when the bytes `boom` pass.
 #[derive(Clone)]
 struct Shaky(At, Arc<AtomicUsize>);
 
 impl Shaky {
-    fn new(at: At) -> Self {
-        Shaky(at, Arc::default())
+    fn over_tcp(at: At) -> Tapped<(), Shaky> {
+        Tapped::new(Shaky(at, Arc::default()))
     }
     #[track_caller]
-    fn at(&self, at: At) {
+    fn panic_at(&self, at: At) {
         assert!(self.0 != at || self.1.fetch_add(1, Ordering::Relaxed) > 0, "as asked");
     }
 }
 
-impl Transport for Shaky {
-    fn schemes(&self) -> &'static [&'static str] {
-        &["shaky"]
+impl Tap for Shaky {
+    fn at(&self, at: At) -> io::Result<()> {
+        if !matches!(at, At::Read | At::Write) {
+            self.panic_at(at);
+        }
+        Ok(())
     }
-    fn dialer(&self, url: &str, options: &Bag) -> io::Result<Box<dyn Dialer>> {
-        let tcp: Arc<dyn Dialer> = Tcp.dialer(&url.replacen("shaky", "tcp", 1), options)?.into();
-        Ok(Box::new(Shaken(tcp, self.clone())))
+    fn resolves(&self) -> bool {
+        self.0 == At::Resolve
     }
-    fn listen(&self, url: &str, options: &Bag) -> io::Result<Box<dyn Listener>> {
-        Ok(Box::new(Shaken(Tcp.listen(&url.replacen("shaky", "tcp", 1), options)?, self.clone())))
-    }
-}
-
-struct Shaken<T>(T, Shaky);
-
-fn shaken(connection: Connection, by: &Shaky) -> Connection {
-    match connection {
-        Connection::Stream(stream, wire) => Connection::Stream(Box::new(Shaken(stream, by.clone())), wire),
-        other => other,
-    }
-}
-
-impl Dialer for Shaken<Arc<dyn Dialer>> {
-    fn needs_resolve(&self) -> bool {
-        self.1.0 == At::Resolve || self.0.needs_resolve()
-    }
-    fn resolve(&self) -> io::Result<Vec<Target>> {
-        self.1.at(At::Resolve);
-        Ok(vec![Target::new("itself", ())])
-    }
-    fn dial(&self, target: Option<&Target>) -> io::Result<Connection> {
-        self.1.at(At::Dial);
-        let target = if self.1.0 == At::Resolve { None } else { target };
-        Ok(shaken(self.0.dial(target)?, &self.1))
-    }
-}
-
-impl Listener for Shaken<Box<dyn Listener>> {
-    fn url(&self) -> String {
-        self.0.url().replacen("tcp", "shaky", 1)
-    }
-    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
-        self.0.register(registrar)
-    }
-    fn accept(&mut self) -> io::Result<Connection> {
-        let connection = self.0.accept()?;
-        self.1.at(At::Accept);
-        Ok(shaken(connection, &self.1))
-    }
-}
-
-impl Stream for Shaken<Box<dyn Stream>> {
-    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
-        self.1.at(At::Register);
-        self.0.register(registrar)
-    }
-    fn establish(&mut self) -> io::Result<bool> {
-        self.1.at(At::Establish);
-        self.0.establish()
-    }
-    fn facts(&self) -> Facts {
-        self.1.at(At::Facts);
-        self.0.facts()
-    }
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
-        self.1.at(At::Split);
-        let (reader, writer) = self.0.split()?;
-        Ok((Box::new(Shaken(reader, self.1.clone())), Box::new(Shaken(writer, self.1))))
-    }
-}
-
-impl Read for Shaken<Box<dyn Read + Send>> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let n = self.0.read(bytes)?;
-        if bytes[..n].windows(4).any(|w| w == b"boom") {
-            self.1.at(At::Read);
+    fn read(&mut self, reader: &mut dyn Read, into: &mut [u8]) -> io::Result<usize> {
+        let n = reader.read(into)?;
+        if into[..n].windows(4).any(|w| w == b"boom") {
+            self.panic_at(At::Read);
         }
         Ok(n)
     }
-}
-
-impl Write for Shaken<Box<dyn StreamWriter>> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, writer: &mut dyn StreamWriter, bytes: &[u8]) -> io::Result<usize> {
         if bytes.windows(4).any(|w| w == b"boom") {
-            self.1.at(At::Write);
+            self.panic_at(At::Write);
         }
-        self.0.write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl StreamWriter for Shaken<Box<dyn StreamWriter>> {
-    fn shutdown(&mut self) -> io::Result<bool> {
-        self.0.shutdown()
+        writer.write(bytes)
     }
 }
 
@@ -321,8 +228,8 @@ fn a_transports_panic_while_it_connects_is_a_failed_attempt() {
     for at in [At::Resolve, At::Dial, At::Register, At::Establish, At::Facts, At::Split] {
         let bystander = bystander_pair();
         let pull = Pull::new().expect("a socket");
-        let url = pull.bind(TCP).expect("a free port").url().replacen("tcp", "shaky", 1);
-        let push = Push::builder().transport(Shaky::new(at)).build().expect("a socket");
+        let url = tapped(pull.bind(TCP).expect("a free port").url());
+        let push = Push::builder().transport(Shaky::over_tcp(at)).build().expect("a socket");
         let events = push.events();
         push.connect(&url).expect("a good address");
         push.send("x").expect("the second attempt makes it");
@@ -342,12 +249,12 @@ fn a_transports_panic_while_it_connects_is_a_failed_attempt() {
 fn a_transports_panic_costs_its_connection_and_no_other() {
     for at in [At::Read, At::Write] {
         let bystander = bystander_pair();
-        let (pull_at, push_at) = if at == At::Read { (at, At::Accept) } else { (At::Resolve, at) };
-        let pull = Pull::builder().transport(Shaky::new(pull_at)).build().expect("a socket");
-        let url = pull.bind("shaky://127.0.0.1:0").expect("a free port").url().to_owned();
+        let (pull_at, push_at) = if at == At::Read { (at, At::Accepted) } else { (At::Resolve, at) };
+        let pull = Pull::builder().transport(Shaky::over_tcp(pull_at)).build().expect("a socket");
+        let url = pull.bind("tapped://127.0.0.1:0").expect("a free port").url().to_owned();
         let good = Push::new().expect("a socket");
-        good.connect(&url.replacen("shaky", "tcp", 1)).expect("a good address");
-        let bad = Push::builder().transport(Shaky::new(push_at)).build().expect("a socket");
+        good.connect(&plain(&url)).expect("a good address");
+        let bad = Push::builder().transport(Shaky::over_tcp(push_at)).build().expect("a socket");
         bad.connect(&url).expect("a good address");
         assert!(good.wait_for_peers(1, SOON) && bad.wait_for_peers(1, SOON) && pull.wait_for_peers(2, SOON));
         let events = if at == At::Read { pull.events() } else { bad.events() };
@@ -373,9 +280,9 @@ fn a_transports_panic_costs_its_connection_and_no_other() {
 
 #[test]
 fn a_listeners_panic_pauses_it() {
-    let pull = Pull::builder().transport(Shaky::new(At::Accept)).build().expect("a socket");
+    let pull = Pull::builder().transport(Shaky::over_tcp(At::Accepted)).build().expect("a socket");
     let events = pull.events();
-    let url = pull.bind("shaky://127.0.0.1:0").expect("a free port").url().replacen("shaky", "tcp", 1);
+    let url = plain(pull.bind("tapped://127.0.0.1:0").expect("a free port").url());
     let push = Push::new().expect("a socket");
     push.connect(&url).expect("a good address");
     push.send("x").expect("kept until there is a peer");

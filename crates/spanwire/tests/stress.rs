@@ -6,46 +6,20 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use spanwire::{Interest, Limit, Message, Poller, Pull, Push, RecvError, Rep, Req, SendError};
 
+#[path = "common/executor.rs"]
+mod executor;
+#[path = "common/rng.rs"]
+mod rng;
+
+use executor::block_on;
+use rng::Rng;
+
 const GIVE_UP: Duration = Duration::from_secs(30);
-
-/// splitmix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
-
-/// A second executor beside tokio: one thread, one future, parked.
-fn block_on<F: Future>(f: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut f = std::pin::pin!(f);
-    loop {
-        match f.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(out) => return out,
-            Poll::Pending => std::thread::park_timeout(GIVE_UP),
-        }
-    }
-}
 
 /// Polls a future a few times, then drops it: what `select!` does.
 fn poll_some<F: Future>(f: F, times: u64) -> Option<F::Output> {

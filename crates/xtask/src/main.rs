@@ -116,7 +116,7 @@ fn interop(args: &[String]) -> Result<(), String> {
 /// The sockets once more, as on systems where callers do not drive: the driver does, always.
 fn portable(report: &mut Report) -> Result<(), String> {
     // A target directory of its own, or the flag would throw every other build away.
-    let tests = ["sockets", "stress", "times", "promises", "review", "transport_faults", "transports"];
+    let tests = ["sockets", "stress", "times", "promises", "defects", "transport_faults", "transports"];
     let tests = tests.into_iter().flat_map(|test| ["--test", test]);
     let mut cargo = cargo(["test", "--no-fail-fast", "-p", "spanwire", "-p", "spanwire-testkit"]);
     cargo.env("RUSTFLAGS", "--cfg spanwire_portable").env("CARGO_TARGET_DIR", root().join("target/portable"));

@@ -5,11 +5,12 @@ use std::time::Duration;
 use spanwire_config::client::{Client, ClientError, Commit, Committed, Revert};
 use spanwire_config::rollout::{Gate, Plan, Stage, WHOLE};
 use spanwire_config::wire::client::{
-    Ask, BeginWith, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, Step, Writable,
+    Ask, BeginWith, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, Step, WaitAsk,
+    Writable,
 };
 use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, serve};
 
-use super::{Running, World, await_that};
+use super::harness::{Running, World, await_that};
 
 const FIRST: Place = Place { epoch: 0, rev: 0 };
 
@@ -37,6 +38,12 @@ fn commit(client: &Client, changes: ChangeSet) -> Committed {
     client.commit(&Commit::new(changes).expect("randomness")).expect("committed")
 }
 
+/// Waits until the server has taken all that was asked before: requests of one connection are taken in their order.
+fn await_taken(asker: &spanwire::Req) {
+    let status = Ask::Status(StatusAsk { namespace: "config".into(), after: None }).encode();
+    asker.request_timeout(status, Duration::from_secs(20)).expect("an answer");
+}
+
 impl World {
     fn control(&self) -> String {
         format!("ipc://{}", self.path("control.ipc").display())
@@ -58,7 +65,7 @@ impl World {
 #[test]
 fn what_a_client_commits_reaches_the_nodes_and_is_there_after_a_restart() {
     let w = World::new();
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     let client = w.client();
     let first = client.commit(&expecting(FIRST, put(&[("a", "1"), ("d/b", "2")]))).expect("the first");
     assert_eq!((first.at, first.replay), (Place { epoch: 1, rev: 1 }, false));
@@ -68,7 +75,7 @@ fn what_a_client_commits_reaches_the_nodes_and_is_there_after_a_restart() {
     assert_eq!((Place::from(at.position), entry), (first.at, Some(Entry::new(0, "1"))));
     assert_eq!(client.get(&key("d"), None).expect("read").1, None, "a prefix is no key");
     let second = commit(&client, put(&[("a", "3")]));
-    server.end().expect("a clean end");
+    server.ends();
     let _server = Running::serve(w.log_config());
     let (at, all) = client.list(b"", None).expect("read");
     assert_eq!((Place::from(at.position), all), (second.at, state(&[("a", "3"), ("d/b", "2")])));
@@ -93,7 +100,7 @@ fn what_a_client_commits_reaches_the_nodes_and_is_there_after_a_restart() {
 #[test]
 fn invariant_15_a_repeat_of_a_request_commits_once_over_a_restart_too() {
     let w = World::new();
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     let client = w.client();
     let first = expecting(FIRST, put(&[("a", "1")]));
     let done = client.commit(&first).expect("committed");
@@ -104,7 +111,7 @@ fn invariant_15_a_repeat_of_a_request_commits_once_over_a_restart_too() {
     let import = Id::random().expect("randomness");
     let begun = client.import(import, state(&[("b", "1")])).expect("imported");
     assert_eq!((begun.at, begun.replay), (Place { epoch: 2, rev: 3 }, false));
-    server.end().expect("a clean end");
+    server.ends();
     let _server = Running::serve(w.log_config());
     assert_eq!(client.commit(&first).expect("the same answer"), again);
     let again = client.import(import, state(&[("b", "1")])).expect("the same answer");
@@ -152,9 +159,9 @@ fn invariant_17_a_wait_returns_by_its_timeout_with_each_node_in_one_list() {
     let _good = agent("good", "true");
     let _bad = agent("bad", "echo unwell >&2; exit 3");
     let _slow = agent("slow", "sleep 60");
-    let mut gone = agent("gone", "true");
+    let gone = agent("gone", "true");
     server.await_line("node gone");
-    gone.end().expect("a clean end");
+    gone.ends();
     let _ = ["slow", "bad", "good"].map(|name| {
         await_that(name, || {
             let nodes = client.status().expect("status").nodes;
@@ -196,13 +203,23 @@ fn invariant_17_a_wait_returns_by_its_timeout_with_each_node_in_one_list() {
         client.wait(at, Level::Visible, long, &selector(&["bad"], &[("kind", "good")])).expect("an answer");
     assert_eq!(kind, Default::default(), "both must hold");
     // And where the epoch changes under it.
-    let waiting = std::thread::spawn({
-        let (client, selector) = (w.client(), selector(&["slow"], &[]));
-        move || client.wait(at, Level::Applied, long, &selector)
+    let asker = spanwire::Req::new().expect("a socket");
+    asker.connect(&w.control()).expect("an address");
+    let ask = Ask::Wait(WaitAsk {
+        namespace: "config".into(),
+        position: at,
+        level: Level::Applied,
+        timeout_ms: u32::MAX,
+        selector: selector(&["slow"], &[]),
     });
-    std::thread::sleep(Duration::from_millis(50));
+    let waiting = asker.start(ask.encode()).expect("open");
+    await_taken(&asker);
     let begun = client.import(Id::random().expect("randomness"), state(&[("b", "1")])).expect("imported");
-    let told = waiting.join().expect("no panic");
+    let told = waiting.wait().expect("an answer");
+    let told = Reply::decode(&told.into_bytes()).expect("a reply");
+    assert!(matches!(told, Reply::Lost(head) if head == begun.at), "{told:?}");
+    // As a client hears it.
+    let told = client.wait(at, Level::Applied, long, &selector(&["slow"], &[]));
     assert!(matches!(told, Err(ClientError::Lost { head }) if head == begun.at), "{told:?}");
 }
 
@@ -233,7 +250,7 @@ fn a_server_that_publishes_a_directory_refuses_commits_and_answers_all_else() {
 #[test]
 fn a_namespace_that_nodes_hold_begins_by_an_import_only() {
     let w = World::new();
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     let client = w.client();
     // Nothing is there yet, and nothing says that this is new.
     let told = client.commit(&Commit::new(put(&[("a", "1")])).expect("randomness"));
@@ -249,7 +266,7 @@ fn a_namespace_that_nodes_hold_begins_by_an_import_only() {
     client.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first");
     let _agent = Running::agent(w.agent_config("out"));
     await_that("the first revision", || w.tree("out") == state(&[("a", "1")]));
-    server.end().expect("a clean end");
+    server.ends();
     std::fs::remove_dir_all(w.path("state")).expect("ours");
     let server = Running::serve(w.log_config());
     server.await_line("node out");
@@ -369,8 +386,8 @@ fn a_server_needs_something_to_serve() {
     let w = World::new();
     let mut config = w.log_config();
     config.control = Vec::new();
-    let mut server = Running::serve(config);
-    assert!(server.end().is_err_and(|error| error.to_string().contains("neither a directory")));
+    let refused = Running::serve(config).refused();
+    assert!(refused.to_string().contains("neither a directory"), "{refused}");
 }
 
 #[test]
@@ -384,9 +401,7 @@ fn those_who_wait_are_bounded_and_who_is_gone_makes_room() {
     let (namespace, order) = (String::from("config"), Order::Forward);
     let ask = Ask::Log(LogAsk { namespace, order, bound: head, max: 0, wait_ms: u32::MAX }).encode();
     let waiting: Vec<_> = (0..1024).map(|_| crowd.start(ask.clone()).expect("open")).collect();
-    // Requests of one connection are taken in their order: the last of them says that all are there.
-    let status = Ask::Status(StatusAsk { namespace: "config".into(), after: None }).encode();
-    crowd.request_timeout(status, Duration::from_secs(20)).expect("an answer");
+    await_taken(&crowd);
     let short = w.client().with_timeout(Duration::from_millis(300));
     let told = short.follow(head, Duration::from_millis(10));
     assert!(matches!(told, Err(ClientError::Busy)), "{told:?}");
@@ -395,10 +410,11 @@ fn those_who_wait_are_bounded_and_who_is_gone_makes_room() {
         short.follow(head, Duration::from_millis(10)).is_ok_and(|page| page.commits.is_empty())
     });
 }
+
 #[test]
 fn a_lost_store_is_adopted_from_the_nodes_in_a_new_epoch() {
     let w = World::new();
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     let client = w.client();
     let content = [("a", "1".to_owned()), ("large", "x".repeat(900 << 10)), ("more", "y".repeat(900 << 10))];
     let content = content.each_ref().map(|(key, value)| (*key, value.as_str()));
@@ -407,10 +423,10 @@ fn a_lost_store_is_adopted_from_the_nodes_in_a_new_epoch() {
     ["n1", "n2"].iter().for_each(|name| await_that("the first", || w.tree(name) == state(&content)));
     let refused = client.begin(Id([1; 16]), BeginWith::Nothing);
     assert!(matches!(refused, Err(ClientError::Invalid { code: InvalidCode::NotNow, .. })), "{refused:?}");
-    server.end().expect("a clean end");
+    server.ends();
     std::fs::remove_dir_all(w.path("state")).expect("ours");
 
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     await_that("both nodes to show what they hold", || {
         client.holdings().expect("an answer").iter().any(|h| h.nodes == 2 && h.for_all && h.position.rev == 1)
     });
@@ -432,7 +448,7 @@ fn a_lost_store_is_adopted_from_the_nodes_in_a_new_epoch() {
     // With what is there, and with nothing.
     let same = client.begin(Id([4; 16]), BeginWith::Same).expect("begun");
     assert_eq!(same.at, Place { epoch: 3, rev: 4 });
-    server.end().expect("a clean end");
+    server.ends();
     std::fs::remove_dir_all(w.path("state")).expect("ours");
     let _server = Running::serve(w.log_config());
     await_that("both nodes", || client.holdings().expect("an answer").iter().any(|h| h.nodes == 2));
@@ -443,32 +459,32 @@ fn a_lost_store_is_adopted_from_the_nodes_in_a_new_epoch() {
 #[test]
 fn a_directory_takes_the_place_of_commits_only_if_that_is_meant() {
     let w = World::new();
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     let client = w.client();
     client.commit(&expecting(FIRST, put(&[("a", "1"), ("b", "2")]))).expect("the first");
-    server.end().expect("a clean end");
+    server.ends();
     // It holds the same but for two keys.
     w.write("src/a", "1");
     w.write("src/c", "3");
     let published = serve::Config { state: w.path("state"), control: vec![w.control()], ..w.serve_config() };
-    let why = Running::serve(published.clone()).refusal();
+    let why = Running::serve(published.clone()).refused().to_string();
     assert!(why.contains("change 2 of its keys") && why.contains("--replace"), "{why}");
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     assert_eq!(client.list(b"", None).expect("read").1, state(&[("a", "1"), ("b", "2")]));
-    server.end().expect("a clean end");
-    let mut server = Running::serve(serve::Config { replace: true, ..published.clone() });
+    server.ends();
+    let server = Running::serve(serve::Config { replace: true, ..published.clone() });
     server.await_line("revision 1/");
     assert_eq!(client.list(b"", None).expect("read").1, state(&[("a", "1"), ("c", "3")]));
-    server.end().expect("a clean end");
+    server.ends();
     // From now on it is the directory's.
     w.write("src/c", "4");
-    let mut server = Running::serve(published.clone());
+    let server = Running::serve(published.clone());
     server.await_line("revision 1/");
-    server.end().expect("a clean end");
+    server.ends();
     // Nothing to replace: the directory holds what was committed.
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     commit(&client, put(&[("d", "5")]));
-    server.end().expect("a clean end");
+    server.ends();
     w.write("src/d", "5");
     let server = Running::serve(published);
     server.await_line("clients at");
@@ -480,7 +496,7 @@ fn many_clients_at_once_commit_each_once_and_in_their_order() {
     const CLIENTS: usize = 16;
     const EACH: usize = 20;
     let w = World::new();
-    let mut server = Running::serve(w.log_config());
+    let server = Running::serve(w.log_config());
     let first = w.client();
     first.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first");
     let mut revs: Vec<u64> = std::thread::scope(|scope| {
@@ -499,7 +515,7 @@ fn many_clients_at_once_commit_each_once_and_in_their_order() {
     });
     revs.sort_unstable();
     assert_eq!(revs, (2..=(CLIENTS * EACH) as u64 + 1).collect::<Vec<_>>(), "each once");
-    server.end().expect("a clean end");
+    server.ends();
     let _server = Running::serve(w.log_config());
     let (tip, held) = first.list(b"", None).expect("read");
     assert_eq!((tip.position.rev, held.keys()), ((CLIENTS * EACH) as u64 + 1, CLIENTS as u32 + 1));

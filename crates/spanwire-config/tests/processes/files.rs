@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use spanwire_config::agent::{self, Layout, Template};
 use spanwire_config::{State, store};
 
-use super::{Running, World, await_that, text};
+use super::harness::{Running, World, await_that, text};
 
 impl World {
     fn versioned(&self, name: &str, keep: usize) -> agent::Config {
@@ -34,8 +34,8 @@ fn with_a_directory_for_each_revision_the_link_leads_to_the_newest_and_hooks_are
     let w = World::new();
     w.write("src/a", "1");
     w.write("src/d/b", "1");
-    let mut server = Running::serve(w.serve_config());
-    let mut agent = Running::agent(w.versioned("n", 2));
+    let server = Running::serve(w.serve_config());
+    let agent = Running::agent(w.versioned("n", 2));
     for rev in 2..=4 {
         await_that("the hook", || text(&w.path("hooks")).lines().count() == rev - 1);
         w.write("src/a", &rev.to_string());
@@ -51,21 +51,21 @@ fn with_a_directory_for_each_revision_the_link_leads_to_the_newest_and_hooks_are
     assert_eq!(fs::read_dir(&out).expect("it is there").count(), 3, "two revisions and the link");
 
     // Without any server, with drift in what is shown.
-    agent.end().expect("a clean end");
-    server.end().expect("a clean end");
+    agent.ends();
+    server.ends();
     fs::write(out.join("current/a"), "mine").expect("writable");
     fs::remove_file(out.join("current/d/b")).expect("ours");
     fs::write(out.join("stray"), "").expect("writable");
-    let mut agent = Running::agent(w.versioned("n", 2));
+    let agent = Running::agent(w.versioned("n", 2));
     agent.await_line("last good revision in place");
     assert_eq!((w.shown("n"), out.join("stray").exists()), (w.tree("src"), false));
 
     // The other layout, and back.
-    agent.end().expect("a clean end");
-    let mut agent = Running::agent(w.agent_config("n"));
+    agent.ends();
+    let agent = Running::agent(w.agent_config("n"));
     agent.await_line("last good revision in place");
     assert_eq!(w.tree("n"), w.tree("src"));
-    agent.end().expect("a clean end");
+    agent.ends();
     let _agent = Running::agent(w.versioned("n", 2));
     await_that("the link", || w.current("n").is_some());
     await_that("the files", || w.shown("n") == w.tree("src"));
@@ -90,7 +90,7 @@ fn a_template_makes_a_file_of_each_revision_in_the_same_step_as_the_others() {
     let mut config = w.templated("n", "port = {{ keys.port }} of {{ name }}\n");
     // The command sees what is made, before anything of it is kept.
     config.validate = Some("! grep -q 'port = 0 ' made/app.conf".into());
-    let mut agent = Running::agent(config.clone());
+    let agent = Running::agent(config.clone());
     let made = || text(&w.path("n/made/app.conf"));
     await_that("the first", || text(&w.path("hooks")) == "made/app.conf port\n");
     assert_eq!((text(&w.path("n/port")), made()), ("80".into(), "port = 80 of n\n".into()));
@@ -113,18 +113,18 @@ fn a_template_makes_a_file_of_each_revision_in_the_same_step_as_the_others() {
     await_that("its hook", || text(&w.path("hooks")).ends_with("\nmade/app.conf port\n"));
 
     // Another template for the same revision: put in place at the next start, and the hook learns of it.
-    agent.end().expect("a clean end");
+    agent.ends();
     let before = text(&w.path("hooks"));
     let again = w.templated("n", "PORT {{ keys.port }}\n");
-    let mut agent = Running::agent(again.clone());
+    let agent = Running::agent(again.clone());
     await_that("the other", || made() == "PORT 82\n");
     await_that("its hook", || text(&w.path("hooks")) == format!("{before}made/app.conf\n"));
-    agent.end().expect("a clean end");
-    let mut agent = Running::agent(again.clone());
+    agent.ends();
+    let agent = Running::agent(again.clone());
     agent.await_line("state: Live");
     assert_eq!(text(&w.path("hooks")), format!("{before}made/app.conf\n"), "nothing changed");
     // One that cannot be rendered with the last good revision changes nothing.
-    agent.end().expect("a clean end");
+    agent.ends();
     let _agent = Running::agent(w.templated("n", "{{ keys.none }}\n"));
     let line = server.await_line("is not put in place");
     assert!(line.contains("undefined value"), "{line}");
@@ -136,7 +136,7 @@ fn a_template_makes_a_file_of_each_revision_in_the_same_step_as_the_others() {
 #[test]
 fn a_template_that_cannot_be_understood_keeps_the_agent_from_starting() {
     let w = World::new();
-    let why = Running::agent(w.templated("n", "{% if %}")).refusal();
+    let why = Running::agent(w.templated("n", "{% if %}")).refused().to_string();
     assert!(why.contains("syntax error") && why.contains("app.conf.j2:1"), "{why}");
     assert!(!w.path("n").exists() && !w.path("n.state").exists());
 }

@@ -8,7 +8,7 @@
 //!
 //! Where there is no epoll, and on Linux with `--cfg spanwire_portable`, the nested poll stays armed and the
 //! driver drives always; callers park. What is Linux-only stands in this file.
-#![allow(unsafe_code)]
+#![cfg_attr(unix, expect(unsafe_code, reason = "system calls that nobody wraps; each says why it is sound"))]
 
 use std::io;
 use std::sync::OnceLock;

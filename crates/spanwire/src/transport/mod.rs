@@ -21,6 +21,7 @@ mod harness;
 mod inproc;
 #[cfg(unix)]
 mod ipc;
+mod sizes;
 mod sys;
 mod tcp;
 

@@ -4,6 +4,7 @@
 //! Owns: the only `unsafe` of the transports, each block with its reason. Never: keeps what the system
 //! lent beyond the call, and never blocks.
 #![cfg_attr(not(unix), expect(dead_code, reason = "without them the transports that ask do not exist"))]
+#![cfg_attr(unix, expect(unsafe_code, reason = "system calls that nobody wraps; each says why it is sound"))]
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -10,8 +10,10 @@ use crossbeam_channel::Receiver;
 use socket2::{Domain, SockAddr, Socket, Type};
 use spanwire::Event;
 
-/// How long anything may take on a busy machine; nothing is expected to need it.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) use crate::executor::block_on;
+pub(crate) use crate::rng::Rng;
+pub(crate) use crate::wait::{SOON, eventually, until};
+
 /// By so much a deadline may be missed on a busy machine; on a quiet one it is a millisecond or two.
 pub(crate) const LATE: Duration = Duration::from_secs(5);
 
@@ -50,42 +52,10 @@ pub(crate) fn streams() -> [String; 2] {
     [tcp(), ipc()]
 }
 
-/// splitmix64.
-pub(crate) struct Rng(pub(crate) u64);
-
 impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
     pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| self.next() as u8).collect()
     }
-}
-
-/// Looks again and again until `f` gives something.
-#[track_caller]
-pub(crate) fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = f() {
-            return found;
-        }
-        assert!(began.elapsed() < SOON, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The same for a condition.
-#[track_caller]
-pub(crate) fn until(what: &str, mut f: impl FnMut() -> bool) {
-    eventually(what, || f().then_some(()));
 }
 
 /// The first event that `pick` takes.
@@ -243,24 +213,4 @@ pub(crate) fn command(test: &str) -> Command {
 /// Whether this process is such a child.
 pub(crate) fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
-}
-
-/// A second executor beside tokio: one thread, one future, parked.
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    use std::sync::Arc;
-    use std::task::{Context, Poll, Wake, Waker};
-    struct Unpark(std::thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = std::pin::pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(out) => return out,
-            Poll::Pending => std::thread::park_timeout(SOON),
-        }
-    }
 }

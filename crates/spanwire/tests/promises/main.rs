@@ -5,7 +5,15 @@
 //! Nowhere: 19 and 22, since there is neither a gray release nor a secured transport.
 
 mod common;
+#[path = "../common/executor.rs"]
+mod executor;
 mod memory;
+#[path = "../common/rng.rs"]
+mod rng;
+#[path = "../common/tapped.rs"]
+mod tapped;
+#[path = "../common/wait.rs"]
+mod wait;
 
 mod p01_survives;
 mod p02_bad_peers;

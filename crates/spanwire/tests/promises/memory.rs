@@ -4,6 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
@@ -20,16 +21,19 @@ fn add(n: usize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
+        COUNT.fetch_add(1, Relaxed);
         // SAFETY: as promised by our caller.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         LIVE.fetch_sub(layout.size(), Relaxed);
+        COUNT.fetch_sub(1, Relaxed);
         // SAFETY: as promised by our caller.
         unsafe { System.dealloc(at, layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
+        COUNT.fetch_add(1, Relaxed);
         // SAFETY: as promised by our caller.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -45,6 +49,11 @@ unsafe impl GlobalAlloc for Counting {
 /// Bytes that are allocated now.
 pub(crate) fn live() -> usize {
     LIVE.load(Relaxed)
+}
+
+/// How many allocations those are.
+pub(crate) fn count() -> usize {
+    COUNT.load(Relaxed)
 }
 
 /// Begins a new peak.

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_channel::{Sender, bounded};
-use spanwire::transport::{
-    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
-};
+use spanwire::transport::StreamWriter;
 use spanwire::{Pull, Push};
 
 use crate::common::*;
+use crate::tapped::{At, Tap, Tapped};
 
 const MARK: &[u8] = b"the flow of the good pipe";
 
@@ -162,115 +161,23 @@ impl Fate {
         }
         Ok(())
     }
+}
 
-    fn wrap(self: &Arc<Self>, connection: Connection) -> Connection {
-        match connection {
-            Connection::Stream(stream, wire) => {
-                Connection::Stream(Box::new(FlakyStream(stream, self.clone())), wire)
-            }
-            other => other,
+impl Tap for Flaky {
+    fn at(&self, at: At) -> io::Result<()> {
+        match at {
+            At::Resolve | At::Dial | At::Accept => self.0.strike(6),
+            At::Register | At::Establish | At::Split => self.0.strike(20),
+            At::Read | At::Write | At::Flush => self.0.strike(40),
+            At::Shutdown => self.0.strike(4),
+            At::Accepted | At::Facts => Ok(()),
         }
     }
-}
-
-fn real(url: &str) -> String {
-    url.replacen("flaky://", "tcp://", 1)
-}
-
-impl Transport for Flaky {
-    fn schemes(&self) -> &'static [&'static str] {
-        &["flaky"]
-    }
-    fn dialer(&self, url: &str, options: &Bag) -> io::Result<Box<dyn Dialer>> {
-        Ok(Box::new(FlakyDialer(Tcp.dialer(&real(url), options)?, self.0.clone())))
-    }
-    fn listen(&self, url: &str, options: &Bag) -> io::Result<Box<dyn Listener>> {
-        Ok(Box::new(FlakyListener(Tcp.listen(&real(url), options)?, self.0.clone())))
-    }
-}
-
-struct FlakyDialer(Box<dyn Dialer>, Arc<Fate>);
-
-impl Dialer for FlakyDialer {
-    fn needs_resolve(&self) -> bool {
+    fn resolves(&self) -> bool {
         true
     }
-    fn resolve(&self) -> io::Result<Vec<Target>> {
-        self.1.strike(6)?;
-        Ok(vec![Target::new("itself", ())])
-    }
-    fn dial(&self, _: Option<&Target>) -> io::Result<Connection> {
-        self.1.strike(6)?;
-        Ok(self.1.wrap(self.0.dial(None)?))
-    }
-}
-
-struct FlakyListener(Box<dyn Listener>, Arc<Fate>);
-
-impl Listener for FlakyListener {
-    fn url(&self) -> String {
-        self.0.url().replacen("tcp://", "flaky://", 1)
-    }
-    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
-        self.0.register(registrar)
-    }
-    fn accept(&mut self) -> io::Result<Connection> {
-        self.1.strike(6)?;
-        Ok(self.1.wrap(self.0.accept()?))
-    }
-}
-
-struct FlakyStream(Box<dyn Stream>, Arc<Fate>);
-
-impl Stream for FlakyStream {
-    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
-        self.1.strike(20)?;
-        self.0.register(registrar)
-    }
-    fn establish(&mut self) -> io::Result<bool> {
-        self.1.strike(20)?;
-        self.0.establish()
-    }
-    fn facts(&self) -> Facts {
-        self.0.facts()
-    }
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
-        self.1.strike(20)?;
-        let (reader, writer) = self.0.split()?;
-        Ok((Box::new(FlakyReader(reader, self.1.clone())), Box::new(FlakyWriter(writer, self.1))))
-    }
-}
-
-struct FlakyReader(Box<dyn Read + Send>, Arc<Fate>);
-
-impl Read for FlakyReader {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.1.strike(40)?;
-        self.0.read(into)
-    }
-}
-
-struct FlakyWriter(Box<dyn StreamWriter>, Arc<Fate>);
-
-impl Write for FlakyWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.1.strike(40)?;
-        self.0.write(bytes)
-    }
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.1.strike(40)?;
-        self.0.write_vectored(slices)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.1.strike(40)?;
-        self.0.flush()
-    }
-}
-
-impl StreamWriter for FlakyWriter {
-    fn shutdown(&mut self) -> io::Result<bool> {
-        self.1.strike(4)?;
-        self.0.shutdown()
+    fn write_vectored(&mut self, writer: &mut dyn StreamWriter, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        writer.write_vectored(slices)
     }
 }
 
@@ -278,10 +185,14 @@ impl StreamWriter for FlakyWriter {
 fn promise_01_every_error_from_every_call_of_a_transport_is_survived() {
     let fate = Arc::new(Fate { on: true.into(), seed: 1.into(), injected: 0.into() });
     let fast = std::time::Duration::from_millis(1);
-    let pull = Pull::builder().transport(Flaky(fate.clone())).build().unwrap();
-    let flaky = pull.bind("flaky://127.0.0.1:0").unwrap();
+    let pull = Pull::builder().transport(Tapped::new(Flaky(fate.clone()))).build().unwrap();
+    let flaky = pull.bind("tapped://127.0.0.1:0").unwrap();
     let (credit, flow) = flow(pull.bind(&tcp()).unwrap().url());
-    let push = Push::builder().transport(Flaky(fate.clone())).reconnect(fast, fast * 20).build().unwrap();
+    let push = Push::builder()
+        .transport(Tapped::new(Flaky(fate.clone())))
+        .reconnect(fast, fast * 20)
+        .build()
+        .unwrap();
     push.connect(flaky.url()).unwrap();
     let through = push.clone();
     let told = Arc::new(AtomicBool::new(false));

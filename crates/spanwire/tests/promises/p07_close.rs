@@ -1,12 +1,14 @@
 //! Closing drains, or says what it could not send; nothing hangs.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use spanwire::transport::TcpOptions;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use spanwire::transport::{StreamWriter, TcpOptions};
 use spanwire::{Limit, Pair, Pub, Pull, Push, RecvError, Rep, Req, RequestError, Slow};
 
 use crate::common::*;
+use crate::tapped::{Tap, Tapped, tapped};
 
 const MANY: u64 = 10_000;
 /// Room for all of them.
@@ -245,85 +247,30 @@ fn promise_07_without_linger_a_drop_sends_no_more() {
     }
 }
 
-/// A writer that waits, in the midst of its call, for the test.
-mod gate {
-    use std::io::{self, Read, Write};
-    use std::sync::Arc;
+/// A writer that waits, in the midst of its call, for the test: tells that it is in a write, and goes on when it is told.
+#[derive(Clone)]
+struct Gate(Sender<()>, Receiver<()>);
 
-    use crossbeam_channel::{Receiver, Sender};
-    use spanwire::transport::{
-        Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
-    };
-
-    /// Tells that it is in a write, and goes on when it is told.
-    #[derive(Clone)]
-    pub(super) struct Gate(pub(super) Sender<()>, pub(super) Receiver<()>);
-
-    impl Transport for Gate {
-        fn schemes(&self) -> &'static [&'static str] {
-            &["gate"]
+impl Tap for Gate {
+    fn write(&mut self, writer: &mut dyn StreamWriter, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() != 8 {
+            // It is not the handshake.
+            let _ = self.0.send(());
+            let _ = self.1.recv();
         }
-        fn dialer(&self, url: &str, options: &Bag) -> io::Result<Box<dyn Dialer>> {
-            let tcp: Arc<dyn Dialer> = Tcp.dialer(&url.replacen("gate", "tcp", 1), options)?.into();
-            Ok(Box::new(Gated(tcp, self.clone())))
-        }
-        fn listen(&self, _: &str, _: &Bag) -> io::Result<Box<dyn Listener>> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
+        writer.write(bytes)
     }
-
-    struct Gated<T>(T, Gate);
-
-    impl Dialer for Gated<Arc<dyn Dialer>> {
-        fn dial(&self, target: Option<&Target>) -> io::Result<Connection> {
-            Ok(match self.0.dial(target)? {
-                Connection::Stream(stream, wire) => {
-                    Connection::Stream(Box::new(Gated(stream, self.1.clone())), wire)
-                }
-                other => other,
-            })
-        }
+    fn shutdown(&mut self, _: &mut dyn StreamWriter) -> io::Result<bool> {
+        Ok(true)
     }
-
-    impl Stream for Gated<Box<dyn Stream>> {
-        fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
-            self.0.register(registrar)
-        }
-        fn establish(&mut self) -> io::Result<bool> {
-            self.0.establish()
-        }
-        fn facts(&self) -> Facts {
-            self.0.facts()
-        }
-        fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
-            let (reader, writer) = self.0.split()?;
-            Ok((reader, Box::new(Gated(writer, self.1))))
-        }
-    }
-
-    impl Write for Gated<Box<dyn StreamWriter>> {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if bytes.len() == 8 {
-                return self.0.write(bytes); // the handshake
-            }
-            let _ = self.1.0.send(());
-            let _ = self.1.1.recv();
-            self.0.write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            self.0.flush()
-        }
-    }
-
-    impl StreamWriter for Gated<Box<dyn StreamWriter>> {}
 }
 
 #[test]
 fn promise_07_a_close_that_ends_while_a_writer_is_at_work_counts_what_that_left() {
-    let ((in_write, written), (go, gone)) = (crossbeam_channel::unbounded(), crossbeam_channel::unbounded());
+    let ((in_write, written), (go, gone)) = (unbounded(), unbounded());
     let pull = Pull::new().unwrap();
-    let url = pull.bind(&tcp()).unwrap().url().replacen("tcp", "gate", 1);
-    let push = Push::builder().transport(gate::Gate(in_write, gone)).build().unwrap();
+    let url = tapped(pull.bind(&tcp()).unwrap().url());
+    let push = Push::builder().transport(Tapped::new(Gate(in_write, gone))).build().unwrap();
     push.connect(&url).unwrap();
     assert!(push.wait_for_peers(1, SOON));
     let writer = push.clone();

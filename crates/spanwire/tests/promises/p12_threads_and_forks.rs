@@ -113,7 +113,7 @@ fn promise_12_close_in_the_midst_of_everything_wakes_everybody_with_closed() {
             ];
             let closers: Vec<_> = closers.into_iter().map(std::thread::spawn).collect();
             for (n, t) in threads.iter().chain(&closers).enumerate() {
-                until(&format!("round {round}: hand {n} ends on {url}"), || t.is_finished());
+                until(format_args!("round {round}: hand {n} ends on {url}"), || t.is_finished());
             }
             threads.into_iter().chain(closers).for_each(|t| t.join().unwrap());
         }

@@ -1,23 +1,27 @@
-//! Defects that a reading of the engine found, each with the smallest program that shows it.
+//! Defects that were, each with the smallest program that shows it.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use spanwire::protocol::publish::Slow;
 use spanwire::protocol::{Overflow, Reason};
-use spanwire::transport::{
-    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
-};
+use spanwire::transport::StreamWriter;
 use spanwire::{Event, Interest, Limit, Poller, Pub, Pull, Push, Socket, Sub, protocol};
 
-const LONG: Duration = Duration::from_secs(20);
+#[path = "common/tapped.rs"]
+mod tapped;
+#[path = "common/wait.rs"]
+mod wait;
+
+use tapped::{Tap, Tapped};
+use wait::{SOON, until};
 
 /// A plain stream to a bound address, after it has said that it speaks `id`.
 fn raw(url: &str, id: u8) -> TcpStream {
     let mut stream = TcpStream::connect(url.strip_prefix("tcp://").unwrap()).unwrap();
-    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
     stream.write_all(&[0, b'S', b'P', 0, 0, id, 0, 0]).unwrap();
     stream
 }
@@ -35,11 +39,7 @@ fn with_stranger() -> (Pull, TcpStream) {
     let pull = Pull::builder().handshake_timeout(Duration::from_millis(300)).build().unwrap();
     let at = pull.bind("tcp://127.0.0.1:0").unwrap();
     let stranger = TcpStream::connect(at.url().strip_prefix("tcp://").unwrap()).unwrap();
-    let began = Instant::now();
-    while pull.stats().accepted == 0 {
-        assert!(began.elapsed() < LONG);
-        std::thread::yield_now();
-    }
+    until("it is accepted", || pull.stats().accepted > 0);
     (pull, stranger)
 }
 
@@ -72,7 +72,7 @@ fn any_number_of_pipes_may_be_closed_in_one_call() {
     for n in 1..=PIPES {
         sub.connect("inproc://many-closes").unwrap();
         if n % 500 == 0 {
-            assert!(sub.wait_for_peers(n, LONG) && pb.wait_for_peers(n, LONG));
+            assert!(sub.wait_for_peers(n, SOON) && pb.wait_for_peers(n, SOON));
         }
     }
     let close_all = move || {
@@ -90,10 +90,10 @@ fn a_frame_of_the_largest_length_is_no_overflow_where_there_is_no_limit() {
     let at = pull.bind("tcp://127.0.0.1:0").unwrap();
     let mut bad = raw(at.url(), 0x50);
     bad.write_all(&[0xff; 40]).unwrap();
-    assert!(pull.wait_for_peers(1, LONG));
+    assert!(pull.wait_for_peers(1, SOON));
     let mut good = raw(at.url(), 0x50);
     good.write_all(&[0, 0, 0, 0, 0, 0, 0, 1, b'x']).unwrap();
-    assert_eq!(pull.recv_timeout(LONG).unwrap(), "x");
+    assert_eq!(pull.recv_timeout(SOON).unwrap(), "x");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_reconnect_delay_without_end_is_legal() {
     let events = push.events();
     push.connect(&format!("tcp://{free}")).unwrap();
     loop {
-        if let Event::ConnectRetry { delay, .. } = events.recv_timeout(LONG).unwrap() {
+        if let Event::ConnectRetry { delay, .. } = events.recv_timeout(SOON).unwrap() {
             assert!(delay >= Duration::MAX / 2);
             return;
         }
@@ -122,7 +122,7 @@ fn an_endpoint_that_is_closed_at_once_never_dials() {
         pull.bind(&url).unwrap();
         let good = Push::new().unwrap();
         good.connect(&url).unwrap();
-        assert!(pull.wait_for_peers(1, LONG));
+        assert!(pull.wait_for_peers(1, SOON));
         assert_eq!(pull.stats().accepted, 1, "round {round}");
     }
 }
@@ -132,7 +132,7 @@ fn newest_arrives(overflow: Overflow) {
     let pb = Pub::builder().slow(Slow::Drop(overflow)).send_queue(Limit::messages(1)).build().unwrap();
     let at = pb.bind("tcp://127.0.0.1:0").unwrap();
     let mut slow = raw(at.url(), 0x21);
-    assert!(pb.wait_for_peers(1, LONG));
+    assert!(pb.wait_for_peers(1, SOON));
     for n in 0..=LAST {
         let mut body = vec![0; 60_000];
         body[..4].copy_from_slice(&n.to_be_bytes());
@@ -168,92 +168,39 @@ enum Did {
 
 /// Tcp to any of some addresses, as of one name, that tells what it does.
 #[derive(Clone)]
-struct Spied(Vec<SocketAddr>, Sender<Did>);
+struct Spied(Vec<String>, Sender<Did>);
 
 impl Spied {
     /// To these, and what is seen of it.
-    fn on(servers: &[TcpListener]) -> (Spied, Receiver<Did>) {
+    fn on(servers: &[TcpListener]) -> (Tapped<(), Spied>, Receiver<Did>) {
         let (tell, seen) = unbounded();
-        (Spied(servers.iter().map(|s| s.local_addr().unwrap()).collect(), tell), seen)
+        let urls = servers.iter().map(|s| format!("tcp://{}", s.local_addr().unwrap()));
+        (Tapped::new(Spied(urls.collect(), tell)), seen)
     }
 }
 
-impl Transport for Spied {
-    fn schemes(&self) -> &'static [&'static str] {
-        &["spied"]
-    }
-    fn dialer(&self, _: &str, _: &Bag) -> io::Result<Box<dyn Dialer>> {
-        Ok(Box::new(self.clone()))
-    }
-    fn listen(&self, _: &str, _: &Bag) -> io::Result<Box<dyn Listener>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-impl Dialer for Spied {
-    fn needs_resolve(&self) -> bool {
+impl Tap for Spied {
+    fn resolves(&self) -> bool {
         true
     }
-    fn resolve(&self) -> io::Result<Vec<Target>> {
-        Ok(self.0.iter().map(|at| Target::new(at.to_string(), *at)).collect())
+    fn resolve(&self, _: &str) -> Vec<String> {
+        self.0.clone()
     }
-    fn dial(&self, to: Option<&Target>) -> io::Result<Connection> {
-        let at = &to.unwrap().label;
-        Ok(match Tcp.dialer(&format!("tcp://{at}"), &Bag::default())?.dial(None)? {
-            Connection::Stream(stream, wire) => {
-                Connection::Stream(Box::new(Seen(stream, self.1.clone())), wire)
-            }
-            other => other,
-        })
-    }
-}
-
-struct Seen<T>(T, Sender<Did>);
-
-impl Stream for Seen<Box<dyn Stream>> {
-    fn register(&mut self, registrar: &Registrar<'_>) -> io::Result<()> {
-        self.0.register(registrar)
-    }
-    fn establish(&mut self) -> io::Result<bool> {
-        self.0.establish()
-    }
-    fn facts(&self) -> Facts {
-        self.0.facts()
-    }
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
-        let (reader, writer) = self.0.split()?;
-        Ok((Box::new(Seen(reader, self.1.clone())), Box::new(Seen(writer, self.1))))
-    }
-}
-
-impl Read for Seen<Box<dyn Read + Send>> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let read = self.0.read(into);
+    fn read(&mut self, reader: &mut dyn Read, into: &mut [u8]) -> io::Result<usize> {
+        let read = reader.read(into);
         let _ = self.1.send(Did::Read(*read.as_ref().unwrap_or(&0)));
         read
     }
-}
-
-impl Write for Seen<Box<dyn StreamWriter>> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl StreamWriter for Seen<Box<dyn StreamWriter>> {
-    fn shutdown(&mut self) -> io::Result<bool> {
+    fn shutdown(&mut self, writer: &mut dyn StreamWriter) -> io::Result<bool> {
         let _ = self.1.send(Did::EndWriting);
-        self.0.shutdown()
+        writer.shutdown()
     }
 }
 
 /// Waits until it did this.
 #[track_caller]
 fn saw(seen: &Receiver<Did>, what: Did) {
-    while seen.recv_timeout(LONG).unwrap_or_else(|e| panic!("{what:?}: {e}")) != what {}
+    while seen.recv_timeout(SOON).unwrap_or_else(|e| panic!("{what:?}: {e}")) != what {}
 }
 
 #[test]
@@ -261,10 +208,10 @@ fn the_peer_of_a_pipe_that_its_protocol_closes_is_told_at_once() {
     let servers = [TcpListener::bind("127.0.0.1:0").unwrap()];
     let (spied, seen) = Spied::on(&servers);
     let pull = Socket::builder(protocol::pull::Pull::new()).transport(spied).build().unwrap();
-    pull.connect("spied://x").unwrap();
+    pull.connect("tapped://x").unwrap();
     let mut peer = servers[0].accept().unwrap().0;
     peer.write_all(&[0, b'S', b'P', 0, 0, 0x50, 0, 0]).unwrap();
-    assert!(pull.wait_for_peers(1, LONG));
+    assert!(pull.wait_for_peers(1, SOON));
     peer.read_exact(&mut [0; 8]).unwrap();
     let id = pull.stats().pipes[0].pipe;
     pull.with(|_, cx| cx.close(id, Reason::Malformed));
@@ -279,7 +226,7 @@ fn of_two_addresses_that_answer_at_once_one_is_taken_and_works() {
     let (spied, seen) = Spied::on(&servers);
     let pull = Socket::builder(protocol::pull::Pull::new()).transport(spied).build().unwrap();
     let events = pull.events();
-    pull.connect("spied://x").unwrap();
+    pull.connect("tapped://x").unwrap();
     // The second is dialled when the first has said nothing for a quarter of a second.
     let mut peers = servers.map(|s| s.accept().unwrap().0);
     let hello = [0, b'S', b'P', 0, 0, 0x50, 0, 0];
@@ -294,7 +241,7 @@ fn of_two_addresses_that_answer_at_once_one_is_taken_and_works() {
         peers[0].write_all(&hello[1..]).unwrap();
         peers[1].write_all(&hello).unwrap();
     });
-    assert!(pull.wait_for_peers(1, LONG));
+    assert!(pull.wait_for_peers(1, SOON));
     // The other one is let go.
     let (tell, ended) = unbounded();
     for mut peer in peers.each_ref().map(|peer| peer.try_clone().unwrap()) {
@@ -304,12 +251,12 @@ fn of_two_addresses_that_answer_at_once_one_is_taken_and_works() {
             tell.send(())
         });
     }
-    ended.recv_timeout(LONG).expect("of one of the two the end comes");
+    ended.recv_timeout(SOON).expect("of one of the two the end comes");
     assert_eq!((pull.peers(), ended.len()), (1, 0));
     for peer in &mut peers {
         let _ = peer.write_all(&[0, 0, 0, 0, 0, 0, 0, 1, b'x']);
     }
-    let got = pull.recv_timeout(LONG);
+    let got = pull.recv_timeout(SOON);
     assert!(got.is_ok(), "{got:?}, {:?}", events.try_iter().collect::<Vec<_>>());
 }
 
@@ -320,12 +267,12 @@ fn a_check_of_peers_that_panics_refuses_the_peer_and_harms_no_other_socket() {
     let caller = Push::builder().no_reconnect().build().unwrap();
     caller.connect(picky.bind("tcp://127.0.0.1:0").unwrap().url()).unwrap();
     loop {
-        if let Event::Rejected { reason: Reason::Denied(_), .. } = events.recv_timeout(LONG).unwrap() {
+        if let Event::Rejected { reason: Reason::Denied(_), .. } = events.recv_timeout(SOON).unwrap() {
             break;
         }
     }
     let (pull, push) = (Pull::new().unwrap(), Push::new().unwrap());
     push.connect(pull.bind("tcp://127.0.0.1:0").unwrap().url()).unwrap();
-    push.send_timeout("x", LONG).unwrap();
-    assert_eq!(pull.recv_timeout(LONG).unwrap(), "x");
+    push.send_timeout("x", SOON).unwrap();
+    assert_eq!(pull.recv_timeout(SOON).unwrap(), "x");
 }

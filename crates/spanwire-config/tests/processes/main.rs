@@ -1,0 +1,13 @@
+//! The processes of config-sync, in threads: real sockets, real files, real hooks.
+#![cfg(all(unix, feature = "sync"))]
+
+mod harness;
+
+mod control;
+mod directories;
+mod files;
+mod folders;
+mod histories;
+mod hooks;
+mod relays;
+mod trust;
