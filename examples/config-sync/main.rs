@@ -27,6 +27,7 @@ mod demo;
 mod keys;
 mod operate;
 mod progress;
+mod rollout;
 mod settings;
 mod show;
 

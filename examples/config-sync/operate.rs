@@ -17,6 +17,7 @@ use spanwire_config::wire::client::{InvalidCode, Selector, Tip, Writable};
 use spanwire_config::{ChangeSet, Entry, Id, Key, Limits, Place, State, tree};
 
 use super::progress::Progress;
+use super::rollout::{self, Roll, What};
 use super::show;
 use follow::{history, wait, watch};
 use values::{Rev, id, seconds};
@@ -31,15 +32,18 @@ const SENSELESS: u8 = 2;
 const FILE: u8 = 3;
 const ADDRESS: u8 = 4;
 const CONFLICT: u8 = 5;
-const REFUSED: u8 = 6;
+pub(crate) const REFUSED: u8 = 6;
 const TIMEOUT: u8 = 7;
 
-type Res<T> = Result<T, Failed>;
+pub(crate) type Res<T> = Result<T, Failed>;
 
 impl From<ClientError> for Failed {
     fn from(error: ClientError) -> Failed {
         let code = match &error {
-            ClientError::Conflict { .. } | ClientError::Lost { .. } | ClientError::Aborted => CONFLICT,
+            ClientError::Conflict { .. }
+            | ClientError::Lost { .. }
+            | ClientError::Rollout { .. }
+            | ClientError::Aborted => CONFLICT,
             ClientError::Invalid { .. } | ClientError::ReadOnly { .. } => REFUSED,
             ClientError::Unanswered(_) | ClientError::Busy => TIMEOUT,
             _ => ADDRESS,
@@ -54,7 +58,7 @@ impl From<std::io::Error> for Failed {
     }
 }
 
-fn senseless<T>(why: impl ToString) -> Res<T> {
+pub(crate) fn senseless<T>(why: impl ToString) -> Res<T> {
     Err(Failed(SENSELESS, why.to_string()))
 }
 
@@ -85,6 +89,8 @@ pub(crate) struct How {
     /// Repeat a request that had no answer: the id that was printed.
     #[arg(long, value_name = "ID", value_parser = id)]
     request: Option<Id>,
+    #[command(flatten)]
+    roll: Roll,
 }
 
 #[derive(Subcommand, Debug)]
@@ -179,6 +185,20 @@ pub(crate) enum Verb {
         #[command(flatten)]
         how: How,
         revision: Rev,
+    },
+    /// See to the rollout that is open: a change that was made with --rollout.
+    Rollout {
+        #[command(flatten)]
+        to: To,
+        what: What,
+        /// Only if it is the rollout of this revision.
+        #[arg(long, value_name = "REV")]
+        at: Option<Rev>,
+        /// Repeat a request that had no answer: the id that was printed. Needs --at.
+        #[arg(long, value_name = "ID", value_parser = id, requires = "at")]
+        request: Option<Id>,
+        #[arg(long)]
+        json: bool,
     },
     /// Print the server and every node: what it holds, how far it is behind, what it refused.
     Status {
@@ -285,7 +305,7 @@ fn output(file: &Path, bytes: &[u8]) -> Res<()> {
 }
 
 /// Standard output that has no reader any more is no error of ours.
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
@@ -339,8 +359,11 @@ fn maybe_place(client: &Client, rev: Option<Rev>) -> Res<Option<Place>> {
 
 impl How {
     fn commit(&self, client: &Client, changes: ChangeSet) -> Res<Commit> {
+        let request = self.request.map_or_else(random, Ok)?;
         Ok(Commit {
-            request: self.request.map_or_else(random, Ok)?,
+            request,
+            rollout: self.roll.plan(request)?,
+            supersede: self.roll.supersede,
             expect: self.expect.map(|rev| expected(client, rev)).transpose()?,
             changes,
             author: self.author(),
@@ -427,9 +450,21 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
         Verb::Revert { to, how, revision } => {
             let client = to.client()?;
             let back = place(&client, revision)?;
-            let Commit { request, expect, author, note, .. } = how.commit(&client, ChangeSet::new())?;
+            let made = how.commit(&client, ChangeSet::new())?;
+            let Commit { request, expect, author, note, rollout, supersede, .. } = made;
             let note = if note.is_empty() { format!("back to {}", show::place(back)) } else { note };
-            done(request, client.revert(&Revert { request, expect, to: back, author, note }))
+            let revert = Revert { request, expect, to: back, author, note, rollout, supersede };
+            done(request, client.revert(&revert))
+        }
+        Verb::Rollout { to, what, at, request, json } => {
+            let client = to.client()?;
+            let Some(step) = what.step() else { return rollout::status(&client, json) };
+            let at = match at {
+                Some(rev) => place(&client, rev)?,
+                None => rollout::open(&client)?.at,
+            };
+            let request = request.map_or_else(random, Ok)?;
+            done(request, client.rollout(request, at, step))
         }
         Verb::Status { to, json } => {
             let mut status = to.client()?.status()?;
@@ -493,14 +528,21 @@ fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: bool) -> Res<()> {
     } else {
         listed(&input(from)?).map_err(|why| Failed(FILE, format!("{}: {why}", from.display())))?
     };
-    let (at, now) = newest(&client)?;
+    let (at, mut now) = newest(&client)?;
+    let mut superseded = false;
+    if how.roll.supersede
+        && let Some(all) = rollout::for_all(&client)?
+    {
+        // What it changes is what all others have; what it ends is the newest.
+        (now, superseded) = (client.list(b"", Some(all))?.1, true);
+    }
     if prune {
         let named: std::collections::BTreeSet<Key> = changes.keys().cloned().collect();
         let gone = now.iter().filter(|(name, _)| name.as_bytes().starts_with(prefix.as_bytes()));
         gone.filter(|(name, _)| !named.contains(*name)).for_each(|(name, _)| changes.delete(name.clone()));
     }
     let effective = now.effective(&changes);
-    if let (true, Some(at), None) = (effective.is_empty(), at, how.request) {
+    if let (true, Some(at), None, false) = (effective.is_empty(), at, how.request, superseded) {
         eprintln!("nothing to change");
         print(&format!("{}\n", show::place(at)));
         return Ok(());

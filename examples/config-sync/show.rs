@@ -5,18 +5,19 @@ use spanwire_config::wire::client::{CommitLine, Holding, Named, NodeLine, Nodes,
 use spanwire_config::{Change, Entry, Place, State};
 
 use super::operate::{text, writable};
+use super::rollout;
 
 /// `EPOCH:REV`; `-` for none.
 pub(crate) fn place(place: Place) -> String {
     if place == Place::default() { "-".into() } else { format!("{}:{}", place.epoch, place.rev) }
 }
 
-fn place_json(at: Place) -> Value {
+pub(crate) fn place_json(at: Place) -> Value {
     if at == Place::default() { Value::Null } else { json!({"epoch": at.epoch, "revision": at.rev}) }
 }
 
 /// What ends a line or moves the cursor must not come from a node or a key.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -163,6 +164,7 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
             "namespace": namespace, "at": place_json(tip), "digest": status.tip.digest.to_string(),
             "keys": status.tip.keys, "bytes": status.tip.bytes, "writable": writable(status.writable),
             "why": status.text, "oldest": place_json(status.oldest), "nodes": nodes,
+            "rollout": status.rollout.as_ref().map(rollout::as_json),
         });
         return format!("{status}\n");
     }
@@ -177,6 +179,9 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
     );
     if !status.text.is_empty() {
         out.push_str(&format!("  {}\n", plain(&status.text)));
+    }
+    if let Some(line) = &status.rollout {
+        out.push_str(&rollout::lines(line));
     }
     if status.nodes.is_empty() {
         return out;

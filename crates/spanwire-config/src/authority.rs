@@ -23,6 +23,7 @@ mod api;
 mod commits;
 mod epochs;
 mod judge;
+mod rollout;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,11 @@ pub use api::{
     Published, ReadOnly, Recall, Request, Ticket, Verdict,
 };
 
+use rollout::Rollout;
+pub use rollout::{CohortNode, Tally};
+
+use crate::faults::planted;
+use crate::rollout::{Mark, Plan};
 use crate::source::{Batch, LogCommit, Record, Recovered, Snapshot};
 use crate::{Base, ChangeSet, Digest, Head, Id, Origin, Position, State};
 
@@ -48,6 +54,8 @@ const LEAP: u64 = 1 << 32;
 struct Kept {
     batch: Batch,
     size: usize,
+    /// Requests that were steps of its rollout.
+    marks: Vec<Id>,
 }
 
 /// A batch that gathers. Only the state at its end is kept, so that many waiting commits cost what they
@@ -57,6 +65,12 @@ struct Gathered {
     tickets: Vec<Ticket>,
     commits: Vec<LogCommit>,
     state: State,
+    /// What is for all once this is durable.
+    for_all: State,
+    /// It opens a rollout.
+    plan: Option<Arc<Plan>>,
+    /// It opens or ends a rollout: nothing joins it.
+    alone: bool,
     size: usize,
 }
 
@@ -64,7 +78,17 @@ struct Gathered {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one of it, and it is nearly always a batch")]
 enum Writing {
-    Batch { batch: Batch, state: State, changes: Arc<ChangeSet>, replies: Vec<(Ticket, Answer)> },
+    Batch {
+        batch: Batch,
+        state: State,
+        changes: Arc<ChangeSet>,
+        replies: Vec<(Ticket, Answer)>,
+    },
+    /// And who is to be told, and whether as a replay.
+    Mark {
+        mark: Mark,
+        replies: Vec<(Ticket, bool)>,
+    },
     Frozen,
 }
 
@@ -98,6 +122,8 @@ pub struct NsAuthority {
     opened: u32,
     /// The newest durable state; its HEAD as it is stored.
     durable: Option<Snapshot>,
+    /// The rollout of the newest durable state.
+    rollout: Option<Rollout>,
     base: Option<Snapshot>,
     log: VecDeque<Kept>,
     log_commits: usize,
@@ -140,7 +166,7 @@ impl NsAuthority {
             Opening::Restored(recovered) if recovered.last.is_none() => (*recovered, Some(incarnation)),
             Opening::Restored(recovered) => (*recovered, None),
         };
-        let Recovered { opened, base, records, last, frozen, cut: _ } = recovered;
+        let Recovered { opened, base, records, last, frozen, rollout, cut: _ } = recovered;
         let mode = match (&last, &frozen) {
             (None, _) => Mode::Vacant,
             (Some(_), Some(head)) => Mode::ReadOnly(ReadOnly::Old { shown: head.position }),
@@ -156,6 +182,7 @@ impl NsAuthority {
             fresh,
             opened,
             durable: last,
+            rollout: rollout.filter(|_| !planted("rollout-lost-by-restart")).map(Rollout::new),
             base,
             log: VecDeque::new(),
             log_commits: 0,
@@ -177,8 +204,10 @@ impl NsAuthority {
             raising: false,
         };
         for record in records {
-            if let Record::Batch(batch) = record {
-                this.keep(batch);
+            match record {
+                Record::Batch(batch) => this.keep(batch),
+                Record::Mark(mark) => this.kept_mark(&mark),
+                Record::Frozen(_) => {}
             }
         }
         let mut out = Vec::new();
@@ -203,10 +232,14 @@ impl NsAuthority {
 
     /// What a [`Distributor`](crate::Distributor) of this namespace begins with.
     pub fn origin(&self) -> Origin {
-        let Some(Snapshot { head, state }) = &self.durable else { return Origin::pending(self.opened) };
+        let (Some(newest), Some(all)) = (&self.durable, self.for_all()) else {
+            return Origin::pending(self.opened);
+        };
         let base = self.base.as_ref().map(|base| base.head.shown());
-        Origin::restored(head.clone(), state.clone(), self.opened)
+        let canary = self.rollout.as_ref().map(|_| (newest.head.clone(), newest.state.clone()));
+        Origin::restored(all.head.clone(), all.state.clone(), self.opened)
             .with_log(base, self.log.iter().map(|kept| &kept.batch))
+            .with_canary(canary)
     }
 
     /// How often the store was opened, this time included.
@@ -293,9 +326,8 @@ impl NsAuthority {
         self.highest.epoch = self.highest.epoch.max(number.saturating_sub(1));
     }
 
-    /// Takes what happened; returns what is to be done, in order. No rule here depends on `now`: it is there
-    /// because every machine of this crate has this shape.
-    pub fn handle(&mut self, event: AuthorityEvent, _now: Time) -> Actions {
+    /// Takes what happened; returns what is to be done, in order. Only the gates of a rollout look at `now`.
+    pub fn handle(&mut self, event: AuthorityEvent, now: Time) -> Actions {
         let mut out = Vec::new();
         match event {
             AuthorityEvent::Commit(ticket, request) => self.on_commit(&mut out, ticket, request),
@@ -348,6 +380,10 @@ impl NsAuthority {
                 self.on_adopt(&mut out, ticket, incarnation, named);
             }
             AuthorityEvent::Offered(node, state) => self.on_offered(&mut out, node, state),
+            AuthorityEvent::Rollout(ticket, request, at, step) => {
+                self.on_rollout(&mut out, ticket, request, at, step);
+            }
+            AuthorityEvent::Cohort(of, nodes) => self.on_cohort(&mut out, &of, &nodes, now),
         }
         out
     }

@@ -28,10 +28,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use spanwire::{Req, RequestError};
 
+use crate::rollout::Plan;
 use crate::wire::DecodeError;
 use crate::wire::client::{
     Ask, BeginAsk, BeginWith, CommitAsk, Commits, Holding, ImportAsk, InvalidCode, LogAsk, Nodes, Order,
-    ReadAsk, Reply, RevertAsk, Selector, StatusAsk, Tip, WaitAsk, Waited, Writable,
+    ReadAsk, Reply, RevertAsk, RolloutAsk, Selector, StatusAsk, Step, Tip, WaitAsk, Waited, Writable,
 };
 use crate::{ChangeSet, Digest, Entry, Id, Key, Level, Place, State};
 
@@ -61,6 +62,11 @@ pub struct Commit {
     pub author: String,
     /// Why: at most 1 KiB.
     pub note: String,
+    /// For a cohort first, by this plan: it opens a rollout. Default: for all at once.
+    pub rollout: Option<Plan>,
+    /// If a rollout is open, this ends it, and changes the content that all others have; what is expected is the
+    /// rollout's revision. Default: not, and [`ClientError::Rollout`] says that one is open.
+    pub supersede: bool,
 }
 
 impl Commit {
@@ -70,7 +76,8 @@ impl Commit {
     /// When the system has no randomness to give.
     pub fn new(changes: ChangeSet) -> std::io::Result<Commit> {
         let (author, note) = (String::new(), String::new());
-        Ok(Commit { request: Id::random()?, expect: None, changes, author, note })
+        let request = Id::random()?;
+        Ok(Commit { request, expect: None, changes, author, note, rollout: None, supersede: false })
     }
 }
 
@@ -87,6 +94,10 @@ pub struct Revert {
     pub author: String,
     /// Why: at most 1 KiB.
     pub note: String,
+    /// As in [`Commit`].
+    pub rollout: Option<Plan>,
+    /// As in [`Commit`].
+    pub supersede: bool,
 }
 
 /// A commit is durable.
@@ -123,6 +134,12 @@ pub enum ClientError {
     /// The authority is busy, and was for as long as there was time; nothing was done.
     #[error("the server is busy; try again")]
     Busy,
+    /// A rollout is open, of this: it has to end first, or be superseded. Nothing was done.
+    #[error("the rollout of {}:{} is open: promote it, abort it, or supersede it", .at.epoch, .at.rev)]
+    Rollout {
+        /// Its revision.
+        at: Place,
+    },
     /// The authority takes no changes.
     #[error("read-only: {text}")]
     ReadOnly {
@@ -195,11 +212,13 @@ impl Client {
     /// Makes a commit.
     ///
     /// # Errors
-    /// [`ClientError::Conflict`], [`ClientError::Invalid`], [`ClientError::ReadOnly`], or no answer.
+    /// [`ClientError::Conflict`], [`ClientError::Invalid`], [`ClientError::ReadOnly`], [`ClientError::Rollout`], or no
+    /// answer.
     pub fn commit(&self, commit: &Commit) -> Result<Committed> {
-        let Commit { request, expect, changes, author, note } = commit.clone();
+        let Commit { request, expect, changes, author, note, rollout, supersede } = commit.clone();
         let namespace = self.namespace.clone();
-        self.committed(&Ask::Commit(CommitAsk { request, namespace, expect, author, note, changes }))
+        let ask = CommitAsk { request, namespace, expect, author, note, rollout, supersede, changes };
+        self.committed(&Ask::Commit(ask))
     }
 
     /// Makes a commit with the content of an earlier revision.
@@ -207,9 +226,10 @@ impl Client {
     /// # Errors
     /// As [`commit`](Self::commit).
     pub fn revert(&self, revert: &Revert) -> Result<Committed> {
-        let Revert { request, expect, to, author, note } = revert.clone();
+        let Revert { request, expect, to, author, note, rollout, supersede } = revert.clone();
         let namespace = self.namespace.clone();
-        self.committed(&Ask::Revert(RevertAsk { request, namespace, expect, author, note, to }))
+        let ask = RevertAsk { request, namespace, expect, author, note, rollout, supersede, to };
+        self.committed(&Ask::Revert(ask))
     }
 
     /// Puts `state` in the place of all there is, in a new epoch. `request` is random; a repeat with the same begins
@@ -220,6 +240,17 @@ impl Client {
     pub fn import(&self, request: Id, state: State) -> Result<Committed> {
         let namespace = self.namespace.clone();
         self.committed(&Ask::Import(ImportAsk { request, namespace, state }))
+    }
+
+    /// A step of the rollout that is open at `position`: the answer is that position, after an abort the one that
+    /// ended it. `request` is random; a repeat with the same changes nothing.
+    ///
+    /// # Errors
+    /// [`ClientError::Conflict`] where the newest revision is another; [`ClientError::Invalid`] where it is no
+    /// rollout's (any more); or as [`commit`](Self::commit).
+    pub fn rollout(&self, request: Id, position: Place, step: Step) -> Result<Committed> {
+        let namespace = self.namespace.clone();
+        self.committed(&Ask::Rollout(RolloutAsk { request, namespace, position, step }))
     }
 
     /// Begins a new epoch. `request` is random; a repeat with the same begins no further one.
@@ -379,7 +410,7 @@ impl Client {
             let reply = Reply::decode(&reply.into_bytes())
                 .map_err(|error| ClientError::Answer(Misunderstood::Bytes(error)))?;
             match reply {
-                Reply::Busy(after_ms) => {
+                Reply::Busy { after_ms, rollout: None } => {
                     let pause = Duration::from_millis(u64::from(after_ms.clamp(1, 10_000)));
                     if pause >= latest.saturating_duration_since(Instant::now()) {
                         return Err(ClientError::Busy);
@@ -405,7 +436,8 @@ fn unexpected(reply: Reply) -> ClientError {
         Reply::ReadOnly { why, text } => ClientError::ReadOnly { why, text },
         Reply::Lost(head) => ClientError::Lost { head },
         Reply::Aborted => ClientError::Aborted,
-        Reply::Busy(_) => ClientError::Busy,
+        Reply::Busy { rollout: Some(at), .. } => ClientError::Rollout { at },
+        Reply::Busy { .. } => ClientError::Busy,
         _ => ClientError::Answer(Misunderstood::Kind),
     }
 }

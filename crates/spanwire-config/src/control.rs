@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use spanwire::protocol::WaitKey;
+use spanwire::protocol::{Time, WaitKey};
 use spanwire::{Rep, WaitError};
 
 use crate::process::{Log, ProcessError};
@@ -21,7 +21,7 @@ use crate::serve::{Authority, Config, bind};
 use crate::source::LogCommit;
 use crate::wire::client::{
     Ask, CommitLine, Commits, Entries, InvalidCode, LogAsk, MAX_COMMITS, MAX_LISTED, Named, NodeLine, Nodes,
-    Order, PAGE, ReadAsk, Reply, StatusAsk, Tip, WaitAsk, Writable,
+    Order, PAGE, ReadAsk, Reply, RolloutLine, StatusAsk, Tip, WaitAsk, Writable,
 };
 use crate::{
     Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus, NsAuthority, Place, Position,
@@ -116,6 +116,8 @@ struct Open {
 enum Ended {
     With(Reply),
     Look(LogAsk),
+    /// The rollout of what is waited for is over: promoted, or aborted.
+    Settled(Wait, Instant),
 }
 
 impl Open {
@@ -125,6 +127,7 @@ impl Open {
             return Vec::new();
         }
         let head = sender.head().map(|head| head.position).unwrap_or_default();
+        let canary = sender.canary().map(|head| head.position);
         let reports = self.parked.iter().any(|parked| matches!(parked.until, Until::Reached(_)));
         let status = if reports { sender.status() } else { Vec::new() };
         let mut ended = Vec::new();
@@ -132,6 +135,9 @@ impl Open {
             let parked = &self.parked[index];
             let over = now >= parked.deadline;
             let reply = match &parked.until {
+                Until::Reached(wait) if wait.is_settled(canary) && head.epoch == wait.epoch() => {
+                    Some(Ended::Settled(wait.for_all(), parked.deadline))
+                }
                 Until::Reached(wait) => wait_reply(wait, head, &status, over).map(Ended::With),
                 Until::Commit(ask) => {
                     (over || Place::from(head) > ask.bound).then(|| Ended::Look(ask.clone()))
@@ -218,7 +224,7 @@ impl Desk {
         }
         if open.parked.len() >= MAX_PARKED {
             drop(open);
-            return self.reply(parked.request, &Reply::Busy(1000));
+            return self.reply(parked.request, &busy(1000));
         }
         open.parked.push(parked);
         open.added = true;
@@ -258,6 +264,16 @@ impl Desk {
                 let reply = match ended {
                     Ended::With(reply) => reply,
                     Ended::Look(ask) => self.log(&ask),
+                    Ended::Settled(wait, _)
+                        if self.authority.look(|machine| machine.is_aborted(wait.position())) =>
+                    {
+                        Reply::Aborted
+                    }
+                    Ended::Settled(wait, deadline) => {
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        self.park(request, Later(left, Until::Reached(wait)));
+                        continue;
+                    }
                 };
                 self.reply(request, &reply);
             }
@@ -277,6 +293,8 @@ impl Desk {
                     author: ask.author,
                     note: ask.note,
                     stamp: now_ms(),
+                    rollout: ask.rollout,
+                    supersede: ask.supersede,
                 })));
             }
             Ask::Revert(ask) => {
@@ -287,9 +305,12 @@ impl Desk {
                     author: ask.author,
                     note: ask.note,
                     stamp: now_ms(),
+                    rollout: ask.rollout,
+                    supersede: ask.supersede,
                 })));
             }
             Ask::Import(ask) => return Ok(Said::Write(Write::Import(ask.request, ask.state))),
+            Ask::Rollout(ask) => return Ok(Said::Write(Write::Step(ask))),
             Ask::Begin(ask) => match self.authority.look(|machine| begin(machine, &ask)) {
                 Ok(write) => return Ok(Said::Write(write)),
                 Err(reply) => *reply,
@@ -318,6 +339,7 @@ impl Desk {
     }
 
     fn status(&self, ask: &StatusAsk) -> Reply {
+        let now = self.authority.socket.with(|_, cx| cx.now());
         let mut nodes = self.authority.look(|machine| {
             let (writable, text) = match (machine.mode(), &self.directory) {
                 (Mode::ReadOnly(why), _) => read_only(why, machine.highest()),
@@ -327,7 +349,8 @@ impl Desk {
             };
             let tip = machine.durable().map(|durable| tip(&durable.head)).unwrap_or_default();
             let (oldest, limits) = (machine.oldest(), self.limits);
-            Nodes { tip, writable, text, oldest, limits, more: false, nodes: Vec::new() }
+            let rollout = rollout_line(machine, now);
+            Nodes { tip, writable, text, oldest, limits, rollout, more: false, nodes: Vec::new() }
         });
         let mut size = 0;
         for status in self.authority.socket.with(|d, _| d.status()) {
@@ -350,7 +373,11 @@ impl Desk {
     }
 
     fn wait(&self, ask: &WaitAsk) -> Result<Reply, Later> {
-        let Some(head) = self.authority.look(NsAuthority::position) else {
+        let (head, cohort, aborted) = self.authority.look(|machine| {
+            let cohort = machine.cohort().filter(|(at, _)| Place::from(*at) == ask.position);
+            (machine.position(), cohort.map(|(_, audience)| audience), machine.is_aborted(ask.position))
+        });
+        let Some(head) = head else {
             return Ok(nothing_yet());
         };
         if ask.position.epoch < head.epoch.number {
@@ -359,10 +386,13 @@ impl Desk {
         if ask.position > head.into() || ask.position.rev == 0 {
             return Ok(refused(&Invalid::NoSuch(ask.position)));
         }
+        if aborted {
+            return Ok(Reply::Aborted);
+        }
         let position = Position { epoch: head.epoch, rev: ask.position.rev };
         let (newest, status) =
             self.authority.socket.with(|d, _| (d.head().map(|head| head.position), d.status()));
-        let wait = Wait::new(position, ask.level, &ask.selector, &status);
+        let wait = Wait::new(position, ask.level, &ask.selector, &status, cohort.as_ref());
         match wait_reply(&wait, newest.unwrap_or(head), &status, ask.timeout_ms == 0) {
             Some(reply) => Ok(reply),
             None => Err(Later(Duration::from_millis(ask.timeout_ms.into()), Until::Reached(wait))),
@@ -382,6 +412,10 @@ fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn busy(after_ms: u32) -> Reply {
+    Reply::Busy { after_ms, rollout: None }
+}
+
 fn invalid(code: InvalidCode, text: String) -> Reply {
     Reply::Invalid { code, oldest: Place::default(), text }
 }
@@ -392,6 +426,22 @@ fn nothing_yet() -> Reply {
 
 fn tip(head: &Head) -> Tip {
     Tip { position: head.position, digest: head.digest, keys: head.keys, bytes: head.bytes }
+}
+
+fn rollout_line(machine: &NsAuthority, now: Time) -> Option<RolloutLine> {
+    let (open, tally, lasts) = machine.rollout(now)?;
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Some(RolloutLine {
+        at: machine.position()?.into(),
+        for_all: open.for_all.head.position.into(),
+        plan: (*open.plan).clone(),
+        stage: u8::try_from(open.stage).unwrap_or(u8::MAX),
+        paused: open.paused,
+        nodes: count(tally.nodes),
+        applied: count(tally.applied),
+        refused: count(tally.refused),
+        lasts_ms: u32::try_from(lasts.as_millis()).unwrap_or(u32::MAX),
+    })
 }
 
 fn node_line(status: NodeStatus) -> NodeLine {

@@ -69,8 +69,13 @@ impl<S: Source> Driver<S> {
 
     /// Says what happened; returns what is left to be done, in order.
     pub fn tell(&mut self, event: AuthorityEvent) -> Vec<AuthorityAction> {
-        // No rule of the machine depends on the time.
-        let actions = self.machine.handle(event, Time::default());
+        // Only the gates of a rollout look at the time.
+        self.tell_at(event, Time::default())
+    }
+
+    /// As [`tell`](Self::tell), at this time: for what the nodes of a cohort report.
+    pub fn tell_at(&mut self, event: AuthorityEvent, now: Time) -> Vec<AuthorityAction> {
+        let actions = self.machine.handle(event, now);
         self.act(actions)
     }
 

@@ -27,6 +27,8 @@
 //!     author: "me".into(),
 //!     note: String::new(),
 //!     stamp: 0,
+//!     rollout: None, // for all at once
+//!     supersede: false,
 //! };
 //! let (mut authority, _) = NsAuthority::new(NsSettings::default(), Opening::Unknown, Id::random()?);
 //! let actions = authority.handle(AuthorityEvent::Commit(Ticket(1), request), Time::default());
@@ -73,6 +75,7 @@ pub mod relay;
 #[cfg(all(unix, feature = "sync"))]
 mod render;
 mod replica;
+pub mod rollout;
 mod sender;
 #[cfg(all(unix, feature = "sync"))]
 pub mod serve;
@@ -85,8 +88,8 @@ pub mod tree;
 pub mod wire;
 
 pub use authority::{
-    Alarm, Answer, AuthorityAction, AuthorityEvent, Intent, Invalid, Mode, NsAuthority, NsSettings, Opening,
-    Place, Published, ReadOnly, Recall, Request, Ticket, Verdict,
+    Alarm, Answer, AuthorityAction, AuthorityEvent, CohortNode, Intent, Invalid, Mode, NsAuthority,
+    NsSettings, Opening, Place, Published, ReadOnly, Recall, Request, Tally, Ticket, Verdict,
 };
 pub use digest::{Digest, LtHash};
 pub use driver::Driver;
@@ -99,6 +102,7 @@ pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, 
 pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};
 pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
 pub use sender::{Distributor, NodeStatus, Origin, Settings, Stale};
+pub use wire::client::Step;
 pub use wire::{Level, NackCode, NodeKind};
 
 #[cfg(doctest)]

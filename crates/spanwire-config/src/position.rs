@@ -133,8 +133,7 @@ pub struct Head {
     pub bytes: u64,
     /// Names the history: see [`chain`].
     pub chain: [u8; 32],
-    /// Whom it is for: empty for all. Anything else is a cohort, which this form does not know, so no
-    /// replica takes such a HEAD.
+    /// Whom it is for: empty for all, else a cohort ([`Audience`](crate::rollout::Audience)).
     pub audience: Bytes,
     /// Rises with every HEAD that is issued in an epoch, beacons included.
     pub seq: u64,

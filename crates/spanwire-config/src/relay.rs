@@ -10,8 +10,8 @@
 //! came; [`Distributor`](crate::Distributor) serves it as an authority's does. This machine, without I/O, stands
 //! between the two: [`NsRelay::handle`] takes what happened and returns what is to be done.
 //!
-//! It holds one state. A rollout has two HEADs that are current, each with its state: `held` becomes two then, and
-//! what is said of the newest is said of each.
+//! While a rollout is open two HEADs are current, each with its state: what is for all, and on top of that the canary's.
+//! They arrive in that order, as every revision follows from the one before.
 //!
 //! Owns: what is forwarded and when, the verdict on what nodes below show, when the table is told upward, loops.
 //! Never: a HEAD without the state that it names; a signature, a commit, a word about who is right among
@@ -83,7 +83,7 @@ pub struct Upstream {
 pub enum RelayEvent {
     /// A newer state was verified.
     Verified(Update),
-    /// A later HEAD of the state that is held.
+    /// A later HEAD of a state that is held: with another audience it is for more nodes, or for all.
     Heard(Head),
     /// The server above is another, or none, or its path has changed.
     Upstream(Option<Upstream>),
@@ -117,7 +117,7 @@ pub enum RelayEvent {
 pub enum RelayAction {
     /// Serve this from now on.
     Publish(Published),
-    /// What is served has a later HEAD.
+    /// A state that is served has a later HEAD.
     Show(Head),
     /// What a node showed is judged.
     Judge {
@@ -184,15 +184,38 @@ pub enum RelayAlarm {
     },
 }
 
+/// A revision from a relay's disk, if there is one.
+pub type Cached = Option<(Head, State)>;
+
+/// What of the last two revisions on its disk a relay goes on with: what is for all, and a canary's state on top of that.
+pub fn cached(newest: Cached, before: Cached) -> (Cached, Cached) {
+    let for_all = |kept: &(Head, State)| kept.0.audience.is_empty();
+    let canary = match newest {
+        Some(newest) if !for_all(&newest) => newest,
+        newest => return (newest, None),
+    };
+    let all = before.filter(for_all);
+    let stands = |(head, _): &(Head, State)| {
+        (head.position.epoch, head.position.rev) == (canary.0.position.epoch, canary.0.prev_rev)
+    };
+    let canary = all.as_ref().is_some_and(stands).then_some(canary);
+    (all, canary)
+}
+
 /// One namespace at a relay: a machine without I/O, driven by [`handle`](NsRelay::handle).
 #[derive(Debug)]
 pub struct NsRelay {
     settings: RelaySettings,
+    /// The newest that is for all.
     held: Option<(Head, State)>,
+    /// The newest, while it is for a cohort alone.
+    canary: Option<(Head, State)>,
     /// HEADs of the epoch held, oldest first: what they say of history.
     chains: VecDeque<Base>,
     /// What is not on disk yet.
     persisting: Option<Position>,
+    /// The newest that was to be written, whether it is on disk or not.
+    written: Option<Position>,
     upstream: Option<Upstream>,
     /// The conversation to which the table was told.
     told: Option<u64>,
@@ -205,15 +228,46 @@ impl NsRelay {
     /// Starts from what its disk holds, if anything, which must have been checked.
     pub fn new(settings: RelaySettings, cache: Option<(Head, State)>) -> Self {
         let chains = cache.iter().map(|(head, _)| head.base()).collect();
-        NsRelay { settings, held: cache, chains, persisting: None, upstream: None, told: None, report: None }
+        let written = cache.as_ref().map(|(head, _)| head.position);
+        NsRelay {
+            settings,
+            held: cache,
+            canary: None,
+            chains,
+            persisting: None,
+            written,
+            upstream: None,
+            told: None,
+            report: None,
+        }
+    }
+
+    /// With the state of an open rollout from its disk, which stands on what is for all: see [`cached`].
+    #[must_use]
+    pub fn with_canary(mut self, canary: Option<(Head, State)>) -> NsRelay {
+        if let Some((head, _)) = &canary {
+            self.chains.push_back(head.base());
+            self.written = Some(head.position);
+        }
+        self.canary = canary;
+        self
     }
 
     /// What a [`Distributor`](crate::Distributor) of this relay begins with.
     pub fn origin(&self) -> Origin {
-        Origin::passed(self.held.clone())
+        Origin::passed(self.held.clone()).with_canary(self.canary.clone())
     }
 
-    /// The newest that is held, and served.
+    /// The state of an open rollout, which is served to its cohort.
+    pub fn canary(&self) -> Option<(&Head, &State)> {
+        self.canary.as_ref().map(|(head, state)| (head, state))
+    }
+
+    fn newest(&self) -> Option<&(Head, State)> {
+        self.canary.as_ref().or(self.held.as_ref())
+    }
+
+    /// The newest that is held and for all, and served.
     pub fn held(&self) -> Option<(&Head, &State)> {
         self.held.as_ref().map(|(head, state)| (head, state))
     }
@@ -233,15 +287,7 @@ impl NsRelay {
         let mut out = Vec::new();
         match event {
             RelayEvent::Verified(update) => self.on_verified(&mut out, update),
-            RelayEvent::Heard(head) => {
-                if let Some((held, _)) = &mut self.held
-                    && held.shown() == head.shown()
-                    && head.seq > held.seq
-                {
-                    *held = head.clone();
-                    out.push(RelayAction::Show(head));
-                }
-            }
+            RelayEvent::Heard(head) => self.on_heard(&mut out, head),
             RelayEvent::Upstream(upstream) => self.on_upstream(&mut out, upstream),
             RelayEvent::Shown { node, head } => {
                 let verdict = self.judge(&head);
@@ -268,6 +314,17 @@ impl NsRelay {
         out
     }
 
+    fn on_heard(&mut self, out: &mut Actions, head: Head) {
+        let states = [&mut self.held, &mut self.canary].into_iter().flatten();
+        let same = |known: &&mut Head| known.shown() == head.shown() && head.seq > known.seq;
+        let Some(known) = states.map(|(known, _)| known).find(same) else { return };
+        known.clone_from(&head);
+        if let Some(promoted) = self.canary.take_if(|(known, _)| known.audience.is_empty()) {
+            self.held = Some(promoted);
+        }
+        out.push(RelayAction::Show(head));
+    }
+
     fn on_verified(&mut self, out: &mut Actions, update: Update) {
         let Update { head, changed, state } = update;
         let mut changes = ChangeSet::new();
@@ -277,7 +334,7 @@ impl NsRelay {
                 None => changes.delete(key),
             }
         }
-        let before = self.held.as_ref().map(|(held, _)| held.shown());
+        let before = self.newest().map(|(held, _)| held.shown());
         let position = head.position;
         if before.is_some_and(|before| before.base.position.epoch != position.epoch) {
             self.chains.clear();
@@ -286,7 +343,10 @@ impl NsRelay {
         while self.chains.len() > self.settings.chains.max(1) {
             self.chains.pop_front();
         }
-        self.held = Some((head.clone(), state.clone()));
+        (self.held, self.canary) = match head.audience.is_empty() {
+            true => (Some((head.clone(), state.clone())), None),
+            false => (self.held.take(), Some((head.clone(), state.clone()))),
+        };
         let published = Published { head, state, before, changes: Arc::new(changes) };
         out.push(RelayAction::Publish(published));
         let stored = planted("relay-acks-early");
@@ -295,17 +355,19 @@ impl NsRelay {
         self.persist(out);
     }
 
-    /// The newest is kept; what came while the disk was busy and is no longer the newest never.
+    /// What is current is kept, the canary's last; what came while the disk was busy and is no longer current never.
     fn persist(&mut self, out: &mut Actions) {
-        if let (Some((head, state)), None) = (&self.held, self.persisting) {
-            self.persisting = Some(head.position);
+        let new = |head: &Head| self.written.is_none_or(|written| written < head.position);
+        let mut states = [&self.held, &self.canary].into_iter().flatten();
+        if let (Some((head, state)), None) = (states.find(|(head, _)| new(head)), self.persisting) {
+            (self.persisting, self.written) = (Some(head.position), Some(head.position));
             out.push(RelayAction::Persist(head.clone(), state.clone()));
         }
     }
 
     fn on_stored(&mut self, out: &mut Actions, position: Position, stored: Result<(), String>) {
         self.persisting = None;
-        let newest = self.held.as_ref().map(|(head, _)| head.position);
+        let newest = self.newest().map(|(head, _)| head.position);
         if newest != Some(position) {
             return self.persist(out);
         }
@@ -353,7 +415,7 @@ impl NsRelay {
         if foreign || !self.settings.keys.is_empty() && !self.settings.keys.verify(head) {
             return Verdict::Disregard;
         }
-        let Some((held, _)) = &self.held else { return Verdict::Recorded };
+        let Some((held, _)) = self.newest() else { return Verdict::Recorded };
         let (shown, mine) = (head.position, held.position);
         match shown.partial_cmp(&mine) {
             None => Verdict::Conflict,

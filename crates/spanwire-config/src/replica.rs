@@ -460,7 +460,7 @@ impl Replica {
     fn refuse(&mut self, refusal: Refusal) {
         self.refused.retain(|r| r.position != refusal.position);
         self.refused.push(refusal);
-        if self.refused.len() > 2 {
+        if self.refused.len() > 2 || planted("one-refusal-remembered") && self.refused.len() > 1 {
             self.refused.remove(0);
         }
     }

@@ -16,6 +16,7 @@ mod nodes;
 mod offer;
 mod relay;
 mod session;
+mod target;
 mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +33,7 @@ use nodes::Nodes;
 use offer::Taking;
 use relay::Part;
 use session::{Session, Standing};
+use target::{Shown as Beacon, Which};
 use transfer::size;
 
 use crate::faults::planted;
@@ -107,6 +109,7 @@ impl Default for Settings {
 pub struct Origin {
     opened: u32,
     last: Option<(Head, State)>,
+    canary: Option<(Head, State)>,
     steps: Vec<Step>,
     passes: bool,
 }
@@ -115,18 +118,18 @@ impl Origin {
     /// A history that is yet to begin; until then nodes are told to wait. `opened` says how often the store was
     /// opened, this time included, and must be durable: its low 24 bits lead every `seq` of this run.
     pub fn pending(opened: u32) -> Origin {
-        Origin { opened, last: None, steps: Vec::new(), passes: false }
+        Origin { opened, last: None, canary: None, steps: Vec::new(), passes: false }
     }
 
     /// A history that goes on from a stored state.
     pub fn restored(head: Head, state: State, opened: u32) -> Origin {
-        Origin { opened, last: Some((head, state)), steps: Vec::new(), passes: false }
+        Origin { opened, last: Some((head, state)), canary: None, steps: Vec::new(), passes: false }
     }
 
     /// What a relay serves: HEADs go out as they came, and the table of nodes is told upward. It begins with what
     /// it has verified, if anything.
     pub fn passed(last: Option<(Head, State)>) -> Origin {
-        Origin { opened: 0, last, steps: Vec::new(), passes: true }
+        Origin { opened: 0, last, canary: None, steps: Vec::new(), passes: true }
     }
 
     /// With the batches that led to that state, oldest first, and what they begin from: who is behind by some of
@@ -143,6 +146,12 @@ impl Origin {
             before = Some(batch.head.shown());
         }
         self
+    }
+
+    /// With the state of an open rollout, which is the newest: its HEAD says whom it is for.
+    #[must_use]
+    pub fn with_canary(self, canary: Option<(Head, State)>) -> Self {
+        Origin { canary, ..self }
     }
 }
 
@@ -174,8 +183,10 @@ impl Step {
 #[derive(Debug)]
 pub struct Distributor {
     settings: Settings,
-    /// The newest HEAD and its state; `None` until the first commit.
+    /// The newest HEAD that is for all and its state; `None` until the first commit.
     published: Option<(Head, State)>,
+    /// The newest, while it is for a cohort alone.
+    canary: Option<(Head, State)>,
     /// HEADs are those of a server above, and go out as they came.
     passes: bool,
     /// Servers from the authority to here.
@@ -185,10 +196,10 @@ pub struct Distributor {
     seq: u64,
     log: VecDeque<Step>,
     log_bytes: usize,
-    /// At most one encoded snapshot: of the head, or of a revision that the log still reaches.
-    snapshot: Option<Arc<Payload>>,
-    /// Steps to the present head, by where they start. `None`: a snapshot is cheaper.
-    deltas: VecDeque<(Shown, Option<Arc<Payload>>)>,
+    /// At most one encoded snapshot of each state: of the head, or of a revision that the log still reaches.
+    snapshots: [Option<Arc<Payload>>; 2],
+    /// Steps to a present head, by where they start and lead. `None`: a snapshot is cheaper.
+    deltas: VecDeque<(Shown, Position, Option<Arc<Payload>>)>,
     sessions: PipeMap<Session>,
     nodes: Nodes,
     slots: usize,
@@ -209,7 +220,7 @@ impl Distributor {
     ///
     /// A namespace name beyond its 128 bytes is cut, and a beacon time brought within its bounds.
     pub fn new(mut settings: Settings, origin: Origin) -> Self {
-        let Origin { opened, last, steps, passes } = origin;
+        let Origin { opened, last, canary, steps, passes } = origin;
         settings.beacon = settings.beacon.clamp(BEACONS.0, BEACONS.1);
         while settings.namespace.len() > crate::wire::MAX_NAMESPACE {
             settings.namespace.pop();
@@ -222,10 +233,11 @@ impl Distributor {
             telling: None,
             settings,
             published: last,
+            canary,
             seq: seq_of(opened),
             log: VecDeque::new(),
             log_bytes: 0,
-            snapshot: None,
+            snapshots: [None, None],
             deltas: VecDeque::new(),
             sessions: PipeMap::default(),
             slots: 0,
@@ -238,17 +250,18 @@ impl Distributor {
         };
         steps.into_iter().for_each(|step| this.append(step));
         this.published = this.published.take().map(|(head, state)| (this.issue(head), state));
+        this.canary = this.canary.take().map(|(head, state)| (this.issue(head), state));
         this
     }
 
-    /// The newest HEAD; `None` before the first commit.
+    /// The newest HEAD, be it for all or for a cohort; `None` before the first commit.
     pub fn head(&self) -> Option<&Head> {
-        self.published.as_ref().map(|(head, _)| head)
+        self.newest().map(|(head, _)| head)
     }
 
-    /// The newest state; `None` before the first commit.
+    /// The newest state, be it for all or for a cohort; `None` before the first commit.
     pub fn state(&self) -> Option<&State> {
-        self.published.as_ref().map(|(_, state)| state)
+        self.newest().map(|(_, state)| state)
     }
 
     /// Nodes known, connected or not, in the order of their ids.
@@ -272,7 +285,8 @@ impl Distributor {
         (self.log.len(), self.log_bytes)
     }
 
-    /// Makes this the newest revision and sends it. It must be durable by now: nodes will hold it.
+    /// Makes this the newest revision and sends it: to those of its audience, while what was for all before stays so
+    /// for everybody else. It must be durable by now: nodes will hold it.
     ///
     /// # Errors
     /// [`Stale`] when it does not follow from what was published last; nothing changes.
@@ -289,18 +303,27 @@ impl Distributor {
             head.prev_rev = 0;
         }
         let head = self.issue(head);
+        if self.canary.is_some() {
+            self.take_back();
+        }
         if !planted("stale-deltas") {
             self.deltas.clear();
         }
         match before {
-            Some(base) if !new_epoch => self.append(Step::new(base, changes)),
+            Some(base) if !new_epoch => {
+                let empty = planted("abort-step-empty") && self.canary.is_some();
+                self.append(Step::new(base, if empty { Arc::default() } else { changes }));
+            }
             // Steps lead to revisions of one epoch; equal content is recognised by its digest.
             _ => {
                 self.log.clear();
                 self.log_bytes = 0;
             }
         }
-        self.published = Some((head, state));
+        (self.published, self.canary) = match head.audience.is_empty() {
+            true => (Some((head, state)), None),
+            false => (self.published.take(), Some((head, state))),
+        };
         let pipes: Vec<PipeId> = self.sessions.keys().collect();
         for pipe in &pipes {
             // Shown before there was anything to compare it with; or what no longer contradicts.
@@ -329,6 +352,7 @@ impl Distributor {
     ) -> Result<Option<AuthorityAction>, Stale> {
         match action {
             AuthorityAction::Publish(published) => drop(self.publish(cx, published)?),
+            AuthorityAction::Show(head) => self.show_to(cx, head),
             AuthorityAction::Offer(node, head) => self.offer(cx, node, head),
             AuthorityAction::Judge { node, head, verdict } => self.judge(cx, node, &head, verdict),
             AuthorityAction::Reopened(opened) => self.seq = self.seq.max(seq_of(opened)),
@@ -411,9 +435,17 @@ impl Distributor {
         head
     }
 
-    /// The newest HEAD with a `seq` of its own, as a beacon.
-    fn beacon_message(&mut self) -> Message {
-        let mut head = self.head().cloned();
+    /// Current HEADs, each with a `seq` of its own, as a beacon.
+    fn beacon_message(&mut self, shown: Beacon) -> Message {
+        let heads = match shown {
+            Beacon::One(which) => vec![self.beacon_head(which)],
+            Beacon::Both => vec![self.beacon_head(Which::All), self.beacon_head(Which::Canary)],
+        };
+        Message::from(Frame::Beacon(heads.into_iter().flatten().collect()).encode())
+    }
+
+    fn beacon_head(&mut self, which: Which) -> Option<Head> {
+        let mut head = self.current(which).map(|(head, _)| head.clone());
         if planted("chain-anew-for-beacon")
             && let Some(head) = &mut head
         {
@@ -422,13 +454,13 @@ impl Distributor {
         if planted("seq-stands-still") && !self.passes {
             self.seq -= 1;
         }
-        let heads = head.map(|head| self.issue(head));
-        Message::from(Frame::Beacon(heads.into_iter().collect()).encode())
+        head.map(|head| self.issue(head))
     }
 
     fn beacon_now(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        if self.sessions.get(pipe).is_some_and(|session| session.wants && session.node.is_some()) {
-            let beacon = self.beacon_message();
+        let Some(session) = self.sessions.get(pipe) else { return };
+        if session.wants && session.node.is_some() {
+            let beacon = self.beacon_message(self.shown_to(session));
             // A full queue is a sign of life by itself; the next beacon comes.
             let _ = cx.put(pipe, beacon);
         }
@@ -439,7 +471,9 @@ impl Distributor {
         let now = cx.now();
         // A node may leave little credit unsaid until its beacon time.
         let stall = self.settings.stall.max(self.settings.beacon * 2);
-        let (beacon, silent) = (self.beacon_message(), Message::from(Frame::Beacon(Vec::new()).encode()));
+        let all = [Beacon::One(Which::All), Beacon::One(Which::Canary), Beacon::Both];
+        let beacons = all.map(|shown| self.beacon_message(shown));
+        let silent = Message::from(Frame::Beacon(Vec::new()).encode());
         for (pipe, session) in self.sessions.iter() {
             if session.node.is_none() {
                 if now.saturating_since(session.opened) >= self.settings.hello
@@ -451,20 +485,22 @@ impl Distributor {
                 cx.close(pipe, Reason::Slow);
             } else if cx.unsent(pipe).0 == 0 {
                 // Never more than one is pending: what is still queued says "alive" as well.
-                let message = if session.wants { &beacon } else { &silent };
+                let message = match self.shown_to(session) {
+                    _ if !session.wants => &silent,
+                    Beacon::One(which) => &beacons[which as usize],
+                    Beacon::Both => &beacons[2],
+                };
                 let _ = cx.put(pipe, message.clone());
             }
         }
-        let newest = self.head().map(|head| head.position);
-        if self
-            .snapshot
-            .as_ref()
-            .is_some_and(|s| Arc::strong_count(s) == 1 && Some(s.head().position) != newest)
-        {
-            self.snapshot = None;
+        for which in [Which::All, Which::Canary] {
+            let newest = self.current(which).map(|(head, _)| head.position);
+            let unused =
+                |s: &mut Arc<Payload>| Arc::strong_count(s) == 1 && Some(s.head().position) != newest;
+            self.snapshots[which as usize].take_if(unused);
         }
         // Encoded again where it is wanted again.
-        self.deltas.retain(|(_, delta)| delta.as_ref().is_none_or(|delta| Arc::strong_count(delta) > 1));
+        self.deltas.retain(|(.., delta)| delta.as_ref().is_none_or(|delta| Arc::strong_count(delta) > 1));
         if self.published.is_some() {
             // Who still waits for a verdict is shown again: the word may have found no place.
             let waits = self.sessions.iter().filter(|(_, session)| session.standing == Standing::Unjudged);

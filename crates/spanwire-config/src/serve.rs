@@ -30,12 +30,16 @@ use watch::{Next, next, watch};
 
 use crate::control::{self, Control};
 use crate::process::{Log, ProcessError, Shutdown, follow};
+use crate::rollout::Audience;
 use crate::sign::{Keyring, Secret};
 use crate::store::Store;
 use crate::{
     Answer, AuthorityEvent, Distributor, Id, Intent, Key, Limits, Mode, NodeStatus, Place, ReadOnly, Request,
     Settings, State, folders, tree,
 };
+
+/// How often the nodes of a cohort are counted while a rollout is open.
+const GATE: Duration = Duration::from_millis(200);
 
 /// What to serve.
 #[derive(Clone, Debug)]
@@ -270,7 +274,8 @@ impl<'a> Server<'a> {
         match last {
             Some(last) => {
                 let changes = last.diff(&read.state);
-                if changes.is_empty() { Ok(()) } else { self.commit(changes) }
+                let open = self.authority.look(|machine| machine.cohort().is_some());
+                if changes.is_empty() && !open { Ok(()) } else { self.commit(changes) }
             }
             None => self.first(read.state),
         }
@@ -302,6 +307,9 @@ impl<'a> Server<'a> {
             author: "config-sync serve".into(),
             note: String::new(),
             stamp: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            rollout: None,
+            // The directory is all that is published, whoever opened a rollout before.
+            supersede: true,
         };
         match self.authority.ask_waiting(|ticket| AuthorityEvent::Commit(ticket, request)) {
             Some(Answer::Committed { .. }) => Ok(()),
@@ -343,18 +351,33 @@ impl<'a> Server<'a> {
     }
 }
 
-/// Has what nodes show judged as it comes, in a thread of its own, until the socket is closed.
+/// Has what nodes show judged as it comes, and the nodes of a cohort counted while there is one, in a thread of its own,
+/// until the socket is closed.
 fn judging(authority: Arc<Authority>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let key = authority.socket.with(|d, _| d.shown_key());
         loop {
-            let shown = authority.socket.wait(key, None, |d, _| d.has_shown().then(|| d.take_shown()));
+            let open = authority.socket.with(|d, _| d.canary().is_some());
+            let shown = authority.socket.wait(key, open.then_some(GATE), |d, _| {
+                (d.has_shown() || d.canary().is_some() != open).then(|| d.take_shown())
+            });
             match shown {
                 Ok(shown) => authority.judge(shown),
+                Err(spanwire::WaitError::TimedOut) => {}
                 Err(_) => return,
             }
+            authority.count_cohort();
         }
     })
+}
+
+/// Whom a HEAD is for, if not for all.
+fn audience(head: &crate::Head) -> String {
+    let Some(cohort) = Audience::parse(&head.audience) else { return String::new() };
+    let labels: Vec<String> = cohort.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+    let (whole, part) = (cohort.share / 100, cohort.share % 100);
+    let of = if labels.is_empty() { " nodes".to_owned() } else { labels.concat() };
+    format!(" for {whole}{} % of{of}", if part == 0 { String::new() } else { format!(".{part:02}") })
 }
 
 /// Binds; an address that the server before this one has not let go of yet is waited for.

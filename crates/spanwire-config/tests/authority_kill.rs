@@ -74,6 +74,8 @@ impl Node {
             author: String::new(),
             note: String::new(),
             stamp: 0,
+            rollout: None,
+            supersede: false,
         };
         let actions = self.machine.handle(AuthorityEvent::Commit(Ticket(n), request), Time::default());
         match self.act(actions).as_slice() {

@@ -63,7 +63,16 @@ impl Shared {
         request[8..].copy_from_slice(&n.to_be_bytes());
         let (author, note) = (String::new(), String::new());
         let intent = Intent::Change(changes);
-        let request = Request { request: Id(request), expect, intent, author, note, stamp: 0 };
+        let request = Request {
+            request: Id(request),
+            expect,
+            intent,
+            author,
+            note,
+            stamp: 0,
+            rollout: None,
+            supersede: false,
+        };
         let actions = inner.machine.handle(AuthorityEvent::Commit(ticket, request), Time::default());
         self.act(&mut inner, actions);
         drop(inner);

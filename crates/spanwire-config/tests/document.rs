@@ -1,14 +1,16 @@
 //! The byte examples in `docs/config-broadcast.md` are what the code says.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use spanwire_config::client::Export;
+use spanwire_config::rollout::{Audience, Gate, Plan, Stage};
 use spanwire_config::sign::Secret;
 use spanwire_config::wire::client::{
     Ask, BeginAsk, BeginWith, CommitAsk, CommitLine, Commits, Entries, Holding, ImportAsk, InvalidCode,
-    LogAsk, Named, NodeLine, Nodes, Order, ReadAsk, Refusing, Reply, RevertAsk, Selector, StatusAsk, Tip,
-    WaitAsk, Waited, Writable,
+    LogAsk, Named, NodeLine, Nodes, Order, ReadAsk, Refusing, Reply, RevertAsk, RolloutAsk, RolloutLine,
+    Selector, StatusAsk, Step, Tip, WaitAsk, Waited, Writable,
 };
 use spanwire_config::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, NodeReport,
@@ -169,6 +171,13 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             })
             .encode(),
         ),
+        ("audience", cohort().to_bytes().to_vec()),
+        ("member", {
+            // What the share is compared with is found by asking.
+            let admits = |share| Audience { share, ..cohort() }.admits(Id([0x22; 16]), &cohort().labels);
+            let below = (0..=10_000_u16).position(admits).map_or(10_000, |first| first - 1);
+            (below as u16).to_be_bytes().to_vec()
+        }),
         ("digest", one.digest().0.to_vec()),
         ("chain", second.chain.to_vec()),
         ("signature", {
@@ -177,6 +186,15 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             [&signed.key_id.to_be_bytes()[..], &signed.sig.0].concat()
         }),
     ]
+}
+
+fn cohort() -> Audience {
+    Audience {
+        rollout: Id([0x55; 16]),
+        salt: Id([0x77; 16]),
+        share: 1_000,
+        labels: vec![("zone".into(), "eu".into())],
+    }
 }
 
 fn place(epoch: u64, rev: u64) -> Place {
@@ -198,6 +216,8 @@ fn asks() -> Vec<(&'static str, Ask)> {
                 expect: Some(place(1, 1)),
                 author: "me".into(),
                 note: "b for a".into(),
+                rollout: None,
+                supersede: false,
                 changes,
             }),
         ),
@@ -242,7 +262,18 @@ fn asks() -> Vec<(&'static str, Ask)> {
                 expect: None,
                 author: String::new(),
                 note: String::new(),
+                rollout: None,
+                supersede: false,
                 to: place(1, 1),
+            }),
+        ),
+        (
+            "rollout",
+            Ask::Rollout(RolloutAsk {
+                request: Id([0x66; 16]),
+                namespace: namespace.clone(),
+                position: place(1, 2),
+                step: Step::Promote,
             }),
         ),
         ("holdings-ask", Ask::Holdings(namespace.clone())),
@@ -275,7 +306,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 text: "there is no position 1:9".into(),
             },
         ),
-        ("busy", Reply::Busy(100)),
+        ("busy", Reply::Busy { after_ms: 1_000, rollout: Some(place(1, 2)) }),
         ("readonly", Reply::ReadOnly { why: Writable::Vacant, text: "vacant".into() }),
         (
             "entries",
@@ -309,6 +340,31 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 text: String::new(),
                 oldest: Place::default(),
                 limits: Limits::default(),
+                rollout: Some(RolloutLine {
+                    at: place(1, 2),
+                    for_all: place(1, 1),
+                    plan: Plan {
+                        salt: Id([0x77; 16]),
+                        stages: vec![
+                            Stage {
+                                labels: vec![("zone".into(), "eu".into())],
+                                share: 1_000,
+                                gate: Some(Gate {
+                                    applied: 9_500,
+                                    refusals: 1,
+                                    bake: Duration::from_secs(60),
+                                }),
+                            },
+                            Stage { share: 5_000, ..Stage::default() },
+                        ],
+                    },
+                    stage: 0,
+                    paused: false,
+                    nodes: 3,
+                    applied: 2,
+                    refused: 1,
+                    lasts_ms: 15_000,
+                }),
                 more: false,
                 nodes: vec![NodeLine {
                     node: named(0x22, "web-1"),
@@ -363,7 +419,7 @@ fn every_example_in_the_document_is_what_the_code_says() {
     for (name, bytes) in story() {
         let shown = examples.remove(name).unwrap_or_else(|| panic!("the document has no example {name:?}"));
         assert_eq!(hex(&shown), hex(&bytes), "{name}");
-        if !["head", "digest", "chain", "signature"].contains(&name) {
+        if !["head", "audience", "member", "digest", "chain", "signature"].contains(&name) {
             assert_eq!(Frame::decode(&shown.into()).map(|frame| frame.encode()), Ok(bytes), "{name}");
         }
     }

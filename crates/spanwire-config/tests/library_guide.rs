@@ -47,6 +47,8 @@ impl Server {
             author: String::new(),
             note: String::new(),
             stamp: 0,
+            rollout: None,
+            supersede: false,
         };
         let event = AuthorityEvent::Commit(Ticket(self.commits), request);
         self.authority.handle(event, Time::default());

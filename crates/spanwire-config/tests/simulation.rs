@@ -58,6 +58,7 @@ fn promises_03_04_05_13_invariants_01_to_24_hold_whatever_happens() {
             assert!(few > ran / 10, "{sum:?}");
         }
         assert!(sum.stale > 0 && sum.fail_overs > ran / 10, "{sum:?}");
+        assert!(sum.rollouts > ran / 4 && sum.canaries > ran / 4 && sum.stages > 0, "{sum:?}");
     }
 }
 
@@ -79,12 +80,15 @@ fn invariants_07_14_18_23_26_hold_with_relays_between() {
         sum.loops += counts.loops;
         sum.behind += counts.behind;
         sum.deep += counts.deep;
+        sum.rollouts += counts.rollouts;
+        sum.canaries += counts.canaries;
         ran += 1;
     }
     println!("{ran} trees in {:.1?}: {sum:?}", start.elapsed());
     if ran >= 50 {
         assert!(sum.forwarded > 100 * ran && sum.reports > 10 * ran && sum.behind > ran, "{sum:?}");
         assert!(sum.loops > 0 && sum.deep > 0, "{sum:?}");
+        assert!(sum.rollouts > ran / 4 && sum.canaries > ran / 8, "{sum:?}");
     }
 }
 

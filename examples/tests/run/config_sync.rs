@@ -274,6 +274,53 @@ fn an_operator_sees_and_waits_for_every_node() {
 }
 
 #[test]
+fn an_operator_rolls_a_change_out_in_stages_and_takes_one_back() {
+    let w = World::new();
+    let server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let agent =
+        |name: &str| w.run(&format!("agent --connect {} --out {{}}/{name} --label tier={name}", w.url));
+    let (_canary, _other) = (agent("canary"), agent("other"));
+    w.ok(&["wait", "--min", "2"]);
+    let canary = "100%,tier=canary";
+    assert_eq!(w.ok(&["set", "a", "2", "--rollout", canary, "--rollout", "100%"]), "1:2\n");
+    assert_eq!(w.ok(&["wait"]), "ok  canary\n");
+    assert_eq!((text(&w.path("canary/a")), text(&w.path("other/a"))), ("2".into(), "1".into()));
+    let (code, _, err) = w.verb(&["set", "b", "1"]);
+    assert!(code == Some(5) && err.contains("the rollout of 1:2 is open"), "{err}");
+    let status = w.ok(&["status"]);
+    assert!(status.contains("rollout of 1:2, all others at 1:1: stage 1 of 2;"), "{status}");
+    let rollout = json(&w.ok(&["rollout", "status", "--json"]));
+    assert_eq!((&rollout["stage"], &rollout["stages"][0]["labels"]["tier"]), (&1.into(), &"canary".into()));
+    assert_eq!(w.ok(&["rollout", "pause"]), "1:2\n");
+    assert!(w.ok(&["rollout", "status"]).contains("(paused)"));
+    assert_eq!(w.verb(&["rollout", "abort", "--at", "1"]).0, Some(5), "another revision's");
+    assert_eq!(w.ok(&["rollout", "abort"]), "1:3\n");
+    assert_eq!(w.verb(&["rollout", "status"]).0, Some(6));
+    assert_eq!(w.verb(&["wait", "--at", "2"]).0, Some(5), "aborted");
+    w.ok(&["wait", "--min", "2"]);
+    assert_eq!((text(&w.path("canary/a")), text(&w.path("other/a"))), ("1".into(), "1".into()));
+    // Superseded: what all others have is changed.
+    std::fs::create_dir(w.path("tree")).expect("writable");
+    std::fs::write(w.path("tree/b"), "3").expect("writable");
+    w.ok(&["set", "a", "4", "--rollout", canary, "--salt", "word"]);
+    assert_eq!(w.ok(&["apply", "tree", "--supersede"]), "1:5\n");
+    assert_eq!(w.ok(&["list"]), "1  a\n1  b\n");
+    assert_eq!(w.ok(&["get", "a"]), "1");
+    // And one that goes on by itself.
+    w.ok(&["set", "a", "6", "--rollout", &format!("{canary},applied:100%")]);
+    server.says("revision 1/");
+    let latest = Instant::now() + PATIENCE;
+    while text(&w.path("other/a")) != "6" && Instant::now() < latest {
+        w.ok(&["wait", "--at", "5", "--level", "visible"]);
+    }
+    assert_eq!((text(&w.path("canary/a")), text(&w.path("other/a"))), ("6".into(), "6".into()));
+    for wrong in ["10", "0%", "10%,what"] {
+        assert_eq!(w.verb(&["set", "a", "7", "--rollout", wrong]).0, Some(2), "{wrong}");
+    }
+}
+
+#[test]
 fn scripts_tell_conflict_refusal_and_time_apart() {
     let w = World::new();
     assert_eq!(w.verb(&["status", "--timeout", "0.2"]).0, Some(7), "no server");

@@ -4,8 +4,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use super::CohortNode;
+use crate::rollout::Plan;
 use crate::sign::Keyring;
 use crate::source::{Record, Recovered, Snapshot};
+use crate::wire::client::Step;
 use crate::{Base, ChangeSet, ClusterId, Digest, Head, Id, Limits, OverLimit, Position, Shown, State};
 
 /// Settings of an [`NsAuthority`](crate::NsAuthority).
@@ -110,6 +115,10 @@ pub struct Request {
     pub note: String,
     /// Milliseconds since 1970; printed only.
     pub stamp: u64,
+    /// It is for a cohort first, by this plan. It goes alone, and opens a rollout.
+    pub rollout: Option<Plan>,
+    /// If a rollout is open, this ends it: the content that all others have is what changes.
+    pub supersede: bool,
 }
 
 /// Why nothing can be written.
@@ -152,6 +161,9 @@ pub enum Invalid {
     /// It cannot be done now.
     #[error("{0}")]
     NotNow(&'static str),
+    /// A plan that makes no sense, or a step of a rollout that is not there.
+    #[error("{0}")]
+    Rollout(&'static str),
 }
 
 /// The answer to a request.
@@ -176,6 +188,8 @@ pub enum Answer {
     Invalid(Invalid),
     /// Try later.
     Busy,
+    /// A rollout is open, of this: until it ends, only a commit that supersedes it is taken.
+    Open(Place),
     /// Nothing can be written.
     ReadOnly(ReadOnly),
     /// An epoch began.
@@ -222,6 +236,11 @@ pub enum AuthorityEvent {
     Adopt(Ticket, Id, Option<Base>),
     /// A node sent its state after [`AuthorityAction::Offer`]; `None`: it did not, or is gone.
     Offered(Id, Option<State>),
+    /// The operator wants this step of the rollout that is open at this position. The id names the request.
+    Rollout(Ticket, Id, Place, Step),
+    /// What the nodes of a cohort report, all that are known: [`NsAuthority::cohort`](crate::NsAuthority::cohort) says
+    /// of which, and it is to be said again and again while that says one.
+    Cohort((Position, Bytes), Vec<CohortNode>),
 }
 
 /// What is to be done, in this order.
@@ -238,8 +257,10 @@ pub enum AuthorityAction {
     Recall(Recall),
     /// Answer a client.
     Reply(Ticket, Answer),
-    /// This is durable and the newest: bring it to the nodes.
+    /// This is durable and the newest: bring it to the nodes, all of them or those of its audience.
     Publish(Published),
+    /// The newest has another audience from now on: this is its HEAD.
+    Show(Head),
     /// What was shown is judged.
     Judge {
         /// Who showed it.

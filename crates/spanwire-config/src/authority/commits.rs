@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::{
     Actions, Alarm, Answer, AuthorityAction, Gathered, Intent, Invalid, Kept, LEAP, Mode, NsAuthority, Place,
-    Published, ReadOnly, Request, Ticket, Writing, max_each,
+    Published, ReadOnly, Request, Rollout, Ticket, Writing, max_each,
 };
 use crate::faults::planted;
+use crate::rollout::{Mark, Open, Plan};
 use crate::source::{Batch, LogCommit, MAX_AUTHOR, MAX_NOTE, Record, Snapshot};
 use crate::{ChangeSet, Epoch, Head, Id, Position, Shown, State, chain};
 
@@ -94,6 +95,13 @@ impl NsAuthority {
         if request.expect.is_some_and(|expect| expect != head) && !planted("publish-without-compare") {
             return self.answer(out, ticket, Answer::Conflict { head });
         }
+        let open = self.tip_is_open();
+        if open && !request.supersede && !planted("commit-during-rollout") {
+            return self.answer(out, ticket, Answer::Open(head));
+        }
+        if open && self.is_passing() {
+            return refuse(out, Answer::Busy);
+        }
         let (changes, state) = match self.outcome(&request) {
             Ok(outcome) => outcome,
             Err(why) => return self.answer(out, ticket, Answer::Invalid(why)),
@@ -102,6 +110,7 @@ impl NsAuthority {
             return refuse(out, Answer::Invalid(Invalid::NotNow("revisions are used up")));
         };
         let size = crate::wire::encode_changes(&changes).len() + request.author.len() + request.note.len();
+        let plan = request.rollout.map(Arc::new);
         let commit = LogCommit {
             rev,
             request: request.request,
@@ -114,25 +123,34 @@ impl NsAuthority {
         if let Some(incarnation) = self.fresh {
             // Only here does a commit begin a namespace, at (0, 0) and where no node has shown a HEAD.
             let epoch = Epoch { number: self.highest.epoch.saturating_add(1), incarnation };
-            let batch = self.batch(epoch, vec![commit], &state);
+            let batch = self.batch(epoch, vec![commit], &state, None);
             return self.start(out, batch, state, vec![ticket]);
         }
         let Some(epoch) = self.tip_epoch() else { return refuse(out, Answer::ReadOnly(ReadOnly::Vacant)) };
-        self.requests.insert(commit.request, (Position { epoch, rev }, commit.digest));
-        self.gathered_commits += 1;
-        self.gathered_bytes += size;
+        let for_all = if plan.is_some() { self.tip_for_all() } else { state.clone() };
+        let alone = plan.is_some() || open;
+        let (tickets, commits) = (vec![ticket], vec![commit]);
+        self.gather(out, epoch, Gathered { tickets, commits, state, for_all, plan, alone, size });
+    }
+
+    /// Puts one commit to those that wait for the store.
+    pub(super) fn gather(&mut self, out: &mut Actions, epoch: Epoch, new: Gathered) {
+        for commit in &new.commits {
+            self.requests.insert(commit.request, (Position { epoch, rev: commit.rev }, commit.digest));
+        }
+        self.gathered_commits += new.commits.len();
+        self.gathered_bytes += new.size;
         let (most, full) = (self.settings.batch_commits, self.settings.batch_bytes);
-        match self.gathered.back_mut().filter(|last| last.commits.len() < most && last.size < full) {
+        let room = |last: &&mut Gathered| last.commits.len() < most && last.size < full && !last.alone;
+        match self.gathered.back_mut().filter(room).filter(|_| !new.alone) {
             Some(last) => {
-                last.tickets.push(ticket);
-                last.commits.push(commit);
-                last.state = state;
-                last.size += size;
+                last.tickets.extend(new.tickets);
+                last.commits.extend(new.commits);
+                last.state = new.state;
+                last.for_all = new.for_all;
+                last.size += new.size;
             }
-            None => {
-                let (tickets, commits) = (vec![ticket], vec![commit]);
-                self.gathered.push_back(Gathered { tickets, commits, state, size });
-            }
+            None => self.gathered.push_back(new),
         }
         self.next_batch(out);
     }
@@ -150,8 +168,19 @@ impl NsAuthority {
         if request.note.len() > MAX_NOTE {
             return Err(Invalid::TooLong("note"));
         }
-        let mut state = self.tip_state();
-        let changes = match &request.intent {
+        if let Some(plan) = &request.rollout {
+            plan.check().map_err(Invalid::Rollout)?;
+            if request.supersede {
+                return Err(Invalid::Rollout("what supersedes a rollout is for all"));
+            }
+            if self.durable.is_none() {
+                return Err(Invalid::Rollout("the first revision is for all"));
+            }
+        }
+        let tip = self.tip_state();
+        let supersedes = request.supersede && self.tip_is_open();
+        let mut state = if supersedes { self.tip_for_all() } else { tip.clone() };
+        let mut changes = match &request.intent {
             Intent::Change(changes) => {
                 self.settings.limits.check_values(changes)?;
                 state.effective(changes)
@@ -159,19 +188,30 @@ impl NsAuthority {
             Intent::Revert(to) => state.diff(&self.read(Some(*to))?.1),
         };
         state.apply(&changes);
+        if supersedes {
+            changes = tip.diff(&state);
+        }
         self.settings.limits.check(state.keys(), state.bytes())?;
         Ok((changes, state))
     }
 
     /// The batch of `commits`, which lead to `state`, on top of what is durable.
-    pub(super) fn batch(&self, epoch: Epoch, commits: Vec<LogCommit>, state: &State) -> Batch {
+    pub(super) fn batch(
+        &self,
+        epoch: Epoch,
+        commits: Vec<LogCommit>,
+        state: &State,
+        plan: Option<Arc<Plan>>,
+    ) -> Batch {
         let (prev_rev, previous) = match &self.durable {
             Some(last) if last.head.position.epoch == epoch => (last.head.position.rev, last.head.chain),
             _ => (0, [0; 32]),
         };
         let rev = commits.last().map_or(0, |commit| commit.rev);
         let digest = state.digest();
+        let rollout = commits.last().map_or(Id::default(), |commit| commit.request);
         let head = Head {
+            audience: plan.as_ref().map(|plan| plan.audience(rollout, 0)).unwrap_or_default(),
             cluster: self.settings.cluster,
             namespace: self.settings.namespace.clone(),
             position: Position { epoch, rev },
@@ -182,7 +222,7 @@ impl NsAuthority {
             chain: chain(&previous, rev, &digest),
             ..Head::default()
         };
-        Batch { head, commits }
+        Batch { head, commits, plan }
     }
 
     /// Gives the store its next batch, if it is free and there is one.
@@ -191,10 +231,12 @@ impl NsAuthority {
             return;
         }
         let Some(epoch) = self.position().map(|position| position.epoch) else { return };
-        let Some(Gathered { tickets, commits, state, size }) = self.gathered.pop_front() else { return };
+        let Some(Gathered { tickets, commits, state, plan, size, .. }) = self.gathered.pop_front() else {
+            return;
+        };
         self.gathered_commits = self.gathered_commits.saturating_sub(commits.len());
         self.gathered_bytes = self.gathered_bytes.saturating_sub(size);
-        let batch = self.batch(epoch, commits, &state);
+        let batch = self.batch(epoch, commits, &state, plan);
         self.start(out, batch, state, tickets);
     }
 
@@ -221,7 +263,20 @@ impl NsAuthority {
     pub(super) fn on_durable(&mut self, out: &mut Actions) {
         match self.writing.take() {
             Some(Writing::Batch { batch, state, changes, replies }) => {
-                let before = self.durable.take().map(|durable| durable.head);
+                let for_all = self.durable.take();
+                let before = for_all.as_ref().map(|durable| durable.head.clone());
+                // Whatever follows a rollout ends it.
+                self.rollout = match (&batch.plan, &batch.commits[..], for_all) {
+                    (Some(plan), [commit, ..], Some(for_all)) => Some(Rollout::new(Open {
+                        plan: plan.clone(),
+                        rollout: commit.request,
+                        stage: 0,
+                        paused: false,
+                        members: None,
+                        for_all,
+                    })),
+                    _ => None,
+                };
                 let epoch = batch.head.position.epoch;
                 let begins = before.as_ref().map(|head| head.position.epoch) != Some(epoch);
                 if begins {
@@ -254,6 +309,7 @@ impl NsAuthority {
                     self.dispute(out, node, head);
                 }
             }
+            Some(Writing::Mark { mark, replies }) => self.on_marked(out, &mark, replies),
             Some(Writing::Frozen) | None => {}
         }
         if self.writing.is_some() {
@@ -285,7 +341,24 @@ impl NsAuthority {
         }
         self.log_commits += batch.commits.len();
         self.log_bytes += size;
-        self.log.push_back(Kept { batch, size });
+        self.log.push_back(Kept { batch, size, marks: Vec::new() });
+    }
+
+    /// A step of the rollout that the newest batch opened, from the log.
+    pub(super) fn kept_mark(&mut self, mark: &Mark) {
+        // If its batch is below the base, so are its requests.
+        let Some(kept) = self.log.back_mut().filter(|kept| kept.batch.head.position == mark.at) else {
+            return;
+        };
+        kept.note(mark);
+        if mark.request != Id::default() {
+            self.requests.insert(mark.request, (mark.at, kept.batch.head.digest));
+        }
+        if let Some(rollout) = &mut self.rollout
+            && self.durable.as_ref().is_some_and(|durable| durable.head.position == mark.at)
+        {
+            rollout.marks += 1;
+        }
     }
 
     /// Keeps the log within its bounds, whole batches at a time, and never without its newest.
@@ -293,7 +366,10 @@ impl NsAuthority {
         while self.log.len() > 1
             && (self.log_commits > self.settings.log_commits || self.log_bytes > self.settings.log_bytes)
         {
-            let Some(Kept { batch, size }) = self.log.pop_front() else { break };
+            let Some(Kept { batch, size, marks }) = self.log.pop_front() else { break };
+            for request in &marks {
+                self.requests.remove(request);
+            }
             let mut state = self.base.take().map(|base| base.state).unwrap_or_default();
             for commit in &batch.commits {
                 state.apply(&commit.changes);
@@ -325,12 +401,17 @@ impl NsAuthority {
     pub(super) fn fail(&mut self, out: &mut Actions, why: &str) {
         let reason = ReadOnly::Store(why.into());
         out.push(AuthorityAction::Alarm(Alarm::Store(why.into())));
-        if let Some(Writing::Batch { batch, replies, .. }) = self.writing.take() {
-            for commit in &batch.commits {
-                self.requests.remove(&commit.request);
+        let answer = Answer::ReadOnly(reason.clone());
+        let refuse = |to: Ticket| AuthorityAction::Reply(to, answer.clone());
+        match self.writing.take() {
+            Some(Writing::Batch { batch, replies, .. }) => {
+                for commit in &batch.commits {
+                    self.requests.remove(&commit.request);
+                }
+                out.extend(replies.into_iter().map(|(to, _)| refuse(to)));
             }
-            let answer = Answer::ReadOnly(reason.clone());
-            out.extend(replies.into_iter().map(|(to, _)| AuthorityAction::Reply(to, answer.clone())));
+            Some(Writing::Mark { replies, .. }) => out.extend(replies.into_iter().map(|(to, _)| refuse(to))),
+            Some(Writing::Frozen) | None => {}
         }
         self.abandon(out, &reason);
         self.freeze = None;

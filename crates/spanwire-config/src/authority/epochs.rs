@@ -56,7 +56,9 @@ impl NsAuthority {
             return out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
         };
         let now = self.durable.as_ref().map(|durable| durable.state.clone()).unwrap_or_default();
-        let state = content.unwrap_or_else(|| now.clone());
+        // An open rollout ends with its epoch: what is repeated is what is for all.
+        let state =
+            content.unwrap_or_else(|| self.for_all().map(|all| all.state.clone()).unwrap_or_default());
         let rev = if planted("rev-starts-anew") { 1 } else { rev };
         let commit = LogCommit {
             rev,
@@ -67,7 +69,7 @@ impl NsAuthority {
             digest: state.digest(),
             changes: Arc::new(now.diff(&state)),
         };
-        let batch = self.batch(Epoch { number, incarnation }, vec![commit], &state);
+        let batch = self.batch(Epoch { number, incarnation }, vec![commit], &state, None);
         let position = batch.head.position;
         let mut lost: BTreeMap<_, (Position, usize)> = BTreeMap::new();
         for held in self.held.values().map(|head| head.position) {

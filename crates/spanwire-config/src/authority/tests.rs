@@ -3,6 +3,7 @@
 mod commits;
 mod history;
 mod lives;
+mod rollouts;
 
 use std::collections::BTreeMap;
 
@@ -54,7 +55,16 @@ fn put(n: u64, k: &str, v: &str) -> Request {
 }
 
 fn request(n: u64, intent: Intent) -> Request {
-    Request { request: id(n), expect: None, intent, author: "a".into(), note: "n".into(), stamp: n }
+    Request {
+        request: id(n),
+        expect: None,
+        intent,
+        author: "a".into(),
+        note: "n".into(),
+        stamp: n,
+        rollout: None,
+        supersede: false,
+    }
 }
 
 fn place(epoch: u64, rev: u64) -> Place {
@@ -70,6 +80,8 @@ struct Rig {
     pending: Option<Record>,
     replies: Vec<(Ticket, Answer)>,
     published: Vec<Published>,
+    /// HEADs of a revision that was published before, with another audience.
+    shown: Vec<Head>,
     verdicts: Vec<(Id, Verdict)>,
     alarms: Vec<Alarm>,
     /// Open counts that the sender was told.
@@ -94,6 +106,7 @@ impl Rig {
             pending: None,
             replies: Vec::new(),
             published: Vec::new(),
+            shown: Vec::new(),
             verdicts: Vec::new(),
             alarms: Vec::new(),
             reopened: Vec::new(),
@@ -147,6 +160,7 @@ impl Rig {
                     assert_eq!(published.state.recompute(), published.head.digest);
                     self.published.push(published);
                 }
+                AuthorityAction::Show(head) => self.shown.push(head),
                 AuthorityAction::Judge { node, verdict, .. } => self.verdicts.push((node, verdict)),
                 AuthorityAction::Reopened(opened) => self.reopened.push(opened),
                 AuthorityAction::Offer(node, head) => self.offers.push((node, head)),

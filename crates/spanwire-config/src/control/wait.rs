@@ -7,9 +7,12 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
+use crate::rollout::admits;
 use crate::wire::client::{Named, Refusing, Selector, Waited};
 use crate::wire::{Level, NackCode, NodeKind};
-use crate::{Epoch, Id, NodeStatus, Position};
+use crate::{Epoch, Id, NodeStatus, Place, Position};
 
 /// Longest text of a refusal in an answer: there may be many of them.
 const MAX_TEXT: usize = 256;
@@ -19,20 +22,29 @@ const MAX_TEXT: usize = 256;
 pub(crate) struct Wait {
     position: Position,
     level: Level,
+    /// It is for a cohort while its rollout is open.
+    cohort: bool,
     nodes: Vec<Named>,
     /// Names that were asked for and that no node had.
     unknown: Vec<Named>,
 }
 
 impl Wait {
-    /// Selects from the nodes that are known now.
-    pub(crate) fn new(position: Position, level: Level, selector: &Selector, known: &[NodeStatus]) -> Wait {
+    /// Selects from the nodes that are known now: of a revision that has an audience, from its cohort.
+    pub(crate) fn new(
+        position: Position,
+        level: Level,
+        selector: &Selector,
+        known: &[NodeStatus],
+        audience: Option<&Bytes>,
+    ) -> Wait {
         let Selector { names, labels } = selector;
         let meant = |node: &&NodeStatus| {
             // A relay applies nothing.
             node.kind == NodeKind::Replica
                 && (names.is_empty() || names.contains(&node.name))
                 && labels.iter().all(|label| node.labels.contains(label))
+                && audience.is_none_or(|audience| admits(audience, node.node, &node.labels))
         };
         let mut nodes: Vec<Named> = (known.iter().filter(meant))
             .map(|node| Named { node: node.node, name: node.name.clone() })
@@ -44,12 +56,27 @@ impl Wait {
             .collect();
         unknown.sort_by(|a, b| a.name.cmp(&b.name));
         unknown.dedup();
-        Wait { position, level, nodes, unknown }
+        Wait { position, level, cohort: audience.is_some(), nodes, unknown }
     }
 
     /// The epoch in which it can be answered.
     pub(crate) fn epoch(&self) -> Epoch {
         self.position.epoch
+    }
+
+    /// What is waited for.
+    pub(crate) fn position(&self) -> Place {
+        self.position.into()
+    }
+
+    /// Whether it was a rollout's and is not any more; `canary` is the one that is open.
+    pub(crate) fn is_settled(&self, canary: Option<Position>) -> bool {
+        self.cohort && canary != Some(self.position)
+    }
+
+    /// The same, of a revision that is for all by now.
+    pub(crate) fn for_all(&self) -> Wait {
+        Wait { cohort: false, ..self.clone() }
     }
 
     /// Each selected node in one list, and whether that is final.
@@ -156,7 +183,7 @@ mod tests {
                 names: names.iter().map(|n| format!("n{n}")).collect(),
                 labels: label.then(|| ("half".into(), "even".into())).into_iter().collect(),
             };
-            let wait = Wait::new(at(3), Level::Applied, &selector, &start);
+            let wait = Wait::new(at(3), Level::Applied, &selector, &start, None);
             let (waited, done) = wait.look(&later);
             let refused = waited.refused.iter().map(|refusing| &refusing.node);
             let mut all: Vec<&Named> =
@@ -180,9 +207,27 @@ mod tests {
     }
 
     #[test]
+    fn who_is_outside_of_the_audience_is_not_selected() {
+        let known: Vec<NodeStatus> = (0..20).map(|n| status(n, true, None, None, false)).collect();
+        let half = crate::rollout::Audience { share: 5_000, ..crate::rollout::Audience::default() };
+        let wait = Wait::new(at(3), Level::Applied, &Selector::default(), &known, Some(&half.to_bytes()));
+        let meant = |node: &&NodeStatus| half.admits(node.node, &node.labels);
+        let (waited, _) = wait.look(&known);
+        assert_eq!(waited.behind.len(), known.iter().filter(meant).count());
+        assert!((1..20).contains(&waited.behind.len()));
+        assert!(wait.is_settled(None) && wait.is_settled(Some(at(4))) && !wait.is_settled(Some(at(3))));
+        assert!(!wait.for_all().is_settled(None));
+    }
+
+    #[test]
     fn a_refusal_of_what_contains_the_position_counts_and_an_older_one_does_not() {
-        let wait =
-            Wait::new(at(3), Level::Applied, &Selector::default(), &[status(1, true, None, None, false)]);
+        let wait = Wait::new(
+            at(3),
+            Level::Applied,
+            &Selector::default(),
+            &[status(1, true, None, None, false)],
+            None,
+        );
         let (waited, done) = wait.look(&[status(1, true, Some(2), Some(4), false)]);
         assert_eq!((waited.refused.len(), waited.refused[0].position, done), (1, at(4).into(), true));
         let (waited, done) = wait.look(&[status(1, true, Some(1), Some(2), false)]);
@@ -195,7 +240,7 @@ mod tests {
     #[test]
     fn what_is_reached_in_another_incarnation_does_not_count() {
         let mut node = status(1, true, Some(9), None, false);
-        let wait = Wait::new(at(3), Level::Applied, &Selector::default(), std::slice::from_ref(&node));
+        let wait = Wait::new(at(3), Level::Applied, &Selector::default(), std::slice::from_ref(&node), None);
         node.applied = Some(Position { epoch: Epoch { number: 1, incarnation: Id([2; 16]) }, rev: 9 });
         assert_eq!(wait.look(&[node]).0.behind.len(), 1);
     }

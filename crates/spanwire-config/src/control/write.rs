@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
-use super::{Desk, invalid};
-use crate::wire::client::{BeginAsk, BeginWith, Holding, InvalidCode, MAX_HOLDINGS, Reply, Writable};
+use super::{Desk, busy, invalid};
+use crate::wire::client::{
+    BeginAsk, BeginWith, Holding, InvalidCode, MAX_HOLDINGS, Reply, RolloutAsk, Writable,
+};
 use crate::{
     Answer, AuthorityEvent, Base, Id, Invalid, Mode, NsAuthority, Place, ReadOnly, Request, State, Ticket,
 };
@@ -17,6 +19,7 @@ pub(super) enum Write {
     Init(Id),
     NewEpoch(Id),
     Adopt(Id, Option<Base>),
+    Step(RolloutAsk),
 }
 
 impl Write {
@@ -27,6 +30,9 @@ impl Write {
             Write::Init(id) => AuthorityEvent::Init(ticket, id, State::new()),
             Write::NewEpoch(id) => AuthorityEvent::NewEpoch(ticket, id),
             Write::Adopt(id, named) => AuthorityEvent::Adopt(ticket, id, named),
+            Write::Step(RolloutAsk { request, position, step, .. }) => {
+                AuthorityEvent::Rollout(ticket, request, position, step)
+            }
         }
     }
 
@@ -34,6 +40,10 @@ impl Write {
     fn line(&self) -> Option<String> {
         match self {
             Write::Commit(Request { author, note, .. }) => Some(format!("by {author:?}: {note:?}")),
+            Write::Step(ask) => {
+                let Place { epoch, rev } = ask.position;
+                Some(format!("(rollout {epoch}:{rev}: {:?})", ask.step))
+            }
             _ => None,
         }
     }
@@ -76,7 +86,8 @@ impl Desk {
             }
             Answer::Conflict { head } => Reply::Conflict(head),
             Answer::Invalid(why) => refused(&why),
-            Answer::Busy => Reply::Busy(100),
+            Answer::Open(at) => Reply::Busy { after_ms: 1000, rollout: Some(at) },
+            Answer::Busy => busy(100),
             Answer::ReadOnly(why) => {
                 let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
                 Reply::ReadOnly { why, text }
@@ -127,6 +138,7 @@ pub(super) fn refused(why: &Invalid) -> Reply {
         Invalid::Compacted { .. } => InvalidCode::Compacted,
         Invalid::NoSuch(_) => InvalidCode::NoSuch,
         Invalid::NotNow(_) => InvalidCode::NotNow,
+        Invalid::Rollout(_) => InvalidCode::Rollout,
     };
     let oldest = match why {
         Invalid::Compacted { oldest } => *oldest,

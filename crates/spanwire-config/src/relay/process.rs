@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 use spanwire::protocol::Time;
 use spanwire::{Socket, WaitError};
 
+use super::{Cached, cached};
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::serve::bind;
 use crate::sign::Keyring;
@@ -88,7 +89,8 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
         log.say(format_args!("last good revision: {} ({} keys)", head.position, head.keys));
     }
     let conflict = store.conflict(loaded.newest.as_ref().map(|(head, _)| head));
-    let (relay, persist) = Relay::new(config, store, loaded.newest, conflict, log)?;
+    let cache = cached(loaded.newest, loaded.before);
+    let (relay, persist) = Relay::new(config, store, cache, conflict, log)?;
     follow(relay.lower.events(), log.clone());
     for url in &config.bind {
         log.say(format_args!("listening at {}", bind(&relay.lower, url)?.url()));
@@ -138,7 +140,7 @@ impl Relay {
     fn new(
         config: &Config,
         store: Store,
-        cache: Option<(Head, State)>,
+        (cache, canary): (Cached, Cached),
         conflict: Option<Contradiction>,
         log: &Log,
     ) -> Result<(Arc<Relay>, Kept), ProcessError> {
@@ -154,7 +156,7 @@ impl Relay {
             trust: config.keys.clone(),
             ..ReplicaSettings::default()
         };
-        let replica = match cache.clone() {
+        let replica = match canary.clone().or(cache.clone()) {
             Some((head, state)) => Replica::restored(receiver, head, state, Level::Stored),
             None => Replica::new(receiver),
         };
@@ -166,7 +168,7 @@ impl Relay {
             keys: config.keys.clone(),
             ..RelaySettings::default()
         };
-        let machine = NsRelay::new(settings, cache);
+        let machine = NsRelay::new(settings, cache).with_canary(canary);
         let sender = Settings {
             cluster,
             namespace: config.namespace.clone(),

@@ -4,8 +4,9 @@
 
 use spanwire::protocol::Cx;
 
-use super::{CHANGED, Refusal, Replica, Verdict, Word};
+use super::{CHANGED, Refusal, Replica, ReplicaSettings, Verdict, Word};
 use crate::faults::planted;
+use crate::rollout::admits;
 use crate::wire::NackCode;
 use crate::{Head, OverLimit, Position, chain};
 
@@ -41,13 +42,21 @@ impl Replica {
             // Only a higher epoch ends it, whatever became of the revision that showed it.
             return Verdict::Ignore;
         }
-        if !head.audience.is_empty() && !planted("audience-ignored") {
+        if !self.is_meant(head) && !planted("audience-ignored") {
             return Verdict::Ignore;
         }
         self.note_seq(cx, head);
+        self.withdrawn(cx, head);
+        if !self.stands(head) && !planted("canary-without-for-all") {
+            cx.count("canary-out-of-turn", 1);
+            return Verdict::Ignore;
+        }
         let Some(tip) = tip else { return self.news(cx, head) };
         match order(&head.position, &tip.position) {
-            Some(std::cmp::Ordering::Less) | None => Verdict::Ignore,
+            Some(std::cmp::Ordering::Less) | None => {
+                self.note_for_all(cx, head);
+                Verdict::Ignore
+            }
             Some(std::cmp::Ordering::Equal) => {
                 if (head.digest, head.prev_rev, head.chain) != (tip.digest, tip.prev_rev, tip.chain)
                     && !planted("chain-unchecked")
@@ -69,6 +78,44 @@ impl Replica {
                 }
                 self.news(cx, head)
             }
+        }
+    }
+
+    /// Whether a HEAD is for this node. A relay keeps all.
+    fn is_meant(&self, head: &Head) -> bool {
+        let ReplicaSettings { node, labels, .. } = &self.settings;
+        self.relays() || admits(&head.audience, *node, labels)
+    }
+
+    /// Whether what is for a cohort, if it is news, stands on what is held: for all, and the one before it. A relay serves
+    /// both.
+    fn stands(&self, head: &Head) -> bool {
+        let tip = self.tip().map(|held| &held.head);
+        let news = tip.is_none_or(|tip| tip.position < head.position);
+        let next = tip.is_some_and(|tip| {
+            (tip.position.epoch, tip.position.rev) == (head.position.epoch, head.prev_rev)
+                && tip.audience.is_empty()
+        });
+        !self.relays() || head.audience.is_empty() || !news || next
+    }
+
+    /// Who shows an older revision after one for a cohort does not send that one any more: its stage is over, and the
+    /// present one leaves this node out.
+    fn withdrawn(&mut self, cx: &mut Cx<'_>, head: &Head) {
+        let relays = self.relays();
+        let gone = self.target.take_if(|target| {
+            // A relay is shown both.
+            !target.audience.is_empty()
+                && head.audience.is_empty()
+                && head.seq > target.seq
+                && head.position.epoch == target.position.epoch
+                && head.position < target.position
+                && !relays
+        });
+        if gone.is_some() {
+            self.behind = None;
+            self.assembly = None;
+            cx.wake(CHANGED);
         }
     }
 
@@ -117,6 +164,7 @@ impl Replica {
         let held = self.ready.as_mut().or(self.given.as_mut()).or(self.visible.as_mut());
         if let Some(held) = held
             && head.seq > held.head.seq
+            && !planted("promotion-not-kept")
         {
             held.head = head.clone();
             if self.relays() {

@@ -2,13 +2,15 @@
 //!
 //! Owns: REPORT and STALE on this side, loops. Never: what is in the table.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use spanwire::Message;
 use spanwire::protocol::{Cx, PipeId, Reason, Receives as _};
 
-use super::{CHANGED, Replica};
+use super::{CHANGED, Held, Replica, Update};
 use crate::faults::planted;
 use crate::wire::{Frame, Goodbye, GoodbyeCode, MAX_PATH, NodeKind, Report, Welcome};
-use crate::{Head, Id, RelayAction, RelayEvent, Unexpected, Upstream};
+use crate::{Head, Id, Key, RelayAction, RelayEvent, Unexpected, Upstream};
 
 /// Words of STALE that wait to be routed; of more, the oldest are dropped, and come again.
 const MOST_STALE: usize = 1_000;
@@ -16,11 +18,15 @@ const MOST_STALE: usize = 1_000;
 /// What a relay's receiver has to tell.
 #[derive(Debug, Default)]
 pub(super) struct Relayed {
-    stale: std::collections::BTreeMap<Id, u64>,
+    stale: BTreeMap<Id, u64>,
     /// What was told of the server above.
     upstream: Option<Upstream>,
     /// The HEAD that was told last.
     head: Option<Head>,
+    /// A HEAD for all below the canary's, to be told.
+    for_all: Option<Head>,
+    /// A state for all that was verified and not told when the canary's came on top of it, and the keys that it changed.
+    under: Option<(Held, BTreeSet<Key>)>,
     conversations: u64,
     /// In which the pipe in use is.
     conversation: Option<(PipeId, u64)>,
@@ -47,6 +53,31 @@ impl Replica {
         true
     }
 
+    /// While a rollout is open, what is for all is below what is held last.
+    pub(super) fn note_for_all(&mut self, cx: &mut Cx<'_>, head: &Head) {
+        let newer = |known: &Head| known.position < head.position || known.seq < head.seq;
+        if self.relays()
+            && head.audience.is_empty()
+            && self.tip().is_some_and(|tip| !tip.head.audience.is_empty())
+            && self.relayed.for_all.as_ref().is_none_or(newer)
+        {
+            self.relayed.for_all = Some(head.clone());
+            cx.wake(CHANGED);
+        }
+    }
+
+    /// A relay is told what is for all before what is for a cohort, even where both are verified at once.
+    pub(super) fn put_under(&mut self, next: &Held) {
+        if self.relays()
+            && !next.head.audience.is_empty()
+            && let Some(all) = self.ready.take_if(|ready| ready.head.audience.is_empty())
+        {
+            let mut changed = std::mem::take(&mut self.ready_changed);
+            changed.extend(self.relayed.under.take().into_iter().flat_map(|(_, before)| before));
+            self.relayed.under = Some((all, changed));
+        }
+    }
+
     /// What happened that a relay is to be told.
     pub fn relay_events(&mut self, cx: &mut Cx<'_>) -> Vec<RelayEvent> {
         let mut events = Vec::new();
@@ -54,6 +85,22 @@ impl Replica {
         if upstream != self.relayed.upstream {
             self.relayed.upstream.clone_from(&upstream);
             events.push(RelayEvent::Upstream(upstream));
+        }
+        let for_all = self.ready.as_ref().is_some_and(|ready| ready.head.audience.is_empty());
+        let mut under = self.relayed.under.take();
+        if let Some((_, changed)) = under.take_if(|_| for_all) {
+            // What came on top of it is for all by now.
+            self.ready_changed.extend(changed);
+        }
+        if let Some((held, changed)) = under {
+            let update = Update {
+                head: held.head.clone(),
+                changed: changed.into_iter().collect(),
+                state: held.state.clone(),
+            };
+            // Given as by `recv`; what is ready follows at once, and says that this is visible.
+            self.given = Some(held);
+            events.push(RelayEvent::Verified(update));
         }
         while let Some(update) = self.recv(cx) {
             self.relayed.head = Some(update.head.clone());
@@ -65,6 +112,7 @@ impl Replica {
             self.relayed.head = Some(head.clone());
             events.push(RelayEvent::Heard(head));
         }
+        events.extend(self.relayed.for_all.take().map(RelayEvent::Heard));
         let stale = std::mem::take(&mut self.relayed.stale);
         events.extend(stale.into_iter().map(|(node, boot)| RelayEvent::Stale { node, boot }));
         events
@@ -74,6 +122,7 @@ impl Replica {
     pub fn has_relay_events(&self) -> bool {
         self.ready.is_some()
             || !self.relayed.stale.is_empty()
+            || self.relayed.for_all.is_some()
             || self.relayed.head.as_ref() != self.tip().map(|held| &held.head)
             || self.relayed.upstream != self.upstream()
     }

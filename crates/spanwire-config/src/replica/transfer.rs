@@ -133,6 +133,7 @@ impl Replica {
         if planted("changes-forgotten") {
             self.ready_changed.clear();
         }
+        self.put_under(&held);
         self.ready_changed.extend(changed);
         self.ready = Some(held);
         self.confirmed = true;

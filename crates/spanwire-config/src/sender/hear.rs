@@ -128,6 +128,7 @@ impl Distributor {
         session.node = Some(hello.node);
         session.boot = hello.boot;
         session.kind = hello.kind;
+        session.labels = hello.labels;
         session.window = u64::from(hello.window.min(self.settings.window));
         session.chunk = SLICE.min(hello.max_chunk as usize);
         self.on_wants(cx, pipe, WantReason::New, hello.wants);
@@ -196,6 +197,7 @@ impl Distributor {
     }
 
     pub(super) fn on_ack(&mut self, cx: &mut Cx<'_>, pipe: PipeId, ack: Ack) {
+        let possible = self.head().is_some_and(|head| ack.position <= head.position);
         let Some(session) = self.sessions.get_mut(pipe) else { return };
         match session.standing {
             // What is named is of another history.
@@ -211,7 +213,6 @@ impl Distributor {
             }
             _ => {}
         }
-        let possible = self.published.as_ref().is_some_and(|(head, _)| ack.position <= head.position);
         // Who showed nothing has what was sent to it, and no more.
         let held = session.floor.is_some() || session.flies(ack.position) || planted("conflict-acks-count");
         if ack.namespace != self.settings.namespace || !possible || !held {

@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use spanwire::protocol::{PipeId, Time};
 
+use crate::authority::CohortNode;
 use crate::faults::planted;
+use crate::rollout::Audience;
 use crate::wire::{Ack, Hello, Level, MAX_PATH, Nack, NackCode, NodeKind, NodeReport};
 use crate::{Head, Id, Position, ServerId};
 
@@ -404,6 +407,22 @@ impl Nodes {
     pub(super) fn reached(&self, position: Position, level: Level) -> usize {
         let replicas = self.table.values().map(|node| &node.status).filter(|s| s.kind == NodeKind::Replica);
         replicas.filter(|status| status.at(level).is_some_and(|at| at >= position)).count()
+    }
+
+    /// The replicas that an audience admits.
+    pub(super) fn cohort(&self, at: Position, audience: &Bytes) -> Vec<CohortNode> {
+        let Some(cohort) = Audience::parse(audience) else { return Vec::new() };
+        let member = |node: &&Node| {
+            node.status.kind == NodeKind::Replica && cohort.admits(node.status.node, &node.status.labels)
+        };
+        (self.table.values().filter(member))
+            .map(|Node { status, .. }| CohortNode {
+                node: status.node,
+                here: self.route(status.node).is_some(),
+                applied: status.applied.is_some_and(|applied| applied >= at),
+                refused: status.refused.iter().any(|(position, ..)| *position == at),
+            })
+            .collect()
     }
 
     /// All is to be told upward.

@@ -51,7 +51,7 @@ impl Distributor {
     ) -> Result<Option<RelayAction>, Stale> {
         match action {
             RelayAction::Publish(published) => drop(self.publish(cx, published)?),
-            RelayAction::Show(head) => self.show_as(head),
+            RelayAction::Show(head) => self.show_as(cx, head),
             RelayAction::Judge { node, head, verdict } => self.judge(cx, node, &head, verdict),
             RelayAction::Path { server, path } => self.set_path(cx, server, path),
             RelayAction::Stale { node, boot } => self.send_stale(cx, node, boot),
@@ -60,12 +60,15 @@ impl Distributor {
         Ok(None)
     }
 
-    /// A later HEAD of the state that is served.
-    fn show_as(&mut self, head: Head) {
-        if let Some((served, _)) = &mut self.published
-            && served.shown() == head.shown()
-        {
+    /// A later HEAD of a state that is served: with another audience it is for more nodes, or for all.
+    fn show_as(&mut self, cx: &mut Cx<'_>, head: Head) {
+        let states = [&mut self.published, &mut self.canary].into_iter().flatten();
+        let same = |served: &&mut Head| served.shown() == head.shown();
+        let Some(served) = states.map(|(served, _)| served).find(same) else { return };
+        if served.audience == head.audience {
             *served = head;
+        } else {
+            self.show_to(cx, head);
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Session {
     /// Start number in its HELLO.
     pub(super) boot: u64,
     pub(super) kind: NodeKind,
+    /// In its HELLO.
+    pub(super) labels: Vec<(String, String)>,
     /// The whole table that this relay tells, or told last.
     pub(super) table: u64,
     /// It wants the namespace over this pipe.
@@ -89,6 +91,7 @@ impl Session {
             node: None,
             boot: 0,
             kind: NodeKind::Replica,
+            labels: Vec::new(),
             table: 0,
             wants: false,
             unknown: Vec::new(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use spanwire::protocol::{Cx, PipeId, Reason};
 
 use super::session::{Sending, Standing};
+use super::target::Which;
 use super::{Distributor, FLIGHT, Step};
 use crate::faults::planted;
 use crate::wire::{Payload, snapshot_size};
@@ -36,11 +37,17 @@ impl Distributor {
         self.log.get(at).filter(same).map(|_| at)
     }
 
+    /// The steps before this index lead to `position`, which is current.
+    fn log_end(&self, position: Position) -> usize {
+        self.log.partition_point(|step| step.base.base.position.rev < position.rev)
+    }
+
     /// What a position of the present epoch has, if the log or the head knows it.
     pub(super) fn known(&self, position: Position) -> Option<Shown> {
         let head = self.head()?.shown();
-        if head.base.position == position {
-            return Some(head);
+        let all = self.head_for_all().map(|all| all.shown());
+        if let Some(current) = [Some(head), all].into_iter().flatten().find(|s| s.base.position == position) {
+            return Some(current);
         }
         let at = self.log.partition_point(|step| step.base.base.position.rev < position.rev);
         self.log.get(at).map(|step| step.base).filter(|shown| shown.base.position == position)
@@ -91,16 +98,19 @@ impl Distributor {
 
     /// Chooses the next transfer of a pipe. `false`: there is none, or not now.
     pub(super) fn begin(&mut self, pipe: PipeId) -> bool {
-        let (Some(session), Some((head, _))) = (self.sessions.get(pipe), &self.published) else {
-            return false;
-        };
+        let Some(session) = self.sessions.get(pipe) else { return false };
+        let which = self.target(session);
+        let Some((head, _)) = self.current(which) else { return false };
         let at_head = session.sent.is_some_and(|sent| sent.base.position == head.position);
+        // A canary's node whose labels changed, or that the present stage leaves out: it goes on from there.
+        let above = session.sent.is_some_and(|sent| sent.base.position > head.position);
         let may = session.standing == Standing::Clear
             || session.standing == Standing::Unjudged && planted("unjudged-is-served");
         if !session.wants
             || !may
             || session.refused.contains(&head.position) && !planted("resend-refused")
             || at_head && !session.force
+            || above
         {
             return false;
         }
@@ -109,7 +119,7 @@ impl Distributor {
         {
             return false;
         }
-        let Some(payload) = self.choose(pipe) else { return false };
+        let Some(payload) = self.choose(pipe, which) else { return false };
         let Some(session) = self.sessions.get_mut(pipe) else { return false };
         if payload.size() > session.window && !session.slot {
             if self.slots >= self.settings.slots && !planted("slots-unlimited") {
@@ -125,35 +135,37 @@ impl Distributor {
         true
     }
 
-    pub(super) fn choose(&mut self, pipe: PipeId) -> Option<Arc<Payload>> {
+    pub(super) fn choose(&mut self, pipe: PipeId, which: Which) -> Option<Arc<Payload>> {
         let session = self.sessions.get(pipe)?;
-        let (head, _) = self.published.as_ref()?;
+        let (head, _) = self.current(which)?;
         if let Some(sent) = session.sent.filter(|_| !session.force) {
             if sent.digest == head.digest {
                 return Some(Arc::new(Payload::delta(head, sent.base, &ChangeSet::new())));
             }
-            if let Some(delta) = self.delta_from(sent) {
+            if let Some(delta) = self.delta_from(sent, which) {
                 return Some(delta);
             }
         }
-        self.snapshot_for(pipe)
+        self.snapshot_for(pipe, which)
     }
 
     /// The step from `sent` to the head, encoded once for all that are there; `None` when the log does not
     /// reach it, or a snapshot is cheaper.
-    pub(super) fn delta_from(&mut self, sent: Shown) -> Option<Arc<Payload>> {
-        if let Some((_, cached)) = self.deltas.iter().find(|(from, _)| *from == sent) {
+    pub(super) fn delta_from(&mut self, sent: Shown, which: Which) -> Option<Arc<Payload>> {
+        let (head, state) = self.current(which)?;
+        let to = head.position;
+        if let Some((.., cached)) = self.deltas.iter().find(|(from, of, _)| (*from, *of) == (sent, to)) {
             return cached.clone();
         }
-        let at = self.step_from(&sent)?;
-        let (head, state) = self.published.as_ref()?;
-        let delta = if at + 1 == self.log.len() {
+        let end = self.log_end(to);
+        let at = self.step_from(&sent).filter(|at| *at < end)?;
+        let delta = if at + 1 == end {
             Some(Payload::delta(head, sent.base, &self.log[at].changes))
         } else {
             let mut merged = ChangeSet::new();
-            self.log.range(at..).for_each(|step| merged.merge(&step.changes));
+            self.log.range(at..end).for_each(|step| merged.merge(&step.changes));
             if planted("merge-backwards") {
-                self.log.range(at..).rev().for_each(|step| merged.merge(&step.changes));
+                self.log.range(at..end).rev().for_each(|step| merged.merge(&step.changes));
             }
             if planted("merge-drops-deletes") {
                 let all = std::mem::take(&mut merged);
@@ -167,20 +179,21 @@ impl Distributor {
         if self.deltas.len() >= self.settings.slots.max(1) {
             self.deltas.pop_front();
         }
-        self.deltas.push_back((sent, delta.clone()));
+        self.deltas.push_back((sent, to, delta.clone()));
         delta
     }
 
     /// The shared snapshot: the one that is encoded, if the log reaches it and the node can use it; else a
     /// new one, and transfers of the old start again, so that there is never more than one.
-    pub(super) fn snapshot_for(&mut self, pipe: PipeId) -> Option<Arc<Payload>> {
-        let (head, state) = self.published.as_ref()?;
+    pub(super) fn snapshot_for(&mut self, pipe: PipeId, which: Which) -> Option<Arc<Payload>> {
+        let (head, state) = self.current(which)?;
         let session = self.sessions.get(pipe)?;
         // Never below what was sent or is held: it would be ignored, and never acknowledged.
         let from = session.sent.map(|sent| sent.base.position).or(session.floor);
-        if let Some(old) = &self.snapshot {
-            let at = old.head();
-            let reached = at.position == head.position || self.step_from(&at.shown()).is_some();
+        if let Some(old) = &self.snapshots[which as usize] {
+            let (at, end) = (old.head(), self.log_end(head.position));
+            let leads = |step: usize| step < end;
+            let reached = at.position == head.position || self.step_from(&at.shown()).is_some_and(leads);
             let useful = !session.refused.contains(&at.position)
                 && from.is_none_or(|from| from < at.position)
                 || planted("old-snapshot-for-all");
@@ -196,7 +209,7 @@ impl Distributor {
             return None;
         }
         let new = Arc::new(Payload::snapshot(head, state));
-        if let Some(old) = self.snapshot.replace(new.clone()) {
+        if let Some(old) = self.snapshots[which as usize].replace(new.clone()) {
             for (other, session) in self.sessions.iter_mut() {
                 if other != pipe && session.sending.as_ref().is_some_and(|s| Arc::ptr_eq(&s.payload, &old)) {
                     session.sending = None;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use spanwire::Socket;
 use spanwire::protocol::Time;
 
-use super::names;
 use super::open::Decides;
+use super::{audience, names};
 use crate::process::{Log, ProcessError};
 use crate::source::Writer;
 use crate::{
@@ -88,7 +88,7 @@ impl Authority {
     }
 
     pub(super) fn last(&self) -> Option<State> {
-        self.look(|machine| machine.durable().map(|durable| durable.state.clone()))
+        self.look(|machine| machine.for_all().map(|all| all.state.clone()))
     }
 
     /// Asks the machine for what has an answer; `then` gets it, in this thread or the writer's, which must not wait
@@ -102,7 +102,7 @@ impl Authority {
         inner.tickets += 1;
         let ticket = Ticket(inner.tickets);
         inner.waiting.insert(ticket, Box::new(then));
-        self.handle(inner, ask(ticket));
+        self.handle(inner, ask(ticket), Time::default());
     }
 
     /// Asks, and waits for the answer. `None`: there is none, since the store's thread has ended.
@@ -114,14 +114,21 @@ impl Authority {
 
     /// Tells the machine what happened, and does what follows.
     pub(crate) fn tell(&self, event: AuthorityEvent) {
-        self.handle(self.lock(), event);
+        self.handle(self.lock(), event, Time::default());
     }
 
-    fn handle(&self, mut inner: MutexGuard<'_, Inner>, event: AuthorityEvent) {
+    /// How far the cohort of an open rollout is, for its gate.
+    pub(super) fn count_cohort(&self) {
+        let Some((at, audience)) = self.look(NsAuthority::cohort) else { return };
+        let (nodes, now) = self.socket.with(|d, cx| (d.cohort(at, &audience), cx.now()));
+        self.handle(self.lock(), AuthorityEvent::Cohort((at, audience), nodes), now);
+    }
+
+    /// `now` matters to the gates of a rollout alone.
+    fn handle(&self, mut inner: MutexGuard<'_, Inner>, event: AuthorityEvent, now: Time) {
         let (mut events, mut answered) = (VecDeque::from([event]), Vec::new());
         while let Some(event) = events.pop_front() {
-            // No rule of the machine depends on the time.
-            for action in inner.machine.handle(event, Time::default()) {
+            for action in inner.machine.handle(event, now) {
                 let left = match self.writer.get() {
                     Some(writer) => writer.perform(action),
                     None => Some(action),
@@ -148,20 +155,28 @@ impl Authority {
     fn perform(&self, action: AuthorityAction) -> Option<AuthorityAction> {
         let line = match &action {
             AuthorityAction::Publish(Published { head, changes, .. }) => Some(format!(
-                "revision {}: {} keys, {} bytes, digest {:?}{}",
+                "revision {}{}: {} keys, {} bytes, digest {:?}{}",
                 head.position,
+                audience(head),
                 head.keys,
                 head.bytes,
                 head.digest,
                 names(changes.keys())
             )),
+            AuthorityAction::Show(head) if head.audience.is_empty() => {
+                Some(format!("revision {} is for all now", head.position))
+            }
+            AuthorityAction::Show(head) => {
+                Some(format!("revision {} is{} now", head.position, audience(head)))
+            }
             _ => None,
         };
         let left = self.socket.with(|d, cx| {
             let left = d.perform(cx, action);
             if line.is_some() {
-                // Clients wait for revisions by this key.
+                // Clients wait for revisions by this key, and who counts a cohort by the other.
                 cx.wake(d.wait_key());
+                cx.wake(d.shown_key());
             }
             left
         });

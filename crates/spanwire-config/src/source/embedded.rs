@@ -322,7 +322,7 @@ fn mark(disk: &mut dyn Disk, log: &mut Log) {
 fn named(record: &Record) -> Option<(Epoch, u64, [u8; 32])> {
     match record {
         Record::Batch(Batch { head, .. }) => Some((head.position.epoch, head.position.rev, head.chain)),
-        Record::Frozen(_) => None,
+        Record::Frozen(_) | Record::Mark(_) => None,
     }
 }
 
@@ -363,6 +363,11 @@ impl<D: Disk> Source for Embedded<D> {
         {
             return Err(SourceError::Misuse("a batch that does not follow from the newest"));
         }
+        if let Record::Mark(mark) = record
+            && last.map(|last| last.position) != Some(mark.at)
+        {
+            return Err(SourceError::Misuse("a step of a rollout that is not the newest's"));
+        }
         let payload = record.encode();
         self.write(|disk, log| {
             let bytes = frame(&log.id, log.frames.len() as u64 + 1, &payload);
@@ -393,7 +398,7 @@ impl<D: Disk> Source for Embedded<D> {
             let payload = self.read_frame(&id, index, known)?;
             match Record::decode(&payload).map_err(|e| damaged(LOG, known.offset, e.to_string()))? {
                 Record::Batch(batch) => batches.push(batch),
-                Record::Frozen(_) => {}
+                Record::Frozen(_) | Record::Mark(_) => {}
             }
         }
         Ok(batches)

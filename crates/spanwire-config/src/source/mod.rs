@@ -20,13 +20,14 @@ pub use disk::Disk;
 #[cfg(all(unix, feature = "sync"))]
 pub use disk::FsDisk;
 pub use embedded::Embedded;
-pub(crate) use record::MAX_BATCH;
 pub use record::{Batch, LogCommit, MAX_AUTHOR, MAX_NOTE, Record};
+pub(crate) use record::{MAX_BATCH, MAX_MEMBERS};
 
 pub use writer::Writer;
 
 use std::io;
 
+use crate::rollout::Open;
 use crate::{AuthorityAction, AuthorityEvent, Head, State};
 
 /// A state and the HEAD that names it.
@@ -51,6 +52,8 @@ pub struct Recovered {
     pub last: Option<Snapshot>,
     /// The claim that froze this store as old, if no epoch began since.
     pub frozen: Option<Head>,
+    /// The rollout of the newest, if one is open.
+    pub rollout: Option<Open>,
     /// Bytes of an unfinished record that were cut off its end; never acknowledged.
     pub cut: u64,
 }

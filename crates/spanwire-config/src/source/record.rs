@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::rollout::{Mark, Plan};
 use crate::wire::{DecodeError, Reader, Write, decode_changes, encode_changes};
-use crate::{ChangeSet, Digest, Head, Id};
+use crate::{ChangeSet, Digest, Epoch, Head, Id, Position};
 
 /// Longest name of an author, in bytes.
 pub const MAX_AUTHOR: usize = 256;
@@ -18,6 +19,10 @@ pub(crate) const MAX_BATCH: usize = 10_000;
 
 const BATCH: u8 = 1;
 const FROZEN: u8 = 2;
+const OPENING: u8 = 3;
+const MARK: u8 = 4;
+/// Most nodes of a cohort that one record names.
+pub(crate) const MAX_MEMBERS: usize = 1 << 20;
 
 /// One commit, as the log keeps it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +50,8 @@ pub struct Batch {
     pub head: Head,
     /// At least one; revisions rise. `prev_rev` 0 begins an epoch, with all content that was there before.
     pub commits: Vec<LogCommit>,
+    /// It opens a rollout: by this plan, and with one commit.
+    pub plan: Option<Arc<Plan>>,
 }
 
 impl Batch {
@@ -67,6 +74,8 @@ pub enum Record {
     Batch(Batch),
     /// This store was shown to be an old copy, by this HEAD; it takes no commits until an epoch begins.
     Frozen(Head),
+    /// A step of the rollout that the newest batch opened.
+    Mark(Mark),
 }
 
 impl Record {
@@ -74,7 +83,13 @@ impl Record {
         let mut out = Vec::new();
         match self {
             Record::Batch(batch) => {
-                out.u8(BATCH);
+                match &batch.plan {
+                    None => out.u8(BATCH),
+                    Some(plan) => {
+                        out.u8(OPENING);
+                        plan.encode(&mut out);
+                    }
+                }
                 batch.head.encode(&mut out);
                 out.u32(batch.commits.len() as u32);
                 for commit in &batch.commits {
@@ -94,6 +109,22 @@ impl Record {
                 out.u8(FROZEN);
                 head.encode(&mut out);
             }
+            Record::Mark(mark) => {
+                out.u8(MARK);
+                out.u64(mark.at.epoch.number);
+                out.raw(&mark.at.epoch.incarnation.0);
+                out.u64(mark.at.rev);
+                out.raw(&mark.request.0);
+                out.u8(mark.stage);
+                out.u8(u8::from(mark.paused));
+                out.u8(u8::from(mark.passed));
+                out.u8(u8::from(mark.members.is_some()));
+                if let Some(members) = &mark.members {
+                    let members = &members[..members.len().min(MAX_MEMBERS)];
+                    out.u32(members.len() as u32);
+                    members.iter().for_each(|node| out.raw(&node.0));
+                }
+            }
         }
         out
     }
@@ -101,7 +132,11 @@ impl Record {
     pub(crate) fn decode(bytes: &Bytes) -> Result<Record, DecodeError> {
         let mut r = Reader::new(bytes);
         let record = match r.u8()? {
-            BATCH => {
+            kind @ (BATCH | OPENING) => {
+                let plan = match kind {
+                    OPENING => Some(Arc::new(Plan::decode(&mut r)?)),
+                    _ => None,
+                };
                 let head = Head::decode(&mut r)?;
                 let len = r.u32()? as usize;
                 let commits = r.list(len, MAX_BATCH, "commits", |r| {
@@ -118,9 +153,26 @@ impl Record {
                         },
                     })
                 })?;
-                Record::Batch(Batch { head, commits })
+                Record::Batch(Batch { head, commits, plan })
             }
             FROZEN => Record::Frozen(Head::decode(&mut r)?),
+            MARK => Record::Mark(Mark {
+                at: Position {
+                    epoch: Epoch { number: r.u64()?, incarnation: Id(r.array()?) },
+                    rev: r.u64()?,
+                },
+                request: Id(r.array()?),
+                stage: r.u8()?,
+                paused: r.bool()?,
+                passed: r.bool()?,
+                members: match r.bool()? {
+                    true => {
+                        let len = r.u32()? as usize;
+                        Some(r.list(len, MAX_MEMBERS, "members", |r| r.array().map(Id))?)
+                    }
+                    false => None,
+                },
+            }),
             _ => return Err(DecodeError::Value("record")),
         };
         r.end()?;
@@ -133,11 +185,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Epoch, Key, Position};
+    use crate::Key;
 
     proptest! {
         #[test]
-        fn bytes_are_a_record_that_encodes_to_them_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..4) {
+        fn bytes_are_a_record_that_encodes_to_them_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..6) {
             let bytes = Bytes::from([&[kind][..], &bytes].concat());
             if let Ok(record) = Record::decode(&bytes) {
                 prop_assert_eq!(record.encode(), bytes);
@@ -148,6 +200,7 @@ mod tests {
         fn a_record_survives_its_bytes_and_no_part_of_them_is_another(
             revs in proptest::collection::vec((any::<u64>(), any::<[u8; 16]>(), ".{0,40}", "[a-z]{1,9}", any::<bool>()), 1..5),
             cut in any::<proptest::sample::Index>(),
+            opens in any::<bool>(),
         ) {
             let commits = revs.into_iter().map(|(rev, request, note, key, put)| {
                 let mut changes = ChangeSet::new();
@@ -160,7 +213,9 @@ mod tests {
             });
             let epoch = Epoch { number: 3, incarnation: Id([4; 16]) };
             let head = Head { position: Position { epoch, rev: 5 }, ..Head::default() };
-            let record = Record::Batch(Batch { head, commits: commits.collect() });
+            let stage = crate::rollout::Stage { share: 5, ..crate::rollout::Stage::default() };
+            let plan = opens.then(|| Arc::new(Plan { salt: Id([6; 16]), stages: vec![stage] }));
+            let record = Record::Batch(Batch { head, commits: commits.collect(), plan });
             let bytes = Bytes::from(record.encode());
             prop_assert_eq!(Record::decode(&bytes), Ok(record));
             prop_assert!(Record::decode(&bytes.slice(..cut.index(bytes.len()))).is_err());

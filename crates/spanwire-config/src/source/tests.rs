@@ -69,7 +69,7 @@ impl Model {
             chain: chain(&previous, rev, &digest),
             ..Head::default()
         };
-        let record = Record::Batch(Batch { head: head.clone(), commits: log });
+        let record = Record::Batch(Batch { head: head.clone(), commits: log, plan: None });
         self.records.push(record.clone());
         self.after.push(Some(Snapshot { head, state }));
         record
@@ -187,7 +187,7 @@ fn verify(disk: SimDisk, run: &Run, what: &dyn std::fmt::Debug) -> (Embedded<Sim
         let heads: Vec<&Head> = (model.records[..at].iter())
             .filter_map(|r| match r {
                 Record::Batch(batch) => Some(&batch.head),
-                Record::Frozen(_) => None,
+                Record::Frozen(_) | Record::Mark(_) => None,
             })
             .filter(|head| head.position.epoch == epoch)
             .collect();
@@ -494,7 +494,7 @@ fn a_range_begins_anywhere_above_the_base_and_below_it_is_compacted() {
     let all: Vec<&Batch> = (run.model.records.iter())
         .filter_map(|r| match r {
             Record::Batch(batch) => Some(batch),
-            Record::Frozen(_) => None,
+            Record::Frozen(_) | Record::Mark(_) => None,
         })
         .collect();
     for rev in 0..=all.last().map_or(0, |b| b.head.position.rev) {

@@ -17,6 +17,7 @@ use super::{
     DecodeError, Level, MAX_LABELS, MAX_NAMESPACE, MAX_TEXT, NackCode, Reader, Result, VERSION, Write,
     decode_changes, decode_state, encode_changes, encode_state, get_position, put_position, start,
 };
+use crate::rollout::Plan;
 use crate::{ChangeSet, Digest, Id, Key, Limits, Place, Position, State};
 
 /// Bytes of entries, commits or nodes beyond which a page ends. One element may overshoot.
@@ -51,6 +52,23 @@ byte_enum!(
         NoSuch = 6,
         /// It cannot be done now.
         NotNow = 7,
+        /// A plan that makes no sense, or a step of a rollout that is not there.
+        Rollout = 8,
+    }
+);
+byte_enum!(
+    /// What an operator wants of an open rollout.
+    Step {
+        /// For all, now.
+        Promote = 1,
+        /// Nothing goes on by itself.
+        Pause = 2,
+        /// It goes on.
+        Resume = 3,
+        /// Back to what all others have, by one revision more.
+        Abort = 4,
+        /// The next stage; after the last: for all.
+        Next = 5,
     }
 );
 byte_enum!(
@@ -91,6 +109,10 @@ pub struct CommitAsk {
     pub author: String,
     /// Why.
     pub note: String,
+    /// For a cohort first, by this plan: it opens a rollout.
+    pub rollout: Option<Plan>,
+    /// If a rollout is open, this ends it: the content that all others have is what changes.
+    pub supersede: bool,
     /// What.
     pub changes: ChangeSet,
 }
@@ -171,6 +193,10 @@ pub struct RevertAsk {
     pub author: String,
     /// Why.
     pub note: String,
+    /// As in COMMIT.
+    pub rollout: Option<Plan>,
+    /// As in COMMIT.
+    pub supersede: bool,
     /// Which content.
     pub to: Place,
 }
@@ -184,6 +210,19 @@ pub struct ImportAsk {
     pub namespace: String,
     /// The content.
     pub state: State,
+}
+
+/// ROLLOUT, type 39: a step of the rollout that is open.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RolloutAsk {
+    /// Names the request: a repeat changes nothing.
+    pub request: Id,
+    /// The namespace.
+    pub namespace: String,
+    /// The revision of the rollout.
+    pub position: Place,
+    /// Which step.
+    pub step: Step,
 }
 
 /// A request.
@@ -204,6 +243,8 @@ pub enum Ask {
     Revert(RevertAsk),
     /// Type 38.
     Import(ImportAsk),
+    /// Type 39.
+    Rollout(RolloutAsk),
     /// Type 40: what nodes hold, of this namespace.
     Holdings(String),
     /// Type 41.
@@ -292,6 +333,29 @@ pub struct NodeLine {
     pub refused: Vec<(Place, NackCode, String)>,
 }
 
+/// The rollout that is open.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RolloutLine {
+    /// Its revision: the newest.
+    pub at: Place,
+    /// What everybody else has.
+    pub for_all: Place,
+    /// Its plan.
+    pub plan: Plan,
+    /// The stage that it is in, from 0.
+    pub stage: u8,
+    /// Nothing goes on by itself.
+    pub paused: bool,
+    /// Nodes of the cohort: who was here when the stage began, and who came since.
+    pub nodes: u32,
+    /// Of these, who is here and has applied it.
+    pub applied: u32,
+    /// Of these, who refused it or could not act on it.
+    pub refused: u32,
+    /// How long the stage lasts, in milliseconds; since the authority's start, if that was later.
+    pub lasts_ms: u32,
+}
+
 /// NODES, type 73: the authority, and a page of its nodes in the order of their ids.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Nodes {
@@ -305,6 +369,8 @@ pub struct Nodes {
     pub oldest: Place,
     /// Bounds of the namespace.
     pub limits: Limits,
+    /// The rollout that is open.
+    pub rollout: Option<RolloutLine>,
     /// More follow above the last id.
     pub more: bool,
     /// The nodes.
@@ -369,8 +435,13 @@ pub enum Reply {
         /// In words.
         text: String,
     },
-    /// Type 67: try again after so many milliseconds.
-    Busy(u32),
+    /// Type 67: not now.
+    Busy {
+        /// Try again after so many milliseconds.
+        after_ms: u32,
+        /// The rollout of this is open, and has to end first.
+        rollout: Option<Place>,
+    },
     /// Type 68: nothing is written here now.
     ReadOnly {
         /// Why.
@@ -382,7 +453,7 @@ pub enum Reply {
     Entries(Box<Entries>),
     /// Type 70.
     Waited(Waited),
-    /// Type 71: the rollout of what was waited for was aborted (*later*).
+    /// Type 71: the rollout of what was waited for was aborted.
     Aborted,
     /// Type 72: the epoch changed, to this position.
     Lost(Place),
@@ -525,6 +596,13 @@ impl Ask {
                 out.long(&encode_state(&ask.state));
                 out
             }
+            Ask::Rollout(ask) => {
+                let mut out = begin(39, &ask.namespace);
+                out.raw(&ask.request.0);
+                put_place(&mut out, ask.position);
+                out.u8(ask.step as u8);
+                out
+            }
             Ask::Holdings(namespace) => begin(40, namespace),
             Ask::Begin(ask) => {
                 let mut out = begin(41, &ask.namespace);
@@ -542,15 +620,25 @@ impl Ask {
     /// What is wrong with them. No value of a field makes it allocate more than the bytes themselves take.
     pub fn decode(bytes: &Bytes) -> Result<Ask> {
         let (kind, mut r) = begin(bytes)?;
-        if !matches!(kind, 32..=38 | 40 | 41) {
+        if !(32..=41).contains(&kind) {
             return Ok(Ask::Unknown(kind));
         }
         let namespace = r.string(MAX_NAMESPACE, "namespace")?;
         let ask = match kind {
             32 => {
                 let (request, expect, author, note) = get_common(&mut r)?;
+                let (rollout, supersede) = get_how(&mut r)?;
                 let changes = decode_changes(&r.long()?)?;
-                Ask::Commit(CommitAsk { request, namespace, expect, author, note, changes })
+                Ask::Commit(CommitAsk {
+                    request,
+                    namespace,
+                    expect,
+                    author,
+                    note,
+                    rollout,
+                    supersede,
+                    changes,
+                })
             }
             33 => Ask::Read(ReadAsk {
                 namespace,
@@ -579,9 +667,16 @@ impl Ask {
             }),
             37 => {
                 let (request, expect, author, note) = get_common(&mut r)?;
+                let (rollout, supersede) = get_how(&mut r)?;
                 let to = get_place(&mut r)?;
-                Ask::Revert(RevertAsk { request, namespace, expect, author, note, to })
+                Ask::Revert(RevertAsk { request, namespace, expect, author, note, rollout, supersede, to })
             }
+            39 => Ask::Rollout(RolloutAsk {
+                request: Id(r.array()?),
+                namespace,
+                position: get_place(&mut r)?,
+                step: Step::decode(&mut r)?,
+            }),
             40 => Ask::Holdings(namespace),
             41 => {
                 Ask::Begin(BeginAsk { request: Id(r.array()?), namespace, with: BeginWith::decode(&mut r)? })
@@ -606,6 +701,7 @@ impl Ask {
             | Ask::Log(LogAsk { namespace, .. })
             | Ask::Revert(RevertAsk { namespace, .. })
             | Ask::Import(ImportAsk { namespace, .. })
+            | Ask::Rollout(RolloutAsk { namespace, .. })
             | Ask::Holdings(namespace)
             | Ask::Begin(BeginAsk { namespace, .. }) => Some(namespace),
             Ask::Unknown(_) => None,
@@ -634,15 +730,51 @@ fn get_common(r: &mut Reader<'_>) -> Result<(Id, Option<Place>, String, String)>
     Ok((request, expect, get_words(r, "author")?, get_words(r, "note")?))
 }
 
+fn put_how(out: &mut Vec<u8>, rollout: &Option<Plan>, supersede: bool) {
+    put_option(out, rollout, |out, plan| plan.encode(out));
+    out.u8(u8::from(supersede));
+}
+
+fn get_how(r: &mut Reader<'_>) -> Result<(Option<Plan>, bool)> {
+    Ok((get_option(r, Plan::decode)?, r.bool()?))
+}
+
 impl CommitAsk {
     fn put_common(&self, out: &mut Vec<u8>) {
         put_common(out, self.request, &self.expect, &self.author, &self.note);
+        put_how(out, &self.rollout, self.supersede);
     }
 }
 
 impl RevertAsk {
     fn put_common(&self, out: &mut Vec<u8>) {
         put_common(out, self.request, &self.expect, &self.author, &self.note);
+        put_how(out, &self.rollout, self.supersede);
+    }
+}
+
+impl RolloutLine {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_place(out, self.at);
+        put_place(out, self.for_all);
+        self.plan.encode(out);
+        out.u8(self.stage);
+        out.u8(u8::from(self.paused));
+        [self.nodes, self.applied, self.refused, self.lasts_ms].into_iter().for_each(|n| out.u32(n));
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<RolloutLine> {
+        Ok(RolloutLine {
+            at: get_place(r)?,
+            for_all: get_place(r)?,
+            plan: Plan::decode(r)?,
+            stage: r.u8()?,
+            paused: r.bool()?,
+            nodes: r.u32()?,
+            applied: r.u32()?,
+            refused: r.u32()?,
+            lasts_ms: r.u32()?,
+        })
     }
 }
 
@@ -759,6 +891,7 @@ impl Nodes {
         out.u64(self.limits.value as u64);
         out.u32(self.limits.keys);
         out.u64(self.limits.bytes);
+        put_option(out, &self.rollout, |out, rollout| rollout.encode(out));
         out.u8(u8::from(self.more));
         put_list(out, &self.nodes, MAX_NODES, |out, node| node.encode(out));
     }
@@ -774,6 +907,7 @@ impl Nodes {
                 keys: r.u32()?,
                 bytes: r.u64()?,
             },
+            rollout: get_option(r, RolloutLine::decode)?,
             more: r.bool()?,
             nodes: get_list(r, MAX_NODES, "nodes", NodeLine::decode)?,
         })
@@ -787,7 +921,7 @@ impl Reply {
             Reply::Committed { .. } => 64,
             Reply::Conflict(_) => 65,
             Reply::Invalid { .. } => 66,
-            Reply::Busy(_) => 67,
+            Reply::Busy { .. } => 67,
             Reply::ReadOnly { .. } => 68,
             Reply::Entries(_) => 69,
             Reply::Waited(_) => 70,
@@ -811,7 +945,10 @@ impl Reply {
                 put_place(&mut out, *oldest);
                 out.text(text, MAX_TEXT);
             }
-            Reply::Busy(after_ms) => out.u32(*after_ms),
+            Reply::Busy { after_ms, rollout } => {
+                out.u32(*after_ms);
+                put_option(&mut out, rollout, |out, at| put_place(out, *at));
+            }
             Reply::ReadOnly { why, text } => {
                 out.u8(*why as u8);
                 out.text(text, MAX_TEXT);
@@ -851,7 +988,7 @@ impl Reply {
                 oldest: get_place(r)?,
                 text: r.string(MAX_TEXT, "text")?,
             },
-            67 => Reply::Busy(r.u32()?),
+            67 => Reply::Busy { after_ms: r.u32()?, rollout: get_option(r, get_place)? },
             68 => Reply::ReadOnly { why: Writable::decode(r)?, text: r.string(MAX_TEXT, "text")? },
             69 => {
                 let (of, more) = (Tip::decode(r)?, r.bool()?);

@@ -6,6 +6,7 @@ mod library;
 mod memory;
 mod relays;
 mod reports;
+mod rollouts;
 mod sockets;
 mod transfers;
 mod trust;

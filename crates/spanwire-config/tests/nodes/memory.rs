@@ -1,6 +1,7 @@
 //! An authority whose store is memory: for tests of what nodes see.
 
 use spanwire::protocol::Time;
+use spanwire_config::rollout::Open;
 use spanwire_config::source::{Batch, Record, Recovered, Snapshot};
 use spanwire_config::{
     Answer, AuthorityAction, AuthorityEvent, ChangeSet, Id, Intent, NsAuthority, NsSettings, Opening, Place,
@@ -29,15 +30,24 @@ impl Memory {
     /// The same store, opened once more; with its first `keep` records if it was put back from a copy.
     pub(crate) fn reopen(&self, keep: usize) -> Memory {
         let records: Vec<Record> = self.records.iter().take(keep).cloned().collect();
-        let mut last: Option<Snapshot> = None;
+        let (mut last, mut rollout): (Option<Snapshot>, Option<Open>) = (None, None);
         for record in &records {
-            let Record::Batch(Batch { head, commits }) = record else { continue };
-            let mut state = last.take().map(|last| last.state).unwrap_or_default();
+            let Record::Batch(Batch { head, commits, plan }) = record else { continue };
+            let before = last.take();
+            let mut state = before.as_ref().map(|last| last.state.clone()).unwrap_or_default();
             commits.iter().for_each(|commit| state.apply(&commit.changes));
             last = Some(Snapshot { head: head.clone(), state });
+            rollout = plan.clone().zip(before).map(|(plan, for_all)| Open {
+                plan,
+                rollout: commits[0].request,
+                stage: 0,
+                paused: false,
+                members: None,
+                for_all,
+            });
         }
         let opened = self.opened + 1;
-        let recovered = Recovered { opened, records: records.clone(), last, ..Recovered::default() };
+        let recovered = Recovered { opened, records: records.clone(), last, rollout, ..Recovered::default() };
         let opening = Opening::Restored(Box::new(recovered));
         let (machine, _) = NsAuthority::new(self.settings.clone(), opening, self.incarnation);
         let (settings, requests) = (self.settings.clone(), self.requests + 1_000);
@@ -87,14 +97,20 @@ impl Memory {
         self.requests += 1;
         let mut request = self.incarnation.0;
         request[8..].copy_from_slice(&self.requests.to_be_bytes());
-        let request = Request {
+        self.commit_as(Request {
             request: Id(request),
             expect: Some(self.machine.position().map(Place::from).unwrap_or_default()),
             intent: Intent::Change(changes.clone()),
             author: String::new(),
             note: String::new(),
             stamp: 0,
-        };
+            rollout: None,
+            supersede: false,
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn commit_as(&mut self, request: Request) -> (Position, Vec<AuthorityAction>) {
         let left = self.tell(AuthorityEvent::Commit(Ticket(0), request));
         match self.answer.take() {
             Some(Answer::Committed { position, .. }) => (position, left),

@@ -1,6 +1,9 @@
 //! Relays: between an authority and nodes, and between each other.
 
+mod rollouts;
+
 use super::*;
+use spanwire_config::relay::cached;
 use spanwire_config::wire::{GoodbyeCode, MAX_PATH, NodeReport};
 use spanwire_config::{
     Distributor, Id, NodeKind, NodeStatus, NsRelay, RelayAction, RelayEvent, RelaySettings, State,
@@ -12,6 +15,8 @@ pub(crate) struct Relay {
     pub(crate) lower: Script<Distributor>,
     pub(crate) machine: NsRelay,
     cache: Option<(Head, State)>,
+    /// The cache before that one.
+    before: Option<(Head, State)>,
 }
 
 impl Relay {
@@ -20,6 +25,11 @@ impl Relay {
     }
 
     fn restored(n: u8, boot: u64, cache: Option<(Head, State)>) -> Relay {
+        Relay::restored_of(n, boot, cache, None)
+    }
+
+    fn restored_of(n: u8, boot: u64, cache: Option<(Head, State)>, before: Option<(Head, State)>) -> Relay {
+        let (all, canary) = cached(cache.clone(), before.clone());
         let node = Id([n; 16]);
         let settings = ReplicaSettings {
             node,
@@ -28,14 +38,15 @@ impl Relay {
             name: format!("r{n}"),
             ..ReplicaSettings::default()
         };
-        let upper = match cache.clone() {
+        let upper = match canary.clone().or(all.clone()) {
             Some((head, state)) => Replica::restored(settings, head, state, Level::Stored),
             None => Replica::new(settings),
         };
-        let machine = NsRelay::new(RelaySettings { node, ..RelaySettings::default() }, cache.clone());
+        let machine = NsRelay::new(RelaySettings { node, ..RelaySettings::default() }, all);
+        let machine = machine.with_canary(canary);
         let settings = Settings { server: node, ..Settings::default() };
         let lower = Distributor::new(settings, machine.origin());
-        Relay { upper: Script::new(upper), lower: Script::new(lower), machine, cache }
+        Relay { upper: Script::new(upper), lower: Script::new(lower), machine, cache, before }
     }
 
     /// Does what there is to be done, until there is nothing.
@@ -58,7 +69,7 @@ impl Relay {
             match self.upper.call(|r, cx| r.perform_relay(cx, left)).expect("in order") {
                 Some(RelayAction::Persist(head, state)) => {
                     let at = head.position;
-                    self.cache = Some((head, state));
+                    self.before = self.cache.replace((head, state));
                     self.tell(RelayEvent::Stored(at, Ok(())));
                 }
                 Some(RelayAction::Report { whole }) => {

@@ -11,9 +11,12 @@ pub(crate) mod tree;
 use std::time::Duration;
 
 use spanwire::Message;
+use spanwire_config::rollout::{Gate, Plan, Stage};
 use spanwire_config::sign::{Keyring, Secret};
 use spanwire_config::wire::Frame;
-use spanwire_config::{ChangeSet, Epoch, Head, Id, Key, Limits, Place, ReplicaSettings, Settings, State};
+use spanwire_config::{
+    ChangeSet, Epoch, Head, Id, Key, Limits, Place, ReplicaSettings, Settings, State, Step as Move,
+};
 use spanwire_testkit::sim::{Fault, Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step, Way, What};
 
 pub(crate) use nodes::Party;
@@ -52,6 +55,12 @@ pub(crate) enum Second {
 pub(crate) enum Op {
     /// On one of the servers: keys with lengths and fills, keys to delete, and who refuses it.
     Commit { server: usize, puts: Vec<(usize, usize, u8)>, deletes: Vec<usize>, poison: Option<[u8; 2]> },
+    /// The authority commits for a cohort first.
+    Open { puts: Vec<(usize, usize, u8)>, deletes: Vec<usize>, poison: Option<[u8; 2]>, plan: Plan },
+    /// The operator has the open rollout go on, wait or end; no step: a commit that supersedes it.
+    Roll { step: Option<Move>, puts: Vec<(usize, usize, u8)> },
+    /// Somebody looks whether the authority's store failed, and starts it again.
+    Nurse,
     /// An operator begins a new epoch.
     NewEpoch { server: usize },
     /// Two writers race: both expect the newest position of now.
@@ -152,6 +161,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
             beacon: BEACON,
             trust: if keys { secret().public() } else { Keyring::new() },
             limits: Limits { bytes: if small && agent == 0 { 6_000 } else { 1 << 20 }, ..Limits::default() },
+            labels: group(agent),
             ..ReplicaSettings::default()
         })
         .collect();
@@ -164,7 +174,8 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
         },
         ..Folder::default()
     });
-    let plan = plan(&mut rng, second, servers, agents, &routes, lies);
+    let mut plan = plan(&mut rng, second, servers, agents, &routes, lies);
+    rollouts(seed, &mut plan);
     Setup {
         model: Cluster {
             oracle: Oracle::new(servers, &routes, lies, second == Second::Twin, Keys { used: keys, foreign }),
@@ -276,6 +287,79 @@ fn plan(
     plan
 }
 
+/// The labels of a node.
+fn group(node: usize) -> Vec<(String, String)> {
+    vec![("group".into(), ["a", "b"][node % 2].into())]
+}
+
+/// What an operator does about rollouts; whether one was opened.
+fn roll(net: &mut Net<Party>, op: &Op) -> bool {
+    let mut opened = None;
+    match op {
+        Op::Open { puts, deletes, poison, plan } => {
+            let changes = changes(puts, deletes, *poison);
+            opened = with_server(net, 0, |server, io| server.open(io, &changes, plan));
+        }
+        Op::Roll { step, puts } => {
+            let changes = changes(puts, &[], None);
+            with_server(net, 0, |server, io| match step {
+                Some(step) => server.step(io, *step),
+                None if server.is_open() => {
+                    server.supersede(io, &changes);
+                }
+                None => {}
+            });
+        }
+        _ => {}
+    }
+    restart_if_failed(net, 0);
+    opened == Some(true)
+}
+
+/// In half of the worlds: a few rollouts, and what becomes of them.
+fn rollouts(seed: u64, plan: &mut Vec<Step<Op>>) {
+    // Apart from all else, so that the rest of a seed's world is what it is without them.
+    let mut rng = Rng::new(seed ^ 0x0110_0ca7);
+    if rng.one_in(2) {
+        return;
+    }
+    let share = |rng: &mut Rng| [1_000, 3_000, 5_000, 10_000][rng.below(4)];
+    for _ in 0..1 + rng.below(4) {
+        let at = rng.time(Duration::ZERO..RUN - Duration::from_millis(500));
+        let Op::Commit { puts, deletes, poison, .. } = commit(&mut rng, 0, true) else { return };
+        let poison = poison.filter(|_| rng.one_in(2));
+        let stages = (0..1 + rng.below(3)).map(|_| Stage {
+            labels: match rng.below(3) {
+                0 => Vec::new(),
+                n => vec![("group".into(), ["a", "b"][n - 1].into())],
+            },
+            share: share(&mut rng),
+            gate: (!rng.one_in(3)).then(|| Gate {
+                applied: share(&mut rng),
+                refusals: rng.below(2) as u32,
+                bake: Duration::from_millis(100 * rng.below(6) as u64),
+            }),
+        });
+        let stages = stages.collect();
+        let salt = Id([rng.below(256) as u8; 16]);
+        plan.push(Step::op(at, Op::Open { puts, deletes, poison, plan: Plan { salt, stages } }));
+        for _ in 0..rng.below(4) {
+            let at = rng.time(at..RUN - Duration::from_millis(400));
+            let step = [
+                Some(Move::Next),
+                Some(Move::Promote),
+                Some(Move::Abort),
+                Some(Move::Pause),
+                Some(Move::Resume),
+                None,
+            ][rng.below(6)];
+            let puts = vec![(rng.below(KEYS), rng.below(300), rng.below(256) as u8)];
+            plan.push(Step::op(at, Op::Roll { step, puts }));
+        }
+    }
+    plan.push(Step::op(RUN - Duration::from_millis(50), Op::Nurse));
+}
+
 fn commit(rng: &mut Rng, server: usize, poisoned: bool) -> Op {
     let (mut puts, mut deletes) = (Vec::new(), Vec::new());
     for _ in 0..=rng.below(4) {
@@ -369,9 +453,12 @@ impl Model for Cluster {
         match op {
             Op::Commit { server, puts, deletes, poison } => {
                 let changes = changes(puts, deletes, *poison);
+                let mut during = false;
                 let anew = with_server(net, *server, |server, io| {
                     let vacant = server.is_vacant();
+                    let open = server.is_open();
                     let taken = server.put(io, &changes);
+                    during = open && taken;
                     let stuck = server.is_vacant() || server.is_frozen() && io.rng().one_in(4);
                     if !taken && stuck && !io.disk.is_crashed() {
                         // Nodes show another history: only an operator leads on.
@@ -381,10 +468,16 @@ impl Model for Cluster {
                     }
                     vacant && taken
                 });
+                if during {
+                    return Err("rollout: a commit was taken while one was open".into());
+                }
                 if anew == Some(true) && self.oracle.seen(*server) > 0 {
                     return Err("invariant 13: a namespace that a node showed begins anew by a commit".into());
                 }
                 restart_if_failed(net, *server);
+            }
+            Op::Open { .. } | Op::Roll { .. } | Op::Nurse => {
+                self.oracle.counts.rollouts += u64::from(roll(net, op));
             }
             Op::NewEpoch { server } => {
                 let began = with_server(net, *server, |server, io| {
@@ -475,7 +568,7 @@ impl Model for Cluster {
         let last = with_server(net, 0, |server, io| {
             let mut last = changes(&[], &[], None);
             last.put(Key::new("last").expect("short"), 0, "word");
-            server.put(io, &last)
+            server.supersede(io, &last)
         });
         if last != Some(true) {
             return Err("model: the authority is not there after the faults".into());

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use spanwire::protocol::{Protocol, Receives, Time};
+use spanwire_config::rollout::{Plan, WHOLE};
 use spanwire_config::sign::Secret;
 use spanwire_config::source::{
     Batch, Disk, Embedded, Health, Record, Recovered, Snapshot, Source, SourceError,
@@ -13,17 +14,20 @@ use spanwire_config::source::{
 use spanwire_config::{
     Answer, AuthorityAction, AuthorityEvent, ChangeSet, Distributor, Driver, Epoch, Head, Id, Intent, Key,
     Level, Mode, NackCode, NsSettings, Opening, Place, Position, ReadOnly, Replica, ReplicaSettings, Request,
-    Settings, State, Ticket, Update,
+    Settings, State, Step, Ticket, Update,
 };
 use spanwire_testkit::sim::{self, Event, Io, Node, Scripted, SyncError};
 
-use super::planted;
 use super::relay::Relay;
+use super::{RUN, planted};
 
 pub(crate) const BEACON: Duration = Duration::from_millis(200);
 pub(crate) const FRESH: Duration = Duration::from_secs(1);
 pub(crate) const HELLO: Duration = Duration::from_secs(1);
 pub(crate) const STALL: Duration = Duration::from_secs(2);
+/// How often the nodes of a cohort are counted, and until when.
+const GATE: Duration = Duration::from_millis(100);
+const LAST_COUNT: Duration = RUN.saturating_sub(Duration::from_millis(60));
 /// Messages in a pipe's queue at either end.
 pub(crate) const ROOM: usize = 64;
 
@@ -36,6 +40,8 @@ pub(crate) struct Folder {
     /// What is in it: a node's cache, or the newest of a server's log.
     pub(crate) history: Option<(Head, State)>,
     pub(crate) level: Option<Level>,
+    /// A relay's cache before the newest.
+    pub(crate) before: Option<(Head, State)>,
     /// A server's log, file by file.
     pub(crate) files: BTreeMap<String, Arc<Vec<u8>>>,
     /// The epoch with which an empty store begins.
@@ -76,6 +82,10 @@ pub(crate) struct Server {
     /// What nodes show is looked at some time later: the thread that does it has to wait its turn.
     pub(crate) lazy: bool,
     due: Option<Time>,
+    /// When the nodes of a cohort are counted next.
+    count: Option<Time>,
+    /// A stage passed that should not have.
+    pub(crate) wrong: Option<String>,
 }
 
 impl Server {
@@ -112,7 +122,8 @@ impl Server {
         };
         let distributor = Distributor::new(settings.clone(), driver.machine().origin());
         let socket = Scripted::new(distributor, ROOM, io.rng().next());
-        let mut server = Server { socket, settings, driver, shelf, tickets: 0, lazy, due: None };
+        let mut server =
+            Server { socket, settings, driver, shelf, tickets: 0, lazy, due: None, count: None, wrong: None };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
         server
@@ -131,6 +142,42 @@ impl Server {
             let due = *self.due.get_or_insert(io.now() + wait);
             io.wake_at(due);
         }
+        self.count(io);
+    }
+
+    /// The machine is told how far the cohort of an open rollout is; not so late that nobody starts it again if its
+    /// store fails by that.
+    fn count(&mut self, io: &mut Io<'_, Folder>) {
+        let Some(of) = self.driver.machine().cohort().filter(|_| io.now() < Time::from_start(LAST_COUNT))
+        else {
+            self.count = None;
+            return;
+        };
+        let now = io.now();
+        let due = *self.count.get_or_insert(now);
+        if due > now {
+            return io.wake_at(due);
+        }
+        let nodes = self.socket.protocol().cohort(of.0, &of.1);
+        let event = AuthorityEvent::Cohort(of.clone(), nodes.clone());
+        let stage = |server: &Self| server.driver.machine().rollout(now).map(|(open, ..)| open.stage);
+        let gate =
+            self.driver.machine().rollout(now).and_then(|(open, ..)| open.plan.stages[open.stage].gate);
+        let before = stage(self);
+        let left = self.shelf.clone().lend(io.disk, |_| self.driver.tell_at(event, now));
+        self.bring(io, left);
+        if self.driver.machine().position() == Some(of.0) && stage(self) != before {
+            let here = nodes.iter().filter(|node| node.here);
+            let applied = here.clone().filter(|node| node.applied).count();
+            let needed = here.count() * usize::from(gate.map_or(u16::MAX, |gate| gate.applied));
+            if applied * usize::from(WHOLE) < needed
+                || applied == 0 && gate.is_none_or(|gate| gate.applied > 0)
+            {
+                self.wrong = Some(format!("rollout: a stage of {} passed, and {nodes:?}", of.0));
+            }
+        }
+        self.count = Some(now + GATE);
+        io.wake_at(now + GATE);
     }
 
     /// The machine is told what nodes show.
@@ -192,12 +239,50 @@ impl Server {
 
     /// Commits if the newest position is `at`.
     pub(crate) fn put_at(&mut self, io: &mut Io<'_, Folder>, changes: &ChangeSet, at: Place) -> bool {
+        self.ask(io, changes, at, None, false)
+    }
+
+    /// For a cohort first.
+    pub(crate) fn open(&mut self, io: &mut Io<'_, Folder>, changes: &ChangeSet, plan: &Plan) -> bool {
+        let at = self.place();
+        let taken = self.ask(io, changes, at, Some(plan.clone()), false);
+        self.count(io);
+        taken
+    }
+
+    /// In the place of an open rollout, if there is one.
+    pub(crate) fn supersede(&mut self, io: &mut Io<'_, Folder>, changes: &ChangeSet) -> bool {
+        let at = self.place();
+        self.ask(io, changes, at, None, true)
+    }
+
+    /// Whether a rollout is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.driver.machine().cohort().is_some()
+    }
+
+    /// A step of the open rollout.
+    pub(crate) fn step(&mut self, io: &mut Io<'_, Folder>, step: Step) {
+        let (request, at) = (random_id(io), self.place());
+        self.tell(io, |ticket| AuthorityEvent::Rollout(ticket, request, at, step));
+        self.count(io);
+    }
+
+    fn ask(
+        &mut self,
+        io: &mut Io<'_, Folder>,
+        changes: &ChangeSet,
+        at: Place,
+        rollout: Option<Plan>,
+        supersede: bool,
+    ) -> bool {
         if self.is_vacant() {
             self.look(io);
         }
         let (request, intent) = (random_id(io), Intent::Change(changes.clone()));
         let (author, note) = (String::new(), String::new());
-        let request = Request { request, expect: Some(at), intent, author, note, stamp: 0 };
+        let request =
+            Request { request, expect: Some(at), intent, author, note, stamp: 0, rollout, supersede };
         let answer = self.tell(io, |ticket| AuthorityEvent::Commit(ticket, request));
         !io.disk.is_crashed() && matches!(answer, Some(Answer::Committed { .. }))
     }
@@ -330,17 +415,22 @@ impl Disk for Shelf {
 struct Log {
     log: Embedded<Shelf>,
     shelf: Shelf,
+    /// The plan of the newest, and the request that brought it.
+    plan: Option<(Arc<Plan>, Id)>,
 }
 
 impl Log {
     fn new(shelf: Shelf) -> Log {
-        Log { log: Embedded::new(shelf.clone(), Id::default(), "config"), shelf }
+        Log { log: Embedded::new(shelf.clone(), Id::default(), "config"), shelf, plan: None }
     }
 }
 
 impl Source for Log {
     fn load(&mut self) -> Result<Option<Recovered>, SourceError> {
-        self.log.load()
+        let loaded = self.log.load()?;
+        let rollout = loaded.as_ref().and_then(|loaded| loaded.rollout.as_ref());
+        self.plan = rollout.map(|open| (open.plan.clone(), open.rollout));
+        Ok(loaded)
     }
 
     fn append_durable(&mut self, record: &Record) -> Result<(), SourceError> {
@@ -349,6 +439,14 @@ impl Source for Log {
             let mut state = before.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
             batch.commits.iter().for_each(|commit| state.apply(&commit.changes));
             *self.shelf.next() = Some((batch.head.clone(), state));
+            self.plan = batch.plan.clone().map(|plan| (plan, batch.commits[0].request));
+        }
+        if let (Record::Mark(mark), Some((head, state)), Some((plan, rollout))) =
+            (record, &before, &self.plan)
+        {
+            let stage = if mark.passed { usize::MAX } else { usize::from(mark.stage) };
+            let head = Head { audience: plan.audience(*rollout, stage), ..head.clone() };
+            *self.shelf.next() = Some((head, state.clone()));
         }
         let result = self.log.append_durable(record);
         self.shelf.next().take();

@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::AddAssign;
 use std::time::Duration;
 
+use bytes::Bytes;
 use spanwire::Message;
 use spanwire::protocol::{Protocol, Time};
+use spanwire_config::rollout::admits;
 use spanwire_config::wire::{Frame, NackCode, Want, WantReason, snapshot_size};
 use spanwire_config::{Data, Epoch, Head, Id, Level, Position, State, chain};
 use spanwire_testkit::sim::{Link, Net, Passage, Route};
@@ -37,6 +39,11 @@ pub(crate) struct Counts {
     pub(crate) conflicts: u64,
     pub(crate) stale: u64,
     pub(crate) fail_overs: u64,
+    /// Revisions that were for a cohort, and how often one was given to a node.
+    pub(crate) rollouts: u64,
+    pub(crate) canaries: u64,
+    /// Revisions that became another's or everybody's.
+    pub(crate) stages: u64,
 }
 
 impl AddAssign for Counts {
@@ -52,6 +59,9 @@ impl AddAssign for Counts {
         self.conflicts += o.conflicts;
         self.stale += o.stale;
         self.fail_overs += o.fail_overs;
+        self.rollouts += o.rollouts;
+        self.canaries += o.canaries;
+        self.stages += o.stages;
     }
 }
 
@@ -159,6 +169,8 @@ pub(crate) struct Oracle {
     lineage: Vec<BTreeSet<Fact>>,
     /// Every state that was durable at a server, by place and chain.
     committed: BTreeMap<(Place, [u8; 32]), (Head, State)>,
+    /// Whom each was for, as far as that was durable.
+    audiences: BTreeMap<Fact, HashSet<Bytes>>,
     last: Vec<Option<Head>>,
     folder: Folder,
     conversations: BTreeMap<Link, Conversation>,
@@ -263,6 +275,7 @@ impl Oracle {
             seen: vec![0; servers],
             lineage: vec![BTreeSet::new(); servers],
             committed: BTreeMap::new(),
+            audiences: BTreeMap::new(),
             last: vec![None; servers],
             folder: Folder::default(),
             conversations: BTreeMap::new(),
@@ -352,7 +365,23 @@ impl Oracle {
         let Some((head, state)) = net.disk(server).and_then(|disk| disk.durable().history.as_ref()) else {
             return Ok(());
         };
+        if self.last[server].as_ref().is_some_and(|last| last == head) {
+            return Ok(());
+        }
+        let audiences = self.audiences.entry(fact(head)).or_default();
+        if audiences.insert(head.audience.clone()) && audiences.len() > 1 {
+            self.counts.stages += 1;
+            // What is on its way under the old one is taken back.
+            let talks = self.conversations.values_mut().filter(|talk| talk.server == server);
+            talks.for_each(|talk| talk.large = talk.large.filter(|large| *large != head.position));
+        }
         if self.last[server].as_ref().is_some_and(|last| last.shown() == head.shown()) {
+            self.last[server] = Some(head.clone());
+            if server == 0
+                && let Some(disk) = net.disk(0)
+            {
+                self.folder = disk.durable().clone();
+            }
             return Ok(());
         }
         if self.frozen[server] == Some(head.position.epoch) && !self.lineage[server].contains(&fact(head)) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use spanwire::protocol::Time;
+use spanwire_config::relay::cached;
 use spanwire_config::{
     Distributor, Level, NodeKind, NsRelay, RelayAction, RelayEvent, RelaySettings, Replica, ReplicaSettings,
     Settings,
@@ -38,12 +39,13 @@ impl Relay {
             beacon: BEACON,
             ..ReplicaSettings::default()
         };
-        let replica = match folder.history.clone() {
+        let (all, canary) = cached(folder.history, folder.before);
+        let replica = match canary.clone().or(all.clone()) {
             Some((head, state)) => Replica::restored(receiver, head, state, Level::Stored),
             None => Replica::new(receiver),
         };
         let settings = RelaySettings { node: folder.id, ..RelaySettings::default() };
-        let machine = NsRelay::new(settings, folder.history);
+        let machine = NsRelay::new(settings, all).with_canary(canary);
         let sender = Settings {
             server: folder.id,
             beacon: BEACON,
@@ -115,7 +117,8 @@ impl Relay {
             match left {
                 RelayAction::Persist(head, state) => {
                     let (at, before) = (head.position, io.disk.read().clone());
-                    io.disk.write().history = Some((head, state));
+                    let folder = io.disk.write();
+                    folder.before = folder.history.replace((head, state));
                     match io.disk.sync() {
                         Ok(()) => self.tell(io, RelayEvent::Stored(at, Ok(()))),
                         Err(SyncError::Crashed) => return,

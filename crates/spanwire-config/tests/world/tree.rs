@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use spanwire::Message;
 use spanwire::protocol::Time;
+use spanwire_config::rollout::admits;
 use spanwire_config::wire::Frame;
 use spanwire_config::{Epoch, Head, Id, Key, Level, Position, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
@@ -57,6 +58,9 @@ pub(crate) struct TreeCounts {
     pub(crate) loops: u64,
     pub(crate) behind: u64,
     pub(crate) deep: u64,
+    /// Revisions that were for a cohort, and how often one was shown by a node behind a relay.
+    pub(crate) rollouts: u64,
+    pub(crate) canaries: u64,
 }
 
 /// The world of a seed.
@@ -127,6 +131,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
         let at = RUN + rng.time(Duration::from_secs(4)..Duration::from_secs(6));
         plan.push(Step::op(at, Op::Shake { restart: true }));
     }
+    super::rollouts(seed, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
         id: Id([n as u8 + 1; 16]),
         begin: Epoch { number: 1, incarnation: Id([1; 16]) },
@@ -200,6 +205,13 @@ impl Tree {
                     return Err(format!("invariant 3: node {n} went back to {}", head.position));
                 }
                 truth.shown = Some(head.position);
+                if !admits(&head.audience, node.settings.node, &node.settings.labels) {
+                    return Err(format!(
+                        "invariant 11: node {n} shows {}, which is not for it",
+                        head.position
+                    ));
+                }
+                self.counts.canaries += u64::from(!head.audience.is_empty());
                 if self.committed.get(&at).is_none_or(|(known, content)| {
                     content != state || (known.digest, known.chain) != (head.digest, head.chain)
                 }) {
@@ -286,6 +298,7 @@ impl Model for Tree {
             max_chunk: 4_096,
             fresh: FRESH,
             beacon: BEACON,
+            labels: super::group(node),
             ..ReplicaSettings::default()
         };
         Party::Agent(Agent::start(node, settings, io))
@@ -297,6 +310,9 @@ impl Model for Tree {
                 let changes = changes(puts, deletes, *poison);
                 with_server(net, 0, |server, io| server.put(io, &changes));
                 restart_if_failed(net, 0);
+            }
+            Op::Open { .. } | Op::Roll { .. } | Op::Nurse => {
+                self.counts.rollouts += u64::from(super::roll(net, op));
             }
             Op::NewEpoch { .. } => {
                 with_server(net, 0, |server, io| server.new_epoch(io, 0, &State::new()));
@@ -375,10 +391,9 @@ impl Model for Tree {
             }
             // It may have died since it said that.
             let Some(at) = relay(net, from) else { continue };
-            let held = at.machine.held().map(|(held, _)| held.position);
-            if held.is_none_or(|held| held != head.position)
-                && !self.held[from].contains(&place(&head.position))
-            {
+            let held =
+                [at.machine.held(), at.machine.canary()].map(|held| held.map(|(held, _)| held.position));
+            if !held.contains(&Some(head.position)) && !self.held[from].contains(&place(&head.position)) {
                 return Err(format!("relay: {from} shows {} and holds {held:?}", head.position));
             }
         }
@@ -394,8 +409,18 @@ impl Model for Tree {
         self.learn(net);
         let Some(n) = node else { return Ok(()) };
         if let Some(relay) = relay(net, n) {
-            self.held[n].extend(relay.machine.held().map(|(held, _)| place(&held.position)));
-            let up = relay.machine.upstream();
+            let machine = &relay.machine;
+            if let Some((canary, _)) = machine.canary()
+                && machine.held().map(|(held, _)| held.position.rev) != Some(canary.prev_rev)
+            {
+                return Err(format!(
+                    "rollout: relay {n} holds {} and not what it stands on",
+                    canary.position
+                ));
+            }
+            let held = [machine.held(), machine.canary()].into_iter().flatten();
+            self.held[n].extend(held.map(|(held, _)| place(&held.position)));
+            let up = machine.upstream();
             if up.is_some_and(|up| up.path.contains(&Id([n as u8 + 1; 16]))) {
                 return Err(format!("loop: relay {n} takes what went through it: {up:?}"));
             }
@@ -410,7 +435,7 @@ impl Model for Tree {
         let last = with_server(net, 0, |server, io| {
             let mut last = changes(&[], &[], None);
             last.put(Key::new("last").expect("short"), 0, "word");
-            server.put(io, &last)
+            server.supersede(io, &last)
         });
         if last == Some(true) { Ok(()) } else { Err("model: the authority is not there".into()) }
     }

@@ -9,6 +9,7 @@ use super::{
     BLOCK, Begin, Block, CHAIN, Embedded, FRAME, Frame, HASH, HEADER, LOG, Log, MAGIC, MARK, OPENS, ROW,
     Result, SLOT, create_opens, damaged, io, mark, named, raise, read, read_all,
 };
+use crate::rollout::Open;
 use crate::source::{Disk, Record, Recovered, Snapshot, SourceError};
 use crate::wire::{Reader, decode_state};
 use crate::{Head, Id, State, chain};
@@ -71,7 +72,7 @@ impl<D: Disk> Embedded<D> {
             ));
         }
 
-        let (last, frozen) = replay(begin.base.as_ref(), &records)?;
+        let (last, frozen, rollout) = replay(begin.base.as_ref(), &records)?;
         let blocks = self.read_chain(&begin)?;
         let mut log = Log {
             id,
@@ -89,7 +90,8 @@ impl<D: Disk> Embedded<D> {
         self.settle(&mut log, &bytes, durable)?;
         self.count_opening(&mut log)?;
         let cut = bytes.len() as u64 - log.len;
-        let recovered = Recovered { opened: log.opened, base: begin.base, records, last, frozen, cut };
+        let opened = log.opened;
+        let recovered = Recovered { opened, base: begin.base, records, last, frozen, rollout, cut };
         Ok(Some((log, recovered)))
     }
 
@@ -249,11 +251,11 @@ pub(super) fn follows(last: Option<&Head>, head: &Head) -> bool {
     head.chain == chain(&previous, rev, &head.digest)
 }
 
-type Replayed = (Option<Snapshot>, Option<Head>);
+type Replayed = (Option<Snapshot>, Option<Head>, Option<Open>);
 
 /// Applies all records and checks every digest on the way.
 fn replay(base: Option<&Snapshot>, records: &[Record]) -> Result<Replayed> {
-    let (mut last, mut frozen) = (base.cloned(), None);
+    let (mut last, mut frozen, mut open) = (base.cloned(), None, None);
     for record in records {
         match record {
             Record::Batch(batch) => {
@@ -261,7 +263,8 @@ fn replay(base: Option<&Snapshot>, records: &[Record]) -> Result<Replayed> {
                 if !follows(last.as_ref().map(|last| &last.head), &batch.head) {
                     return Err(wrong("it does not follow from the one before"));
                 }
-                let mut state = last.take().map(|last| last.state).unwrap_or_default();
+                let before = last.take();
+                let mut state = before.as_ref().map(|last| last.state.clone()).unwrap_or_default();
                 for commit in &batch.commits {
                     state.apply(&commit.changes);
                     if state.digest() != commit.digest {
@@ -272,10 +275,35 @@ fn replay(base: Option<&Snapshot>, records: &[Record]) -> Result<Replayed> {
                 if batch.head.prev_rev == 0 {
                     frozen = None;
                 }
+                // Whatever follows a rollout ends it.
+                open = match (&batch.plan, &batch.commits[..], before) {
+                    (None, ..) if batch.head.audience.is_empty() => None,
+                    (Some(plan), [commit], Some(for_all)) if batch.head.prev_rev != 0 => Some(Open {
+                        plan: plan.clone(),
+                        rollout: commit.request,
+                        stage: 0,
+                        paused: false,
+                        members: None,
+                        for_all,
+                    }),
+                    _ => return Err(wrong("it is for a cohort, and opens no rollout")),
+                };
                 last = Some(Snapshot { head: batch.head.clone(), state });
             }
             Record::Frozen(head) => frozen = Some(head.clone()),
+            Record::Mark(mark) => {
+                let Some(last) = last.as_mut().filter(|last| last.head.position == mark.at) else {
+                    return Err(damaged(LOG, 0, format!("a step of {}, which is not the newest", mark.at)));
+                };
+                if mark.passed {
+                    (open, last.head.audience) = (None, Bytes::new());
+                } else if let Some(open) = &mut open {
+                    // Where there is none, what opened it is below the base, and over.
+                    open.step(mark);
+                    last.head.audience = open.audience();
+                }
+            }
         }
     }
-    Ok((last, frozen))
+    Ok((last, frozen, open))
 }

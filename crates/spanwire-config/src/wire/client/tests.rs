@@ -1,10 +1,13 @@
 //! Every request and reply goes round; nothing that arrives panics or allocates on its word.
 
+use std::time::Duration;
+
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
+use crate::rollout::{Gate, Stage};
 use crate::{Entry, Epoch};
 
 fn id() -> impl Strategy<Value = Id> {
@@ -57,6 +60,37 @@ fn level() -> impl Strategy<Value = Level> {
     prop_oneof![Just(Level::Stored), Just(Level::Visible), Just(Level::Applied)]
 }
 
+fn plan() -> impl Strategy<Value = Plan> {
+    let gate = any::<(u16, u32, u32)>().prop_map(|(applied, refusals, bake)| Gate {
+        applied,
+        refusals,
+        bake: Duration::from_millis(bake.into()),
+    });
+    let label = ("[a-z]{0,9}", "[a-z]{0,9}");
+    let stage = (vec(label, 0..3), any::<u16>(), option::of(gate)).prop_map(|(labels, share, gate)| Stage {
+        labels,
+        share,
+        gate,
+    });
+    (id(), vec(stage, 0..4)).prop_map(|(salt, stages)| Plan { salt, stages })
+}
+
+fn rollout() -> impl Strategy<Value = RolloutLine> {
+    (place(), place(), plan(), any::<(u8, bool)>(), any::<[u32; 4]>()).prop_map(
+        |(at, for_all, plan, (stage, paused), [nodes, applied, refused, lasts_ms])| RolloutLine {
+            at,
+            for_all,
+            plan,
+            stage,
+            paused,
+            nodes,
+            applied,
+            refused,
+            lasts_ms,
+        },
+    )
+}
+
 fn begin_with() -> impl Strategy<Value = BeginWith> {
     prop_oneof![
         Just(BeginWith::Nothing),
@@ -75,12 +109,31 @@ fn holding() -> impl Strategy<Value = Holding> {
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
+    let how = || (option::of(plan()), any::<bool>());
+    let step = prop_oneof![
+        Just(Step::Promote),
+        Just(Step::Pause),
+        Just(Step::Resume),
+        Just(Step::Abort),
+        Just(Step::Next)
+    ];
     let common = || (id(), words(), option::of(place()), words(), words());
     let selector = || (vec(words(), 0..4), labels()).prop_map(|(names, labels)| Selector { names, labels });
     prop_oneof![
-        (common(), changes()).prop_map(|((request, namespace, expect, author, note), changes)| {
-            Ask::Commit(CommitAsk { request, namespace, expect, author, note, changes })
-        }),
+        (common(), how(), changes()).prop_map(
+            |((request, namespace, expect, author, note), (rollout, supersede), changes)| {
+                Ask::Commit(CommitAsk {
+                    request,
+                    namespace,
+                    expect,
+                    author,
+                    note,
+                    rollout,
+                    supersede,
+                    changes,
+                })
+            }
+        ),
         (words(), option::of(place()), bytes(), bytes(), any::<u32>()).prop_map(
             |(namespace, at, prefix, after, max)| Ask::Read(ReadAsk { namespace, at, prefix, after, max })
         ),
@@ -97,8 +150,13 @@ fn ask() -> impl Strategy<Value = Ask> {
                 Ask::Log(LogAsk { namespace, order, bound, max, wait_ms })
             }
         ),
-        (common(), place()).prop_map(|((request, namespace, expect, author, note), to)| {
-            Ask::Revert(RevertAsk { request, namespace, expect, author, note, to })
+        (common(), how(), place()).prop_map(
+            |((request, namespace, expect, author, note), (rollout, supersede), to)| {
+                Ask::Revert(RevertAsk { request, namespace, expect, author, note, rollout, supersede, to })
+            }
+        ),
+        (id(), words(), place(), step).prop_map(|(request, namespace, position, step)| {
+            Ask::Rollout(RolloutAsk { request, namespace, position, step })
         }),
         (id(), words(), state()).prop_map(|(request, namespace, state)| Ask::Import(ImportAsk {
             request,
@@ -164,10 +222,11 @@ fn nodes() -> impl Strategy<Value = Nodes> {
         keys,
         bytes,
     });
-    (tip(), any::<bool>(), words(), place(), limits, any::<bool>(), vec(node(), 0..3)).prop_map(
-        |(tip, old, text, oldest, limits, more, nodes)| {
+    let some = (option::of(rollout()), any::<bool>(), vec(node(), 0..3));
+    (tip(), any::<bool>(), words(), place(), limits, some).prop_map(
+        |(tip, old, text, oldest, limits, (rollout, more, nodes))| {
             let writable = if old { Writable::Old } else { Writable::Yes };
-            Nodes { tip, writable, text, oldest, limits, more, nodes }
+            Nodes { tip, writable, text, oldest, limits, rollout, more, nodes }
         },
     )
 }
@@ -199,7 +258,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         place().prop_map(Reply::Conflict),
         (place(), words())
             .prop_map(|(oldest, text)| { Reply::Invalid { code: InvalidCode::Compacted, oldest, text } }),
-        any::<u32>().prop_map(Reply::Busy),
+        (any::<u32>(), option::of(place())).prop_map(|(after_ms, rollout)| Reply::Busy { after_ms, rollout }),
         words().prop_map(|text| Reply::ReadOnly { why: Writable::Directory, text }),
         (tip(), any::<bool>(), state()).prop_map(|(of, more, entries)| Reply::Entries(Box::new(Entries {
             of,
@@ -240,7 +299,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(ask in 31u8..40, reply in 63u8..76, bytes in vec(any::<u8>(), 0..400)) {
+    fn arbitrary_bytes_never_panic(ask in 31u8..41, reply in 63u8..76, bytes in vec(any::<u8>(), 0..400)) {
         for kind in [ask, reply] {
             let mut message = vec![VERSION, kind, 0, 0];
             message.extend_from_slice(&bytes);

@@ -8,8 +8,14 @@ impl Oracle {
         if self.keys.used && !(self.keys.foreign && from == 1) {
             self.issued.insert(print_of(head));
         }
-        if self.find(head).is_none() {
+        let durable = |oracle: &Self| {
+            oracle.audiences.get(&fact(head)).is_some_and(|known| known.contains(&head.audience))
+        };
+        if !durable(self) {
             self.learn(net, from)?;
+        }
+        if self.find(head).is_some() && !durable(self) {
+            return Err(format!("invariant 6: {} is shown to others before that was durable", head.position));
         }
         match self.find(head) {
             Some((known, _))
@@ -21,6 +27,17 @@ impl Oracle {
             Some(_) => Err(format!("invariant 7: a HEAD for {} is not the one committed", head.position)),
             None => Err(format!("invariant 6: {} left before it was durable", head.position)),
         }
+    }
+
+    /// Invariant 11, at the server: nobody is sent what is not for it.
+    fn meant(&self, net: &Net<Party>, link: Link, to: usize, head: &Head) -> Checked {
+        let Some(node) = agent(net, to) else { return Ok(()) };
+        // Until it has heard of a new id or boot, it goes by the HELLO that it knows; labels stay.
+        let exact = self.conversations.get(&link).is_some_and(|talk| talk.exact);
+        if exact && !admits(&head.audience, node.settings.node, &node.settings.labels) {
+            return Err(format!("invariant 11: {} is sent to node {to}, which it is not for", head.position));
+        }
+        Ok(())
     }
 
     pub(super) fn conversation(
@@ -65,9 +82,13 @@ impl Oracle {
         frame: &Frame,
     ) -> Checked {
         match frame {
-            Frame::Beacon(heads) => heads.iter().try_for_each(|head| self.left(net, from, head)),
+            Frame::Beacon(heads) => heads.iter().try_for_each(|head| {
+                self.left(net, from, head)?;
+                self.meant(net, link, to, head)
+            }),
             Frame::Slice(slice) => {
                 self.left(net, from, &slice.head)?;
+                self.meant(net, link, to, &slice.head)?;
                 self.counts.slices += 1;
                 let (at, len, now) = (slice.head.position, slice.bytes.len() as u64, net.now());
                 let talk = self.conversation(net, link, from, to);
@@ -294,7 +315,7 @@ impl Oracle {
                     "invariant 5: node {to} listens to {row} forged HEADs in a row on {link:?}"
                 ));
             }
-            if forged || !head.audience.is_empty() {
+            if forged || !admits(&head.audience, node.settings.node, &node.settings.labels) {
                 continue;
             }
             let first = truth.seqs.is_empty();
@@ -310,6 +331,11 @@ impl Oracle {
             let (a, b) = (visible.position, head.position);
             let same = a.epoch == b.epoch;
             let tip = node.given.is_none() && !node.socket.protocol().readiness().recv;
+            // A later HEAD of what is held takes its place: so a promotion reaches who has it.
+            let quarrels = status.data == Data::Conflict;
+            if tip && open && !quarrels && a == b && visible.chain == head.chain && visible.seq < head.seq {
+                return Err(format!("promotion: node {to} keeps an older HEAD of {a}"));
+            }
             // Something of a higher epoch may be verified and not visible yet.
             let over = status.newest.is_some_and(|newest| newest.epoch.number > b.epoch.number);
             let contradicts = a.epoch.number == b.epoch.number && !same && !over

@@ -113,9 +113,10 @@ impl Oracle {
             return Ok(());
         }
         self.truths[n].given = Some(at);
-        if !update.head.audience.is_empty() {
-            return Err(format!("invariant 11: node {n} is given {at}, which is for a cohort"));
+        if !admits(&update.head.audience, node.settings.node, &node.settings.labels) {
+            return Err(format!("invariant 11: node {n} is given {at}, which is not for it"));
         }
+        self.counts.canaries += u64::from(!update.head.audience.is_empty());
         let limits = &node.settings.limits;
         if limits.check(update.state.keys(), update.state.bytes()).is_err() {
             return Err(format!("invariant 5: node {n} is given {at}, which is over its limits"));
@@ -147,6 +148,9 @@ impl Oracle {
         self.conversations
             .retain(|link, talk| talk.server != s || open.iter().any(|view| view.link == *link));
         let Some(server) = server(net, s) else { return Ok(()) };
+        if let Some(wrong) = &server.wrong {
+            return Err(wrong.clone());
+        }
         let protocol = server.socket.protocol();
 
         let (steps, bytes) = protocol.log_size();

@@ -1,0 +1,196 @@
+//! Rollouts through relays: both states go down, each node takes its own, and what a relay passes on is as it came.
+
+use super::*;
+use crate::rollouts::{ask, labelled, open, step};
+use spanwire_config::rollout::Audience;
+use spanwire_config::{CohortNode, Step};
+
+/// An authority, a relay, a relay below that, and below each a canary and another node.
+struct Tree {
+    a: Authority,
+    r: [Relay; 2],
+    n: Vec<Script<Replica>>,
+    up: [Wire; 2],
+    wires: Vec<Wire>,
+}
+
+impl Tree {
+    fn new() -> Tree {
+        let (mut a, mut near, mut far) = (authority(Settings::default()), Relay::new(50), Relay::new(51));
+        commit(&mut a, &puts([("a", "1"), ("z", &"z".repeat(400))]));
+        let up = [Wire::new(&mut a, &mut near), Wire::new(&mut near, &mut far)];
+        let node = |n, of: &[(&str, &str)]| Script::new(Replica::new(labelled(n, of)));
+        let canary = [("canary", "yes")];
+        let mut n = vec![node(1, &canary), node(2, &[]), node(3, &canary), node(4, &[])];
+        let wires =
+            n.iter_mut().enumerate().map(|(i, n)| Wire::new(if i < 2 { &mut near } else { &mut far }, n));
+        let wires = wires.collect();
+        let mut tree = Tree { a, r: [near, far], n, up, wires };
+        tree.flow();
+        tree
+    }
+
+    /// Everything arrives everywhere, and is applied.
+    fn flow(&mut self) {
+        for _ in 0..8 {
+            self.r.iter_mut().for_each(|r| r.advance(Duration::from_millis(100)));
+            self.up[0].flow(&mut self.a, &mut self.r[0]);
+            let (near, far) = self.r.split_at_mut(1);
+            self.up[1].flow(&mut near[0], &mut far[0]);
+            for (i, (n, wire)) in self.n.iter_mut().zip(&mut self.wires).enumerate() {
+                wire.flow(&mut self.r[i / 2], n);
+                while let Some(update) = n.recv() {
+                    let at = update.position();
+                    n.call(|p, cx| p.ack(cx, at, Level::Applied, false)).expect("it was given");
+                }
+                wire.flow(&mut self.r[i / 2], n);
+            }
+        }
+    }
+
+    fn beacon(&mut self) {
+        self.a.advance(BEACON);
+        self.r.iter_mut().for_each(|r| r.advance(BEACON));
+        self.n.iter_mut().for_each(|n| n.advance(BEACON));
+        self.flow();
+    }
+
+    fn has(&self) -> Vec<String> {
+        let value = |n: &Script<Replica>| {
+            let (_, state) = n.protocol.visible().expect("something");
+            String::from_utf8_lossy(state.get("a").expect("there").value()).into_owned()
+        };
+        self.n.iter().map(value).collect()
+    }
+
+    /// Invariant 7: what each relay shows was heard from above, byte for byte.
+    #[track_caller]
+    fn check_passed(&self) {
+        for (i, wire) in self.up[1..].iter().chain(&self.wires).enumerate() {
+            let above = if i == 0 || i < 3 { &self.up[0] } else { &self.up[1] };
+            for head in wire.heads() {
+                assert!(above.heads().contains(&head), "{head:?} was not heard from above");
+            }
+        }
+    }
+}
+
+#[test]
+fn promise_19_canaries_behind_relays_get_what_nobody_else_gets_until_it_is_promoted() {
+    let mut t = Tree::new();
+    let at = open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    assert_eq!(t.has(), ["2", "1", "2", "1"]);
+    for r in &t.r {
+        assert_eq!(r.machine.held().map(|(head, _)| head.position.rev), Some(1));
+        assert_eq!(r.machine.canary().map(|(head, _)| head.position), Some(at));
+    }
+    // Both HEADs stay as new as the authority's.
+    for _ in 0..3 {
+        t.beacon();
+    }
+    for n in &t.n {
+        assert!(n.protocol.status(n.now()).fresh);
+        assert_eq!(data(n), Data::Live);
+    }
+    // The authority counts them.
+    let audience = t.a.protocol.canary().expect("open").audience.clone();
+    let member = |n| CohortNode { node: Id([n; 16]), here: true, applied: true, refused: false };
+    assert_eq!(t.a.protocol.cohort(at, &audience), [member(1), member(3)]);
+    step(&mut t.a, 101, Step::Next);
+    t.flow();
+    assert_eq!(t.has(), ["2", "2", "2", "2"], "the second stage is for all nodes");
+    step(&mut t.a, 102, Step::Promote);
+    t.flow();
+    for r in &t.r {
+        assert!(r.machine.canary().is_none());
+        assert_eq!(r.machine.held().map(|(head, _)| (head.position, head.audience.len())), Some((at, 0)));
+    }
+    t.beacon();
+    for n in &t.n {
+        assert_eq!(n.protocol.visible().map(|(head, _)| head.audience.len()), Some(0));
+    }
+    t.check_passed();
+}
+
+#[test]
+fn an_abort_reaches_canaries_behind_relays_and_nobody_goes_back() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    step(&mut t.a, 101, Step::Abort);
+    t.flow();
+    assert_eq!(t.has(), ["1", "1", "1", "1"]);
+    for n in &t.n {
+        assert_eq!(n.protocol.visible().map(|(head, _)| head.position.rev), Some(3));
+        assert_eq!(n.counted("digest-failures"), 0);
+    }
+    assert!(t.r.iter().all(|r| r.machine.canary().is_none()));
+    ask(&mut t.a, 102, &puts([("a", "4")]), vec![], false);
+    t.flow();
+    assert_eq!(t.has(), ["4", "4", "4", "4"]);
+    t.check_passed();
+}
+
+#[test]
+fn a_relay_that_comes_during_a_rollout_gets_what_is_for_all_first() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    let mut late = Relay::new(60);
+    let mut wire = Wire::new(&mut t.a, &mut late);
+    wire.flow(&mut t.a, &mut late);
+    let revs: Vec<u64> = wire.slices().iter().map(|slice| slice.head.position.rev).collect();
+    assert_eq!(revs, [1, 2]);
+    assert!(wire.slices()[1].base.is_some(), "one on top of the other");
+    assert!(late.machine.held().is_some() && late.machine.canary().is_some());
+}
+
+#[test]
+fn a_relay_takes_no_canary_that_does_not_stand_on_what_it_holds() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    let mut late = Script::new(Replica::new(labelled(9, &[("canary", "yes")])));
+    let mut wire = Wire::new(&mut t.a, &mut late);
+    wire.flow(&mut t.a, &mut late);
+    assert_eq!(wire.slices().last().map(|slice| slice.head.position.rev), Some(2), "a snapshot");
+    let replayed: Vec<Vec<u8>> =
+        wire.down.iter().filter(|f| matches!(f, Frame::Slice(_))).map(Frame::encode).collect();
+    let mut relay = Relay::new(60);
+    let wire = Wire::new(&mut t.a, &mut relay);
+    relay.upper.arrive(wire.below, replayed);
+    relay.turn();
+    assert!(relay.machine.canary().is_none() && relay.upper.protocol.visible().is_none());
+    assert_eq!(relay.upper.counted("canary-out-of-turn"), 1);
+}
+
+#[test]
+fn a_relay_that_starts_again_serves_both_states_from_its_cache() {
+    let mut t = Tree::new();
+    let at = open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    let cache = |r: &Relay| (r.cache.clone(), r.before.clone());
+    let (newest, before) = cache(&t.r[0]);
+    assert_eq!(newest.as_ref().map(|(head, _)| head.position), Some(at));
+    let mut r = Relay::restored_of(50, 1, newest.clone(), before);
+    let mut n = [labelled(7, &[("canary", "yes")]), labelled(8, &[])].map(|s| Script::new(Replica::new(s)));
+    for (n, rev) in n.iter_mut().zip([2, 1]) {
+        let mut wire = Wire::new(&mut r, n);
+        wire.flow(&mut r, n);
+        assert_eq!(accept(n, Level::Applied).position().rev, rev);
+    }
+    // A canary's state without what it stands on is none.
+    let r = Relay::restored_of(50, 1, newest, None);
+    assert!(
+        r.machine.held().is_none() && r.machine.canary().is_none() && r.upper.protocol.visible().is_none()
+    );
+}
+
+#[test]
+fn invariant_11_below_a_relay_too() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    let cohort = |wire: &Wire| wire.heads().iter().any(|head| Audience::parse(&head.audience).is_some());
+    let sent: Vec<bool> = t.wires.iter().map(cohort).collect();
+    assert_eq!(sent, [true, false, true, false]);
+}
