@@ -185,7 +185,7 @@ pub enum RelayAlarm {
 }
 
 /// One namespace at a relay: a machine without I/O, driven by [`handle`](NsRelay::handle).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NsRelay {
     settings: RelaySettings,
     held: Option<(Head, State)>,

@@ -163,7 +163,7 @@ struct Held {
 }
 
 /// One pipe to a server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Up {
     opened: u64,
     heard: Time,
@@ -196,7 +196,7 @@ enum Word {
 }
 
 /// A transfer that arrives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Assembly {
     head: Head,
     base: Option<Base>,
@@ -218,7 +218,7 @@ enum Verdict {
 }
 
 /// The receiver protocol, SP id 0xFCF1.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Replica {
     settings: ReplicaSettings,
     attempt: u32,
