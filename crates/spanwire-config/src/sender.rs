@@ -168,7 +168,7 @@ impl Step {
 }
 
 /// The sender protocol, SP id 0xFCF0.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Distributor {
     settings: Settings,
     /// The newest HEAD and its state; `None` until the first commit.
@@ -410,6 +410,9 @@ impl Distributor {
     /// The newest HEAD with a `seq` of its own, as a beacon.
     fn beacon_message(&mut self) -> Message {
         let mut head = self.head().cloned();
+        if planted("vacant-shows") && head.is_none() {
+            head = self.sessions.iter().find_map(|(_, session)| session.have.clone());
+        }
         if planted("chain-anew-for-beacon")
             && let Some(head) = &mut head
         {
