@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use spanwire_config::client::{Client, ClientError, Commit, Committed, Revert};
 use spanwire_config::wire::client::{
-    Ask, BeginWith, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, WaitAsk, Writable,
+    Ask, BeginWith, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, WaitAsk,
+    Writable,
 };
 use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, serve};
 
