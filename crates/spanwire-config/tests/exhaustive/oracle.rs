@@ -221,8 +221,8 @@ impl Oracle {
         }
         let Some(Node::Server(server)) = nodes.first() else { return Err("model: no authority".into()) };
         let table = server.talk.script.protocol.status();
-        for n in 1 + usize::from(relay)..nodes.len() {
-            let Node::Agent(agent) = nodes[n] else { return Err("model: no replica".into()) };
+        for (n, node) in nodes.iter().enumerate().skip(1 + usize::from(relay)) {
+            let Node::Agent(agent) = node else { return Err("model: no replica".into()) };
             let shown = agent.shown.as_ref().map_or(0, |(head, _)| head.position.rev);
             if shown != newest && !self.truths[n].refused.contains(&newest) {
                 let status = agent.talk.script.protocol.status(agent.talk.script.now());

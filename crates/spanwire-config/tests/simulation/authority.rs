@@ -281,11 +281,10 @@ impl Walk {
     fn step(&mut self, event: AuthorityEvent) -> Result<(), String> {
         for action in self.machine.handle(event, Time::ZERO) {
             match action {
-                AuthorityAction::Append(record) => {
-                    if self.store.append.replace(record).is_some() {
-                        return Err("store: two appends at once".into());
-                    }
+                AuthorityAction::Append(_) if self.store.append.is_some() => {
+                    return Err("store: two appends at once".into());
                 }
+                AuthorityAction::Append(record) => self.store.append = Some(record),
                 AuthorityAction::Compact(_) => self.store.compact = true,
                 AuthorityAction::RaiseOpened(above) => self.store.raise = Some(above),
                 AuthorityAction::Recall(recall) => self.store.recalls.push(recall),

@@ -75,7 +75,7 @@ pub(crate) struct Server {
     shelf: Shelf,
     tickets: u64,
     /// The last commit that was answered for, and where it is.
-    last: Option<(Request, Position)>,
+    last: Option<Box<(Request, Position)>>,
     /// What nodes show is looked at some time later: the thread that does it has to wait its turn.
     pub(crate) lazy: bool,
     due: Option<Time>,
@@ -204,7 +204,7 @@ impl Server {
         let answer = self.tell(io, |ticket| AuthorityEvent::Commit(ticket, request.clone()));
         match answer {
             Some(Answer::Committed { position, .. }) if !io.disk.is_crashed() => {
-                self.last = Some((request, position));
+                self.last = Some(Box::new((request, position)));
                 true
             }
             _ => false,
@@ -214,7 +214,7 @@ impl Server {
     /// Whoever made the last commit asks once more, now or after a new start, and takes any position for its own: what
     /// is wrong with the answer. Known is what the log keeps.
     pub(crate) fn again(&mut self, io: &mut Io<'_, Folder>) -> Option<String> {
-        let (mut request, made) = self.last.clone()?;
+        let (mut request, made) = *self.last.clone()?;
         request.expect = None;
         let kept = self.driver.machine().history().any(|(_, commit)| commit.request == request.request);
         let answer = kept.then(|| self.tell(io, |ticket| AuthorityEvent::Commit(ticket, request)))??;
