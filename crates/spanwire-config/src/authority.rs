@@ -50,7 +50,7 @@ use crate::{Base, ChangeSet, Digest, Head, Id, Origin, Position, State};
 const LEAP: u64 = 1 << 32;
 
 /// A batch of the log, in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Kept {
     batch: Batch,
     size: usize,
@@ -60,7 +60,7 @@ struct Kept {
 
 /// A batch that gathers. Only the state at its end is kept, so that many waiting commits cost what they
 /// change and not a state each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Gathered {
     tickets: Vec<Ticket>,
     commits: Vec<LogCommit>,
@@ -75,7 +75,7 @@ struct Gathered {
 }
 
 /// What the store is writing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one of it, and it is nearly always a batch")]
 enum Writing {
     Batch {
@@ -92,7 +92,7 @@ enum Writing {
     Frozen,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Adopting {
     ticket: Ticket,
     incarnation: Id,
@@ -103,7 +103,7 @@ struct Adopting {
 }
 
 /// An epoch that begins when what is under way has ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Beginning {
     ticket: Ticket,
     incarnation: Id,
@@ -113,7 +113,7 @@ struct Beginning {
 }
 
 /// One namespace at its authority: a machine without I/O, driven by [`handle`](NsAuthority::handle).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NsAuthority {
     settings: NsSettings,
     mode: Mode,

@@ -100,6 +100,8 @@ mod on {
         ("volatile-counts-as-stored", "what is not on disk is recorded as stored"),
         ("stale-boot-taken", "a boot below one known is not turned away"),
         ("publish-without-compare", "a commit that expects another position than the newest is made"),
+        ("request-forgotten", "a request that is asked again is committed again"),
+        ("vacant-shows", "where nothing is published, beacons repeat what a node showed"),
         ("epoch-not-compared", "a new epoch takes a number that was seen already"),
         ("ahead-is-no-conflict", "a node that is ahead of the store is not seen"),
         ("fork-is-no-conflict", "a node with another chain at the head is not seen"),

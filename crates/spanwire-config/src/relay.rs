@@ -203,7 +203,7 @@ pub fn cached(newest: Cached, before: Cached) -> (Cached, Cached) {
 }
 
 /// One namespace at a relay: a machine without I/O, driven by [`handle`](NsRelay::handle).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NsRelay {
     settings: RelaySettings,
     /// The newest that is for all.

@@ -164,7 +164,7 @@ struct Held {
 }
 
 /// One pipe to a server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Up {
     opened: u64,
     heard: Time,
@@ -197,7 +197,7 @@ enum Word {
 }
 
 /// A transfer that arrives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Assembly {
     head: Head,
     base: Option<Base>,
@@ -219,7 +219,7 @@ enum Verdict {
 }
 
 /// The receiver protocol, SP id 0xFCF1.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Replica {
     settings: ReplicaSettings,
     attempt: u32,

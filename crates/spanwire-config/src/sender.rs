@@ -180,7 +180,7 @@ impl Step {
 }
 
 /// The sender protocol, SP id 0xFCF0.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Distributor {
     settings: Settings,
     /// The newest HEAD that is for all and its state; `None` until the first commit.
@@ -446,6 +446,9 @@ impl Distributor {
 
     fn beacon_head(&mut self, which: Which) -> Option<Head> {
         let mut head = self.current(which).map(|(head, _)| head.clone());
+        if planted("vacant-shows") && self.published.is_none() {
+            head = self.sessions.iter().find_map(|(_, session)| session.have.clone());
+        }
         if planted("chain-anew-for-beacon")
             && let Some(head) = &mut head
         {

@@ -4,6 +4,10 @@
 //! A failure names its seed and the few things that it takes. `SIM_SEEDS=A..B` runs those seeds;
 //! `cargo xtask sim N` runs many, optimised, on all cores.
 
+#[path = "simulation/authority.rs"]
+mod authority;
+#[path = "simulation/pairs.rs"]
+mod pairs;
 mod world;
 
 use std::time::{Duration, Instant};

@@ -7,11 +7,13 @@
 //! that a check passed which it did not run.
 #![forbid(unsafe_code)]
 
+mod chaos;
 mod peers;
 mod report;
 
 use std::env;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -29,6 +31,8 @@ cargo xtask COMMAND
   miri [ARGS]     the unit tests of spanwire under miri; needs nightly with miri and rust-src
   tsan [ARGS]     the tests of spanwire under ThreadSanitizer; needs nightly with rust-src
   sim [SEEDS]     the simulated cluster of config-broadcast, optimised: so many seeds (10000), or A..B
+  chaos [--seconds N] [--seed S] [--agents N]
+                  config-sync as real processes that are killed, stopped and cut off: for 60 s, with 30 agents
   faults [NAMES]  each bug that can be planted in config-broadcast, or some, A,B: in how many seeds it is found
   versus [ARGS]   the benchmark beside other libraries, whose development packages must be there; ARGS go to
                   it: `--quick` takes 5 minutes, otherwise 30
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Some("miri") => miri(rest),
         Some("tsan") => tsan(rest),
         Some("sim") => sim(rest),
+        Some("chaos") => chaos::run(&mut Report::default(), rest, &mut std::io::stdout()),
         Some("faults") => {
             run(faults("--release").arg("--nocapture").envs(rest.first().map(|names| ("FAULT", names))))
         }
@@ -100,10 +105,32 @@ fn test() -> Result<(), String> {
         let counted = loom(&mut report);
         report.step("loom", counted);
     }
-    let counted = every_fault(&mut report);
-    report.step("faults", counted);
-    report.step("doc", doc());
+    beside_chaos(&mut report, |report| {
+        let counted = every_fault(report);
+        report.step("faults", counted);
+        report.step("doc", doc());
+    });
     report.finish()
+}
+
+/// The minute of chaos needs the machine now and then, and waits for conditions: `others`, which use no clock, run
+/// meanwhile. What it prints comes after what they print.
+fn beside_chaos(report: &mut Report, others: impl FnOnce(&mut Report)) {
+    let chaos = std::thread::spawn(|| {
+        let (mut report, mut printed) = (Report::default(), Vec::new());
+        let counted = chaos::run(&mut report, &[], &mut printed);
+        (report, printed, counted)
+    });
+    others(report);
+    let counted = match chaos.join() {
+        Ok((chaos, printed, counted)) => {
+            let _ = std::io::stdout().write_all(&printed);
+            report.add(chaos);
+            counted
+        }
+        Err(_) => Err("the step panicked".to_owned()),
+    };
+    report.step("chaos", counted);
 }
 
 /// Each feature and each crate builds alone: in the workspace one may live on what another asked for.

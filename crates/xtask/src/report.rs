@@ -41,7 +41,8 @@ impl Report {
         self.count_to(command, &mut std::io::stdout())
     }
 
-    fn count_to(&mut self, command: &mut Command, own: &mut dyn Write) -> Result<(), String> {
+    /// As [`count`](Self::count); what the tests print goes to `own`.
+    pub(crate) fn count_to(&mut self, command: &mut Command, own: &mut dyn Write) -> Result<(), String> {
         let shown = crate::shown(command);
         eprintln!("$ {shown}");
         let started = command.stdout(Stdio::piped()).spawn();
@@ -64,6 +65,13 @@ impl Report {
             true => Ok(()),
             false => Err(format!("{shown}: {status}")),
         }
+    }
+
+    /// Adds what a report on its own counted.
+    pub(crate) fn add(&mut self, other: Report) {
+        self.failed_steps.extend(other.failed_steps);
+        self.total.add(other.total);
+        self.cut_short += other.cut_short;
     }
 
     /// Prints the failed steps and, last and alone on its line, the sum.

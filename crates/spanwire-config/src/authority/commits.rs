@@ -56,7 +56,11 @@ impl NsAuthority {
     /// Answers a request that is known already, in any mode: what is durable is answered for even when nothing can
     /// be written. Returns whether it is.
     pub(super) fn repeated(&mut self, out: &mut Actions, ticket: Ticket, request: Id) -> bool {
-        let Some((position, digest)) = self.requests.get(&request).copied() else { return false };
+        let Some((position, digest)) =
+            self.requests.get(&request).copied().filter(|_| !planted("request-forgotten"))
+        else {
+            return false;
+        };
         let answer = Answer::Committed { position, digest, replay: true };
         let durable = self.position().map_or(0, |p| p.rev);
         if position.rev <= durable {
@@ -373,7 +377,12 @@ impl NsAuthority {
             let mut state = self.base.take().map(|base| base.state).unwrap_or_default();
             for commit in &batch.commits {
                 state.apply(&commit.changes);
-                self.requests.remove(&commit.request);
+                let at = Position { epoch: batch.head.position.epoch, rev: commit.rev };
+                // A store that was not compacted shows what had been let go of: of a request that was made anew
+                // since, the later commit counts.
+                if self.requests.get(&commit.request).is_some_and(|(known, _)| *known == at) {
+                    self.requests.remove(&commit.request);
+                }
             }
             self.log_commits -= batch.commits.len();
             self.log_bytes -= size;

@@ -56,7 +56,7 @@ pub struct Tally {
 }
 
 /// An open rollout, and what is counted of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Rollout {
     pub(super) open: Open,
     /// Since when the stage is counted in this process.

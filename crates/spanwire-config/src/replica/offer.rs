@@ -11,7 +11,7 @@ use crate::wire::{Frame, SLICE, Slice, encode_state};
 use crate::{Head, Position};
 
 /// A state on its way up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Upload {
     pipe: PipeId,
     head: Head,

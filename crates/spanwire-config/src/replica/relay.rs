@@ -16,7 +16,7 @@ use crate::{Head, Id, Key, RelayAction, RelayEvent, Unexpected, Upstream};
 const MOST_STALE: usize = 1_000;
 
 /// What a relay's receiver has to tell.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Relayed {
     stale: BTreeMap<Id, u64>,
     /// What was told of the server above.

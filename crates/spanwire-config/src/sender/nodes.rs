@@ -93,7 +93,7 @@ impl NodeStatus {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Node {
     /// `connected` and `path` are found when they are asked for.
     status: NodeStatus,
@@ -145,7 +145,7 @@ pub(super) enum Turned {
 }
 
 /// All nodes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Nodes {
     max: usize,
     table: BTreeMap<Id, Node>,

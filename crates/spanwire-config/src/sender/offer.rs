@@ -14,7 +14,7 @@ use crate::wire::{Frame, Slice, decode_state, snapshot_size};
 use crate::{Head, Id, State};
 
 /// A state on its way up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Taking {
     node: Id,
     pipe: PipeId,

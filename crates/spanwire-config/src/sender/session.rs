@@ -26,14 +26,14 @@ pub(super) enum Standing {
 }
 
 /// A transfer under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sending {
     pub(super) payload: Arc<Payload>,
     pub(super) offset: u64,
 }
 
 /// State of one pipe.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Session {
     pub(super) opened: Time,
     /// Known once it said HELLO.

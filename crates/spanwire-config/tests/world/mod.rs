@@ -3,6 +3,7 @@
 //!
 //! `oracle` checks the invariants; this file makes the world of a seed and does what its users do.
 
+pub(crate) mod coverage;
 mod nodes;
 pub(crate) mod oracle;
 mod relay;
@@ -452,7 +453,7 @@ impl Model for Cluster {
     fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {
         match op {
             Op::Commit { server, puts, deletes, poison } => {
-                let changes = changes(puts, deletes, *poison);
+                let (changes, mut twice) = (changes(puts, deletes, *poison), None);
                 let mut during = false;
                 let anew = with_server(net, *server, |server, io| {
                     let vacant = server.is_vacant();
@@ -466,10 +467,16 @@ impl Model for Cluster {
                         content.apply(&changes);
                         server.new_epoch(io, 0, &content);
                     }
+                    if io.rng().one_in(4) {
+                        twice = server.again(io);
+                    }
                     vacant && taken
                 });
                 if during {
                     return Err("rollout: a commit was taken while one was open".into());
+                }
+                if let Some(wrong) = twice {
+                    return Err(wrong);
                 }
                 if anew == Some(true) && self.oracle.seen(*server) > 0 {
                     return Err("invariant 13: a namespace that a node showed begins anew by a commit".into());

@@ -19,7 +19,7 @@ use spanwire_config::{
 use spanwire_testkit::sim::{self, Event, Io, Node, Scripted, SyncError};
 
 use super::relay::Relay;
-use super::{RUN, planted};
+use super::{RUN, coverage, planted};
 
 pub(crate) const BEACON: Duration = Duration::from_millis(200);
 pub(crate) const FRESH: Duration = Duration::from_secs(1);
@@ -63,6 +63,7 @@ impl Node for Party {
             Party::Server(server) => server.handle(event, io),
             Party::Relay(relay) => relay.handle(event, io),
             Party::Agent(agent) => {
+                coverage::comes(agent, io.now(), &event);
                 agent.socket.handle(event, io);
                 agent.think(io);
             }
@@ -79,6 +80,8 @@ pub(crate) struct Server {
     /// The disk is in here while the store uses it.
     shelf: Shelf,
     tickets: u64,
+    /// The last commit that was answered for, and where it is.
+    last: Option<Box<(Request, Position)>>,
     /// What nodes show is looked at some time later: the thread that does it has to wait its turn.
     pub(crate) lazy: bool,
     due: Option<Time>,
@@ -122,8 +125,18 @@ impl Server {
         };
         let distributor = Distributor::new(settings.clone(), driver.machine().origin());
         let socket = Scripted::new(distributor, ROOM, io.rng().next());
-        let mut server =
-            Server { socket, settings, driver, shelf, tickets: 0, lazy, due: None, count: None, wrong: None };
+        let mut server = Server {
+            socket,
+            settings,
+            driver,
+            shelf,
+            tickets: 0,
+            last: None,
+            lazy,
+            due: None,
+            count: None,
+            wrong: None,
+        };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
         server
@@ -283,8 +296,28 @@ impl Server {
         let (author, note) = (String::new(), String::new());
         let request =
             Request { request, expect: Some(at), intent, author, note, stamp: 0, rollout, supersede };
-        let answer = self.tell(io, |ticket| AuthorityEvent::Commit(ticket, request));
-        !io.disk.is_crashed() && matches!(answer, Some(Answer::Committed { .. }))
+        let answer = self.tell(io, |ticket| AuthorityEvent::Commit(ticket, request.clone()));
+        match answer {
+            Some(Answer::Committed { position, .. }) if !io.disk.is_crashed() => {
+                self.last = Some(Box::new((request, position)));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whoever made the last commit asks once more, now or after a new start, and takes any position for its own: what
+    /// is wrong with the answer. Known is what the log keeps.
+    pub(crate) fn again(&mut self, io: &mut Io<'_, Folder>) -> Option<String> {
+        let (mut request, made) = *self.last.clone()?;
+        request.expect = None;
+        let kept = self.driver.machine().history().any(|(_, commit)| commit.request == request.request);
+        let answer = kept.then(|| self.tell(io, |ticket| AuthorityEvent::Commit(ticket, request)))??;
+        match answer {
+            Answer::Committed { position, replay: true, .. } if position == made => None,
+            _ if io.disk.is_crashed() => None,
+            other => Some(format!("invariant 15: what is at {made} was asked for again, and is {other:?}")),
+        }
     }
 
     /// An operator begins a new epoch; its position, if it began.
@@ -565,6 +598,7 @@ impl Agent {
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
             self.refused.clear();
+            coverage::says(self, now, "asks again");
             self.socket.call(io, |r, cx| r.retry(cx));
         }
         let due = self.given.as_ref().map(|_| self.due);
@@ -583,6 +617,7 @@ impl Agent {
         }
         let boot = u64::from(opened) << 32 | io.rng().next() & 0xffff_ffff;
         self.settings.boot = boot;
+        coverage::says(self, io.now(), "takes another boot");
         self.socket.call(io, |r, _| r.set_identity(id, boot));
     }
 
@@ -591,6 +626,7 @@ impl Agent {
             // Asking for the next says that the last is visible.
             self.show(&update, false);
         }
+        coverage::says(self, io.now(), "takes the next");
         self.given = self.socket.call(io, Receives::recv);
         self.before = self.shown.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
         let most = if io.rng().one_in(6) { 800 } else { 40 };
@@ -626,6 +662,7 @@ impl Agent {
         match self.save(io, &update.head, &update.state) {
             Err(SyncError::Crashed) => return,
             Ok(()) => {
+                coverage::says(self, io.now(), "stored");
                 self.show(&update, true);
                 let _ = self.socket.call(io, |r, cx| r.ack(cx, at, level, false));
             }
@@ -637,6 +674,7 @@ impl Agent {
                 return self.refuse(io, at, NackCode::Storage, Some(Duration::from_millis(200)));
             }
             Err(SyncError::Failed) => {
+                coverage::says(self, io.now(), "visible, not stored");
                 self.show(&update, false);
                 let _ = self.socket.call(io, |r, cx| r.ack(cx, at, Level::Visible, true));
             }
@@ -645,6 +683,7 @@ impl Agent {
     }
 
     fn refuse(&mut self, io: &mut Io<'_, Folder>, at: Position, code: NackCode, again: Option<Duration>) {
+        coverage::says(self, io.now(), if code == NackCode::Storage { "has no room" } else { "refuses" });
         if self.socket.call(io, |r, cx| r.nack(cx, at, code, "no")).is_ok() {
             self.refused.push(at);
         }
@@ -684,6 +723,7 @@ impl Agent {
             }
         } else if !self.applied {
             if io.rng().one_in(8) {
+                coverage::says(self, io.now(), "hook failed");
                 let _ = self.socket.call(io, |r, cx| r.nack(cx, at, NackCode::Hook, "exit 1"));
                 self.hook = Some(now + BEACON);
                 return;
@@ -693,6 +733,7 @@ impl Agent {
                 return;
             }
             self.applied = true;
+            coverage::says(self, io.now(), "hook done");
             let _ = self.socket.call(io, |r, cx| r.ack(cx, at, Level::Applied, false));
             if io.rng().one_in(4) {
                 // Levels only add up: a late word of a lower one changes nothing.

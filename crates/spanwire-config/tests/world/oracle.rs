@@ -18,6 +18,7 @@ use spanwire_config::wire::{Frame, NackCode, Want, WantReason, snapshot_size};
 use spanwire_config::{Data, Epoch, Head, Id, Level, Position, State, chain};
 use spanwire_testkit::sim::{Link, Net, Passage, Route};
 
+use super::coverage;
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, Server};
 
 /// Un-acknowledged transfers on one pipe.
@@ -411,6 +412,9 @@ impl Oracle {
             if head.prev_rev != prev || head.chain != chain(&before, head.position.rev, &head.digest) {
                 return Err(format!("invariant 7: {} does not follow {}", head.position, last.position));
             }
+        }
+        for talk in self.conversations.values().filter(|talk| talk.server == server) {
+            coverage::note(coverage::SESSION, talk.state(), "a commit");
         }
         if !copied {
             self.counts.commits += 1;

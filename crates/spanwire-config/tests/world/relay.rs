@@ -10,6 +10,7 @@ use spanwire_config::{
 };
 use spanwire_testkit::sim::{Event, Io, Scripted, SyncError};
 
+use super::coverage;
 use super::nodes::{BEACON, FRESH, Folder, HELLO, ROOM, STALL};
 
 /// What `config-sync relay` is.
@@ -110,7 +111,11 @@ impl Relay {
     }
 
     fn tell(&mut self, io: &mut Io<'_, Folder>, event: RelayEvent) {
+        coverage::told(&self.machine, &event);
         for action in self.machine.handle(event, io.now()) {
+            if let RelayAction::Judge { verdict, .. } = &action {
+                coverage::judged(*verdict);
+            }
             let left = self.lower.call(io, |d, cx| d.perform_relay(cx, action)).expect("the machine's order");
             let Some(left) = left else { continue };
             let Ok(Some(left)) = self.upper.call(io, |r, cx| r.perform_relay(cx, left)) else { continue };

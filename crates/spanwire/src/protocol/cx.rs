@@ -320,6 +320,26 @@ pub(crate) struct Pipe {
     pub(crate) tx: Tx,
 }
 
+/// Of a script's pipe, which has no writer.
+#[cfg(any(test, feature = "testkit"))]
+impl Clone for Pipe {
+    fn clone(&self) -> Self {
+        Pipe {
+            id: self.id,
+            info: self.info.clone(),
+            inq: self.inq.clone(),
+            out: self.out.clone(),
+            finishing: self.finishing.clone(),
+            ended: self.ended.clone(),
+            unread: self.unread.clone(),
+            control: self.control.clone(),
+            drops: self.drops.clone(),
+            tx: Tx::default(),
+            ..*self
+        }
+    }
+}
+
 impl Pipe {
     /// Whether nothing may be written: there is nobody to read it.
     #[inline]
@@ -390,6 +410,7 @@ impl Pipe {
 
 /// The pipes of one socket.
 #[derive(Debug, Default)]
+#[cfg_attr(any(test, feature = "testkit"), derive(Clone))]
 pub(crate) struct Pipes {
     slab: slab::Slab<Pipe>,
     by_word: HashMap<u32, PipeId>,
@@ -476,7 +497,7 @@ impl Pipes {
 }
 
 /// Timers of one protocol: by key to change them, by time to find the next.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Timers {
     /// A timer was set that is due before all others: whoever sleeps may have to be told.
     moved: bool,
@@ -523,7 +544,7 @@ impl Timers {
 }
 
 /// What calls into a protocol asked for; the engine or the script carries it out.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) timers: Timers,
     pub(crate) wakes: Vec<WaitKey>,

@@ -13,8 +13,8 @@ use super::{
 use crate::Message;
 use crate::queue::Limit;
 
-/// A protocol with its pipes and no I/O.
-#[derive(Debug)]
+/// A protocol with its pipes and no I/O. A clone goes on from the same state: to try what else might have happened.
+#[derive(Clone, Debug)]
 pub struct Script<P> {
     /// The protocol; its own methods are called through [`call`](Script::call) where they need a `Cx`.
     pub protocol: P,

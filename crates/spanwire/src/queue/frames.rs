@@ -24,6 +24,7 @@ const RETAIN: usize = 4 * 1024;
 /// Buffers that grew beyond this are given back when they are empty.
 const KEEP: usize = 128 * 1024;
 
+#[derive(Clone)]
 pub(crate) struct Frames {
     prefix: &'static [u8],
     /// Frames one behind the other, without the large bodies; valid from `start`.

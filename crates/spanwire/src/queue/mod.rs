@@ -95,7 +95,7 @@ pub(crate) fn give_back<T>(queue: &mut VecDeque<T>) {
 }
 
 /// Messages in order, with their bytes counted.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Batch {
     pub(crate) messages: VecDeque<Message>,
     pub(crate) bytes: usize,
@@ -136,7 +136,7 @@ impl std::fmt::Debug for Batch {
 }
 
 /// Outbound messages that no writer has taken yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Outbound {
     Framed(Frames),
     Messages(Batch),

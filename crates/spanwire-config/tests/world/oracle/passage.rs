@@ -8,6 +8,9 @@ impl Oracle {
         if self.keys.used && !(self.keys.foreign && from == 1) {
             self.issued.insert(print_of(head));
         }
+        if server(net, from).is_some_and(Server::is_vacant) {
+            return Err(format!("invariant 13: a server that has nothing shows {}", head.position));
+        }
         let durable = |oracle: &Self| {
             oracle.audiences.get(&fact(head)).is_some_and(|known| known.contains(&head.audience))
         };
@@ -82,10 +85,14 @@ impl Oracle {
         frame: &Frame,
     ) -> Checked {
         match frame {
-            Frame::Beacon(heads) => heads.iter().try_for_each(|head| {
-                self.left(net, from, head)?;
-                self.meant(net, link, to, head)
-            }),
+            Frame::Beacon(heads) => {
+                let state = self.conversation(net, link, from, to).state();
+                coverage::note(coverage::SESSION, state, "beacon time");
+                heads.iter().try_for_each(|head| {
+                    self.left(net, from, head)?;
+                    self.meant(net, link, to, head)
+                })
+            }
             Frame::Slice(slice) => {
                 self.left(net, from, &slice.head)?;
                 self.meant(net, link, to, &slice.head)?;
@@ -185,6 +192,9 @@ impl Oracle {
         let Some(at) = server(net, to) else { return Ok(()) };
         let window = u64::from(at.settings.window);
         let talk = self.conversation(net, link, to, from);
+        if let Some(heard) = coverage::heard(frame) {
+            coverage::note(coverage::SESSION, talk.state(), heard);
+        }
         match frame {
             Frame::Hello(hello) if talk.boot.is_none() => {
                 talk.boot = Some(hello.boot);
@@ -354,6 +364,19 @@ impl Oracle {
 }
 
 impl Conversation {
+    /// Where the sender is with this node, as far as both have said it.
+    pub(super) fn state(&self) -> &'static str {
+        match self {
+            Conversation { boot: None, .. } => "no HELLO yet",
+            Conversation { stale: true, .. } => "turned away",
+            Conversation { wants: false, .. } => "in reserve",
+            Conversation { contradicts: Some(_), .. } => "in conflict",
+            Conversation { transfer: Some(_), .. } => "in a transfer",
+            Conversation { flight, .. } if !flight.is_empty() => "to be acknowledged",
+            _ => "at rest",
+        }
+    }
+
     pub(super) fn start_anew(&mut self) {
         self.flight.clear();
         self.large = None;

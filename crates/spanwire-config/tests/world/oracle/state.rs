@@ -145,8 +145,13 @@ impl Oracle {
         for view in &open {
             self.conversation(net, view.link, s, view.dialer.0);
         }
-        self.conversations
-            .retain(|link, talk| talk.server != s || open.iter().any(|view| view.link == *link));
+        self.conversations.retain(|link, talk| {
+            let stays = talk.server != s || open.iter().any(|view| view.link == *link);
+            if !stays {
+                coverage::note(coverage::SESSION, talk.state(), "pipe down");
+            }
+            stays
+        });
         let Some(server) = server(net, s) else { return Ok(()) };
         if let Some(wrong) = &server.wrong {
             return Err(wrong.clone());
