@@ -74,7 +74,7 @@ impl Node for Party {
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) socket: Scripted<Distributor>,
-    pub(crate) settings: Settings,
+    pub(crate) settings: Box<Settings>,
     driver: Driver<Log>,
     /// The disk is in here while the store uses it.
     shelf: Shelf,
@@ -122,8 +122,17 @@ impl Server {
         };
         let distributor = Distributor::new(settings.clone(), driver.machine().origin());
         let socket = Scripted::new(distributor, ROOM, io.rng().next());
-        let mut server =
-            Server { socket, settings, driver, shelf, tickets: 0, lazy, due: None, count: None, wrong: None };
+        let mut server = Server {
+            socket,
+            settings: Box::new(settings),
+            driver,
+            shelf,
+            tickets: 0,
+            lazy,
+            due: None,
+            count: None,
+            wrong: None,
+        };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
         server
