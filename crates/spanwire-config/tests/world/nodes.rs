@@ -75,7 +75,7 @@ impl Node for Party {
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) socket: Scripted<Distributor>,
-    pub(crate) settings: Settings,
+    pub(crate) settings: Box<Settings>,
     driver: Driver<Log>,
     /// The disk is in here while the store uses it.
     shelf: Shelf,
@@ -127,7 +127,7 @@ impl Server {
         let socket = Scripted::new(distributor, ROOM, io.rng().next());
         let mut server = Server {
             socket,
-            settings,
+            settings: Box::new(settings),
             driver,
             shelf,
             tickets: 0,
