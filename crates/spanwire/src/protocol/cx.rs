@@ -367,6 +367,23 @@ impl Pipe {
         }
     }
 
+    /// Messages were taken: a full queue may be read again, and the end of a peer that has gone be told.
+    #[inline]
+    fn taken(&mut self, fx: &mut Effects) {
+        if self.stalled && self.info.recv_limit.half(self.inq.len(), self.inq.bytes) {
+            self.stalled = false;
+            fx.unstalled.push(self.id);
+        }
+        if self.inq.is_empty()
+            && self.open
+            && self.unread.is_none()
+            && let Some(why) = &self.ended
+        {
+            self.open = false;
+            fx.closes.push((self.id, why.clone()));
+        }
+    }
+
     /// A message of `size` bytes that was queued will not leave here.
     fn unsend(&mut self, size: usize) {
         self.sent.0 = self.sent.0.saturating_sub(1);
@@ -612,19 +629,27 @@ impl<'a> Cx<'a> {
     pub fn take(&mut self, pipe: PipeId) -> Option<Message> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.inq.pop();
-        if p.stalled && p.info.recv_limit.half(p.inq.len(), p.inq.bytes) {
-            p.stalled = false;
-            self.fx.unstalled.push(pipe);
-        }
-        if p.inq.is_empty()
-            && p.open
-            && p.unread.is_none()
-            && let Some(why) = &p.ended
-        {
-            p.open = false;
-            self.fx.closes.push((pipe, why.clone()));
-        }
+        p.taken(&mut self.fx);
         msg
+    }
+
+    /// Takes the next messages that arrived on `pipe`, `max` at most, and appends them to `into`.
+    pub fn take_many(&mut self, pipe: PipeId, into: &mut Vec<Message>, max: usize) {
+        if let Some(p) = self.pipes.get_mut(pipe) {
+            p.inq.pop_many(into, max);
+            p.taken(&mut self.fx);
+        }
+    }
+
+    /// Swaps all that arrived on `pipe` with `into`, which is empty, if it is within `limit`.
+    pub(super) fn swap(&mut self, pipe: PipeId, limit: Limit, into: &mut Batch) -> bool {
+        let Some(p) = self.pipes.get_mut(pipe) else { return false };
+        let fits = p.inq.len() <= limit.max_messages() && p.inq.bytes <= limit.max_bytes();
+        if fits {
+            std::mem::swap(&mut p.inq, into);
+            p.taken(&mut self.fx);
+        }
+        fits
     }
 
     /// Looks at the next message that arrived on `pipe`.

@@ -55,6 +55,10 @@ impl Receives for Pull {
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Message> {
         self.queue.take_any(cx)
     }
+
+    fn recv_many(&mut self, cx: &mut Cx<'_>, into: &mut Vec<Message>, max: usize) {
+        self.queue.take_many(cx, into, max);
+    }
 }
 
 #[cfg(test)]

@@ -118,6 +118,29 @@ impl Batch {
         self.messages.pop_front()
     }
 
+    /// Drops all but those that `keep` says; returns how many.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Message) -> bool) -> usize {
+        let before = self.messages.len();
+        let mut gone = 0;
+        self.messages.retain(|msg| {
+            let keeps = keep(msg);
+            gone += if keeps { 0 } else { msg.wire_len() };
+            keeps
+        });
+        self.bytes -= gone;
+        before - self.messages.len()
+    }
+
+    /// Moves the oldest, `max` at most, to the end of `into`.
+    pub(crate) fn pop_many(&mut self, into: &mut Vec<Message>, max: usize) {
+        let before = into.len();
+        into.extend(self.messages.drain(..max.min(self.messages.len())));
+        self.bytes -= into[before..].iter().map(Message::wire_len).sum::<usize>();
+        if self.messages.is_empty() {
+            give_back(&mut self.messages);
+        }
+    }
+
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.messages.len()

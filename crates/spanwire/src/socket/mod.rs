@@ -424,13 +424,8 @@ impl<P: Receives> Socket<P> {
     /// [`RecvError::Closed`], [`RecvError::Forked`].
     pub fn recv_many(&self, into: &mut Vec<P::Item>, max: usize) -> Result<usize, RecvError> {
         Ok(self.core().wait_on(Want::Recv, None, |p, cx| {
-            let protocol = down::<P>(p);
             let before = into.len();
-            while into.len() - before < max
-                && let Some(item) = protocol.recv(cx)
-            {
-                into.push(item);
-            }
+            down::<P>(p).recv_many(cx, into, max);
             (into.len() > before || max == 0).then(|| into.len() - before)
         })?)
     }

@@ -65,7 +65,7 @@ impl<'a> Input<'a> {
     #[inline]
     pub fn message(&mut self, n: usize) -> Option<Message> {
         let msg = match &self.source {
-            Source::Lent(b) => Message::from_slice(b.get(self.at..self.at.checked_add(n)?)?),
+            Source::Lent(b) => Message::from_prefix(b.get(self.at..)?, n)?,
             Source::Own(b) if self.at.checked_add(n)? <= b.len() => {
                 Message::from_bytes(b.slice(self.at..self.at + n))
             }
