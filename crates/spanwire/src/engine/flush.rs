@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::core::{Core, Guard, State};
 use super::heat::Pass;
-use super::tx::{FLUSH_AT, HAND_OVER_AT, STREAK, Wrote};
+use super::tx::{STREAK, Wrote};
 use crate::protocol::{Pipe, PipeId, Reason};
 
 fn pending(p: &Pipe) -> bool {
@@ -54,9 +54,8 @@ impl Core {
         if p.tx.writing || p.tx.blocked {
             return st; // the writer looks again when it returns; the WRITABLE edge wakes whoever drives
         }
-        let full =
-            p.out.bytes() >= FLUSH_AT || p.out_full() || (p.tx.busy_peer && p.out.len() >= HAND_OVER_AT);
-        if !full && !urgent && (p.tx.left || may_gather(p, pass)) {
+        let due = p.tx.is_due(&p.out) || p.out_full();
+        if !due && !urgent && (p.tx.left || may_gather(p, pass)) {
             self.ask(&mut st, id);
             return st;
         }

@@ -15,8 +15,10 @@ use crate::protocol::Reason;
 use crate::transport::MessageReader;
 use crate::wire::{Decoder, Inbox, Input, WireError};
 
-/// What is read at once, in bytes; the buffer is shared by all pipes of a socket.
+/// What is read at once at most, in bytes, into a buffer that all pipes share.
 const READ: usize = 256 * 1024;
+/// A read is not made for less.
+const READ_LEAST: usize = 16 * 1024;
 /// A frame of which more than this is missing gets a buffer of its own, read straight into.
 const OWN: usize = 32 * 1024;
 /// Read behind a large frame: the head of the next, and not so much of its body that copying it would hurt.
@@ -43,6 +45,8 @@ pub(crate) struct StreamRx {
     /// The peer has ended its direction: read until that is seen.
     ending: bool,
     recv_max: usize,
+    /// Of the messages that came last, framing included, on average.
+    message_size: usize,
 }
 
 /// A large frame on its way.
@@ -100,7 +104,7 @@ impl Rx {
         const ROUNDS: usize = 16;
         let Rx::Stream(rx) = self else { return true };
         if scratch.is_empty() {
-            scratch.resize(READ, 0);
+            *scratch = vec![0; READ];
         }
         for _ in 0..ROUNDS {
             match contain(|| rx.reader.read(scratch)) {
@@ -132,6 +136,7 @@ impl StreamRx {
             short_is_empty,
             ending: false,
             recv_max,
+            message_size: READ,
         }
     }
 
@@ -151,7 +156,7 @@ impl StreamRx {
 
     pub(crate) fn fill(&mut self, scratch: &mut Vec<u8>, inbox: &mut Inbox) -> Filled {
         if scratch.is_empty() {
-            scratch.resize(READ, 0);
+            *scratch = vec![0; READ]; // mapped, not written: what is never read costs no memory
         }
         if self.large.is_some() {
             return self.fill_large(scratch, inbox);
@@ -165,8 +170,8 @@ impl StreamRx {
         let mut filled = Filled::More;
         scratch[..keep].copy_from_slice(&self.partial);
         if !self.undecoded {
-            let space = scratch.len() - keep;
-            match self.reader.read(&mut scratch[keep..]) {
+            let space = (scratch.len() - keep).min(self.read_size(inbox));
+            match self.reader.read(&mut scratch[keep..keep + space]) {
                 Ok(0) => return Filled::End(Reason::Peer),
                 Ok(n) => {
                     end += n;
@@ -185,11 +190,21 @@ impl StreamRx {
         }
     }
 
+    /// How much to read: as much as there is room for in the queue, if messages are as large as they were. What is too much
+    /// would be copied to and fro until its turn comes.
+    fn read_size(&self, inbox: &Inbox) -> usize {
+        inbox.budget_messages.saturating_mul(self.message_size).clamp(READ_LEAST, READ)
+    }
+
     /// Decodes `bytes`, which lie in a buffer of `full` bytes that others use next, and keeps the rest.
     fn decode(&mut self, bytes: &[u8], full: usize, inbox: &mut Inbox) -> Option<Reason> {
         let mut input = Input::new(bytes);
+        let before = inbox.messages.len();
         let result = self.decoder.input(&mut input, inbox);
         let (used, need) = input.done();
+        if let Some(size) = used.checked_div(inbox.messages.len() - before) {
+            self.message_size = size;
+        }
         match result {
             Ok(()) => self.keep(&bytes[used..], need, inbox.wants_more(), full),
             Err(e) => Some(wire_reason(e)),

@@ -20,9 +20,9 @@ use crate::transport::{MessageWriter, StreamWriter};
 use crate::wire::Encoder;
 
 /// A hot sender writes when this much has gathered, in bytes.
-pub(crate) const FLUSH_AT: usize = 32 * 1024;
+const FLUSH_AT: usize = 32 * 1024;
 /// Messages for a busy peer in the process are handed over so many at a time.
-pub(crate) const HAND_OVER_AT: usize = 64;
+const HAND_OVER_AT: usize = 64;
 /// What a backlog took is given back when it has shrunk to so many messages.
 const SPARE: usize = 1024;
 /// What a row of quick returns, or bytes that gathered, made of a sender is forgotten after a pause of this long.
@@ -277,6 +277,19 @@ impl Tx {
     /// What the dead pipe's writer had taken and not begun.
     pub(crate) fn reclaim(&mut self) -> Option<Message> {
         self.writer.as_mut()?.reclaim()
+    }
+
+    /// Whether so much has gathered that it is to be written.
+    #[inline]
+    pub(crate) fn is_due(&self, out: &Outbound) -> bool {
+        out.bytes() >= FLUSH_AT || (self.busy_peer && out.len() >= HAND_OVER_AT)
+    }
+
+    /// Whether another message just joins those that are there: the writer looks again when it returns, an edge is
+    /// awaited, or the driver minds the pipe and it is not yet time.
+    #[inline]
+    pub(crate) fn gathers(&self, out: &Outbound) -> bool {
+        self.writing || self.blocked || (self.left && self.asked && !self.is_due(out))
     }
 
     pub(crate) fn is_stream(&self) -> bool {

@@ -37,7 +37,7 @@
 //!     type Item = Message;
 //!     fn send(&mut self, cx: &mut Cx<'_>, msg: Message) -> Result<(), Refused<Message>> {
 //!         for pipe in self.pipes.keys() {
-//!             cx.offer(pipe, msg.clone(), Overflow::DropNewest); // a loss is counted by `offer`
+//!             cx.offer(pipe, &msg, Overflow::DropNewest); // a loss is counted by `offer`
 //!         }
 //!         Ok(())
 //!     }

@@ -181,6 +181,14 @@ impl Outbound {
     }
 
     #[inline]
+    pub(crate) fn push_copy(&mut self, msg: &Message) {
+        match self {
+            Outbound::Framed(frames) => frames.push(msg),
+            Outbound::Messages(batch) => batch.push(msg.clone()),
+        }
+    }
+
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         match self {
             Outbound::Framed(frames) => frames.len(),
