@@ -53,22 +53,37 @@ pub(super) struct Many<S> {
 
 impl<S> Many<S> {
     /// So many at once at most: far fewer than a queue holds.
-    const MOST: usize = 32;
+    pub(super) const MOST: usize = 32;
 
-    fn new(socket: S) -> Self {
+    pub(super) fn new(socket: S) -> Self {
         Many { socket, got: Vec::with_capacity(Self::MOST), looked_at: 0 }
+    }
+
+    /// To be filled, when all that is in it was looked at.
+    #[inline]
+    pub(super) fn empty(&mut self) -> Option<(&S, &mut Vec<Message>)> {
+        if self.looked_at < self.got.len() {
+            return None;
+        }
+        self.got.clear();
+        self.looked_at = 0;
+        Some((&self.socket, &mut self.got))
+    }
+
+    /// The next one, when it is not empty.
+    #[inline]
+    pub(super) fn next(&mut self) -> &Message {
+        self.looked_at += 1;
+        &self.got[self.looked_at - 1]
     }
 }
 
 impl<P: Receives<Item = Message>, S: Deref<Target = Socket<P>>> Pull for Many<S> {
     async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        if self.looked_at == self.got.len() {
-            self.got.clear();
-            self.looked_at = 0;
-            self.socket.recv_many(&mut self.got, Self::MOST)?;
+        if let Some((socket, got)) = self.empty() {
+            socket.recv_many(got, Self::MOST)?;
         }
-        self.looked_at += 1;
-        Ok(look(&self.got[self.looked_at - 1]))
+        Ok(look(self.next()))
     }
 }
 

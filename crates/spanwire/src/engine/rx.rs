@@ -193,7 +193,8 @@ impl StreamRx {
     /// How much to read: as much as there is room for in the queue, if messages are as large as they were. What is too much
     /// would be copied to and fro until its turn comes.
     fn read_size(&self, inbox: &Inbox) -> usize {
-        inbox.budget_messages.saturating_mul(self.message_size).clamp(READ_LEAST, READ)
+        let room = inbox.budget_messages.saturating_mul(self.message_size).min(inbox.budget_bytes);
+        room.clamp(READ_LEAST, READ)
     }
 
     /// Decodes `bytes`, which lie in a buffer of `full` bytes that others use next, and keeps the rest.
@@ -336,6 +337,45 @@ mod tests {
                 return (inbox.messages.iter().map(Message::len).collect(), reason);
             }
         }
+    }
+
+    /// Small messages without end; notes how much was asked for.
+    struct Endless(Vec<u8>, Arc<std::sync::Mutex<Vec<usize>>>);
+
+    impl Read for Endless {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            self.1.lock().expect("one thread").push(into.len());
+            let n = into.len().min(self.0.len());
+            into[..n].copy_from_slice(&self.0[..n]);
+            self.0.drain(..n);
+            while self.0.len() < READ {
+                self.0.extend(100u64.to_be_bytes());
+                self.0.extend([7; 100]);
+            }
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn no_more_is_read_than_the_queue_has_room_for() {
+        let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
+        let (decoder, _) =
+            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
+        let asked = Arc::default();
+        let reader = Endless(b"\0SP\0\0\x50\0\0".to_vec(), Arc::clone(&asked));
+        let mut rx = StreamRx::new(Box::new(reader), decoder, Arc::default(), false, 1 << 20);
+        let (mut inbox, mut scratch) = (Inbox::with_budget(4000), Vec::new());
+        for budget in [4000, 500, 500, 500, 1] {
+            // Until there is no room: what was read and is whole is taken before more is read.
+            inbox.budget_messages = budget;
+            while inbox.wants_more() {
+                assert!(matches!(rx.fill(&mut scratch, &mut inbox), Filled::More));
+            }
+        }
+        let asked = asked.lock().expect("one thread");
+        let largest = asked[asked.len() - 3..].iter().max();
+        assert!(largest.is_some_and(|n| *n <= 500 * 108), "{asked:?}");
+        assert_eq!(inbox.messages.len(), 5501);
     }
 
     #[test]

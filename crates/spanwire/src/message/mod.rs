@@ -494,7 +494,9 @@ mod tests {
 
     /// Every operation must give the same whether a body is inline or shared.
     fn sizes() -> impl Iterator<Item = Vec<u8>> {
-        [0, 1, 3, 4, 5, 8, 63, 64, 65, 68, 75, 76, 77, 1000].into_iter().map(|n| (0..n).map(|i| i as u8).collect())
+        [0, 1, 3, 4, 5, 8, 63, 64, 65, 68, 75, 76, 77, 1000]
+            .into_iter()
+            .map(|n| (0..n).map(|i| i as u8).collect())
     }
 
     #[test]

@@ -654,15 +654,24 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Swaps all that arrived on `pipe` with `into`, which is empty, if it is within `limit`.
-    pub(super) fn swap(&mut self, pipe: PipeId, limit: Limit, into: &mut Batch) -> bool {
+    /// Moves all that arrived on `pipe` and that `keep` says to the end of `into`, if that stays within `limit`, and drops
+    /// the rest as filtered. `false`: it did nothing.
+    pub(super) fn take_all(
+        &mut self,
+        pipe: PipeId,
+        limit: Limit,
+        into: &mut Batch,
+        keep: impl FnMut(&Message) -> bool,
+    ) -> bool {
         let Some(p) = self.pipes.get_mut(pipe) else { return false };
-        let fits = p.inq.len() <= limit.max_messages() && p.inq.bytes <= limit.max_bytes();
-        if fits {
-            std::mem::swap(&mut p.inq, into);
-            p.taken(&mut self.fx);
+        if p.inq.len() + into.len() > limit.max_messages() || p.inq.bytes + into.bytes > limit.max_bytes() {
+            return false;
         }
-        fits
+        let filtered = p.inq.retain(keep);
+        into.append(&mut p.inq);
+        p.taken(&mut self.fx);
+        (0..filtered).for_each(|_| self.dropped(Some(pipe), DropReason::Filtered));
+        true
     }
 
     /// Looks at the next message that arrived on `pipe`.

@@ -114,14 +114,22 @@ impl FairQueue {
         }
     }
 
-    /// Swaps all that waits with `into`, which is empty, and says whose it is: if one peer has sent it all, and it is
-    /// within `limit`. Costs the same for any number.
-    pub(super) fn take_all(&mut self, cx: &mut Cx<'_>, limit: Limit, into: &mut Batch) -> Option<PipeId> {
-        let pipe = self.ring.front().filter(|_| self.ring.len() == 1 && self.left.is_empty())?;
-        cx.swap(pipe, limit, into).then(|| {
+    /// Moves all that waits and that `keep` says to the end of `into`, and drops the rest as filtered: if one peer has
+    /// sent it all, and `into` stays within `limit`. Otherwise nothing is moved. Much cheaper than one by one.
+    pub(super) fn take_all(
+        &mut self,
+        cx: &mut Cx<'_>,
+        limit: Limit,
+        into: &mut Batch,
+        keep: impl FnMut(&Message) -> bool,
+    ) {
+        if let Some(pipe) = self.ring.front()
+            && self.ring.len() == 1
+            && self.left.is_empty()
+            && cx.take_all(pipe, limit, into, keep)
+        {
             self.ring.remove(pipe);
-            pipe
-        })
+        }
     }
 
     /// The next message with a whole stack of at most `ttl` words in front ([`split_stack`]), which becomes

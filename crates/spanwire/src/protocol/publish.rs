@@ -9,8 +9,8 @@
 
 use super::topics::Topics;
 use super::{
-    Control, Cx, DropReason, Offered, Overflow, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness,
-    Reason, Refused, Reject, Room, Sends, discard, write_off,
+    Control, Cx, DropReason, Offered, Overflow, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness, Reason,
+    Refused, Reject, Room, Sends, discard, write_off,
 };
 use crate::Message;
 

@@ -83,14 +83,8 @@ impl Sub {
 
     /// Moves what matches from the pipes to the queue.
     fn fill(&mut self, cx: &mut Cx<'_>) {
-        // What one peer brought, with nobody in line behind it, becomes the queue as it is, if it fits.
-        if self.queue.is_empty()
-            && let Some(pipe) = self.inbound.take_all(cx, self.limit, &mut self.queue)
-        {
-            let topics = &self.topics;
-            let filtered = self.queue.retain(|msg| topics.matches(msg));
-            (0..filtered).for_each(|_| cx.dropped(Some(pipe), DropReason::Filtered));
-        }
+        let topics = &self.topics;
+        self.inbound.take_all(cx, self.limit, &mut self.queue, |msg| topics.matches(msg));
         while self.prefer == Prefer::Newest || !self.full() {
             let Some((pipe, msg)) = self.inbound.take(cx) else { return };
             if !self.topics.matches(&msg) {

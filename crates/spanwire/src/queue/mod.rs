@@ -118,6 +118,16 @@ impl Batch {
         self.messages.pop_front()
     }
 
+    /// Moves all of `other` behind what is here.
+    pub(crate) fn append(&mut self, other: &mut Batch) {
+        if self.messages.is_empty() {
+            std::mem::swap(&mut self.messages, &mut other.messages);
+        } else {
+            self.messages.append(&mut other.messages);
+        }
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     /// Drops all but those that `keep` says; returns how many.
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Message) -> bool) -> usize {
         let before = self.messages.len();
@@ -134,7 +144,9 @@ impl Batch {
     /// Moves the oldest, `max` at most, to the end of `into`.
     pub(crate) fn pop_many(&mut self, into: &mut Vec<Message>, max: usize) {
         let before = into.len();
-        into.extend(self.messages.drain(..max.min(self.messages.len())));
+        let n = max.min(self.messages.len());
+        into.reserve(n);
+        into.extend(self.messages.drain(..n));
         self.bytes -= into[before..].iter().map(Message::wire_len).sum::<usize>();
         if self.messages.is_empty() {
             give_back(&mut self.messages);
