@@ -2,8 +2,8 @@
 //!
 //! It sleeps in a poll that holds all sockets' polls, and does four things: drives a watched socket that has an
 //! event or a due timer; looks every tick at the sockets on its list, and watches those that nobody has used since; comes by
-//! every [`MIND`] at pipes that a hot sender left to gather; keeps lingering sockets alive. With nothing to
-//! do it sleeps without limit.
+//! every [`MIND`] at pipes that a hot sender left to gather, less often where that takes long; keeps lingering sockets
+//! alive. With nothing to do it sleeps without limit.
 //!
 //! Owns: the thread and its lists. Never: ends with a panic of a socket's protocol or transport; holds a socket's lock for longer than a call, or the table's lock
 //! while it drives.

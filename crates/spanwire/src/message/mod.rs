@@ -54,6 +54,9 @@ impl Message {
     /// Largest body, in bytes, that needs no allocation, with up to three header words in front.
     pub const INLINE: usize = 64;
 
+    /// Most bytes that lie inside of a message, header words counted.
+    pub(crate) const MOST_INLINE: usize = BUF;
+
     /// An empty message.
     pub fn new() -> Self {
         Self::from_slice(&[])
@@ -79,24 +82,25 @@ impl Message {
         Message(Repr::Inline { off: start as u8, mid: start as u8, end: (start + body.len()) as u8, buf })
     }
 
-    /// Copies the first `len` bytes of `bytes`; `None` when there are fewer. Cheaper than from a slice of that length when
-    /// more bytes follow: those of a small body are then copied as one piece of fixed size, and what is too much is never
-    /// looked at.
+    /// Makes an empty message that lies where it is to be one with the first `len` bytes of `bytes`, if that can be done in
+    /// pieces of fixed size: of a small body more bytes must follow, and what is too much is never looked at. (Made
+    /// elsewhere and moved there, a message is stored in odd pieces and loaded in even ones, which a processor does slowly.)
     #[inline]
-    pub(crate) fn from_prefix(bytes: &[u8], len: usize) -> Option<Self> {
-        if let Some(piece) = bytes.first_chunk::<{ Self::INLINE }>()
-            && len <= Self::INLINE
-        {
-            let mut buf = [0; BUF];
-            buf[HEAD..].copy_from_slice(piece);
-            return Some(Message(Repr::Inline {
-                off: HEAD as u8,
-                mid: HEAD as u8,
-                end: (HEAD + len) as u8,
-                buf,
-            }));
-        }
-        bytes.get(..len).map(Self::from_slice)
+    pub(crate) fn fill(&mut self, bytes: &[u8], len: usize) -> bool {
+        const REST: usize = 16; // more than HEAD
+        let Repr::Inline { off, mid, end, buf } = &mut self.0 else { return false };
+        let Some(piece) = bytes.first_chunk::<{ Self::INLINE }>() else { return false };
+        let start = if len <= Self::INLINE {
+            HEAD
+        } else {
+            let Some(rest) = bytes.get(..len).and_then(<[u8]>::last_chunk::<REST>) else { return false };
+            let Some(start) = BUF.checked_sub(len) else { return false };
+            buf[BUF - REST..].copy_from_slice(rest);
+            start
+        };
+        buf[start..start + Self::INLINE].copy_from_slice(piece);
+        (*off, *mid, *end) = (start as u8, start as u8, (start + len) as u8);
+        true
     }
 
     /// Takes `body` as it is when it is large, and copies it when it is small.
@@ -508,9 +512,10 @@ mod tests {
             assert_eq!(m.clone().into_bytes(), body);
             assert_eq!(Message::from_slice(&body), m);
             let followed = [&body[..], &[7; 100]].concat();
-            assert_eq!(Message::from_prefix(&followed, body.len()), Some(m.clone()));
-            assert_eq!(Message::from_prefix(&body, body.len()), Some(m));
-            assert_eq!(Message::from_prefix(&body, body.len() + 1), None);
+            let mut filled = Message::new();
+            assert_eq!(filled.fill(&followed, body.len()), body.len() <= BUF);
+            assert_eq!(filled, if body.len() <= BUF { m } else { Message::new() });
+            assert!(!Message::new().fill(&body, body.len() + 1), "there are fewer");
         }
     }
 

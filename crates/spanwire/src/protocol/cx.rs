@@ -642,7 +642,7 @@ impl<'a> Cx<'a> {
     pub fn take(&mut self, pipe: PipeId) -> Option<Message> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.inq.pop();
-        p.taken(&mut self.fx);
+        p.taken(self.fx);
         msg
     }
 
@@ -650,7 +650,7 @@ impl<'a> Cx<'a> {
     pub fn take_many(&mut self, pipe: PipeId, into: &mut Vec<Message>, max: usize) {
         if let Some(p) = self.pipes.get_mut(pipe) {
             p.inq.pop_many(into, max);
-            p.taken(&mut self.fx);
+            p.taken(self.fx);
         }
     }
 
@@ -669,7 +669,7 @@ impl<'a> Cx<'a> {
         }
         let filtered = p.inq.retain(keep);
         into.append(&mut p.inq);
-        p.taken(&mut self.fx);
+        p.taken(self.fx);
         (0..filtered).for_each(|_| self.dropped(Some(pipe), DropReason::Filtered));
         true
     }

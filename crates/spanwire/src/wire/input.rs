@@ -65,7 +65,7 @@ impl<'a> Input<'a> {
     #[inline]
     pub fn message(&mut self, n: usize) -> Option<Message> {
         let msg = match &self.source {
-            Source::Lent(b) => Message::from_prefix(b.get(self.at..)?, n)?,
+            Source::Lent(b) => Message::from_slice(b.get(self.at..self.at.checked_add(n)?)?),
             Source::Own(b) if self.at.checked_add(n)? <= b.len() => {
                 Message::from_bytes(b.slice(self.at..self.at + n))
             }
@@ -73,6 +73,15 @@ impl<'a> Input<'a> {
         };
         self.at += n;
         Some(msg)
+    }
+
+    /// The same into an empty message, if that is quicker.
+    #[inline]
+    pub(super) fn fill(&mut self, msg: &mut Message, n: usize) -> bool {
+        let Source::Lent(b) = &self.source else { return false };
+        let filled = msg.fill(&b[self.at..], n);
+        self.at += if filled { n } else { 0 };
+        filled
     }
 
     /// Says that nothing more can be decoded before `total` bytes, from here on, are there. A hint: it lets
