@@ -68,7 +68,7 @@ fn overflow(c: &mut Criterion) {
         let msg = Message::from(&[7; 64]);
         script.call(|_, cx| (0..BATCH).filter(|_| cx.put(pipe, msg.clone()).is_ok()).count());
         group.bench_function(name, |b| {
-            b.iter(|| script.call(|_, cx| cx.offer(pipe, msg.clone(), overflow)));
+            b.iter(|| script.call(|_, cx| cx.offer(pipe, &msg, overflow)));
         });
         assert!(script.all_drops() > 0, "the pipe was not full");
     }

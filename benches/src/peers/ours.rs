@@ -3,8 +3,10 @@
 //! Queues are bounded by messages: the bound in bytes is set so high that it does not count.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 
-use spanwire::{Limit, Message, Pending, Prefer, SendError, Slow};
+use spanwire::protocol::Receives;
+use spanwire::{Limit, Message, Pending, Prefer, SendError, Slow, Socket};
 
 use crate::Result;
 use crate::cell::Cell;
@@ -42,9 +44,46 @@ impl Push for spanwire::Push {
     }
 }
 
-impl Pull for spanwire::Pull {
+/// A socket, and what it received with one call.
+pub(super) struct Many<S> {
+    socket: S,
+    got: Vec<Message>,
+    looked_at: usize,
+}
+
+impl<S> Many<S> {
+    /// So many at once at most: far fewer than a queue holds.
+    pub(super) const MOST: usize = 32;
+
+    pub(super) fn new(socket: S) -> Self {
+        Many { socket, got: Vec::with_capacity(Self::MOST), looked_at: 0 }
+    }
+
+    /// To be filled, when all that is in it was looked at.
+    #[inline]
+    pub(super) fn empty(&mut self) -> Option<(&S, &mut Vec<Message>)> {
+        if self.looked_at < self.got.len() {
+            return None;
+        }
+        self.got.clear();
+        self.looked_at = 0;
+        Some((&self.socket, &mut self.got))
+    }
+
+    /// The next one, when it is not empty.
+    #[inline]
+    pub(super) fn next(&mut self) -> &Message {
+        self.looked_at += 1;
+        &self.got[self.looked_at - 1]
+    }
+}
+
+impl<P: Receives<Item = Message>, S: Deref<Target = Socket<P>>> Pull for Many<S> {
     async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        Ok(look(&(**self).recv()?))
+        if let Some((socket, got)) = self.empty() {
+            socket.recv_many(got, Self::MOST)?;
+        }
+        Ok(look(self.next()))
     }
 }
 
@@ -89,22 +128,16 @@ impl Push for spanwire::Pub {
     }
 }
 
-impl Pull for spanwire::Sub {
-    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        Ok(look(&(**self).recv()?))
-    }
-}
-
 impl Contestant for Spanwire {
     type Push = spanwire::Push;
     type Sharer = spanwire::Push;
-    type Pull = spanwire::Pull;
+    type Pull = Many<spanwire::Pull>;
     type Req = spanwire::Req;
     type Rep = spanwire::Rep;
     type Ask = Asker;
     type Serve = spanwire::Rep;
     type Pub = spanwire::Pub;
-    type Sub = spanwire::Sub;
+    type Sub = Many<spanwire::Sub>;
 
     fn name(&self) -> &'static str {
         "spanwire"
@@ -123,10 +156,10 @@ impl Contestant for Spanwire {
         socket.connect(url)?;
         Ok(socket)
     }
-    async fn pull(&self, url: &str, cell: &Cell) -> Result<(spanwire::Pull, String)> {
+    async fn pull(&self, url: &str, cell: &Cell) -> Result<(Self::Pull, String)> {
         let socket = socket!(Pull, cell)?;
         let url = socket.bind(url)?.url().to_owned();
-        Ok((socket, url))
+        Ok((Many::new(socket), url))
     }
     async fn req(&self, url: &str, cell: &Cell) -> Result<spanwire::Req> {
         let socket = socket!(Req, cell)?;
@@ -153,7 +186,7 @@ impl Contestant for Spanwire {
         let url = socket.bind(url)?.url().to_owned();
         Ok((socket, url))
     }
-    async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<spanwire::Sub> {
+    async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<Self::Sub> {
         // It has a queue of its own behind that of the connection: together they are the cell's bound.
         let half = Limit::messages(cell.queue().div_ceil(2)).and_bytes(cell.queue_bytes() + (8 << 20));
         let socket = socket!(Sub, cell, recv_queue(half), queue(half, Prefer::Oldest))?;
@@ -161,6 +194,6 @@ impl Contestant for Spanwire {
             socket.subscribe(topic);
         }
         socket.connect(url)?;
-        Ok(socket)
+        Ok(Many::new(socket))
     }
 }

@@ -4,7 +4,7 @@
 
 use spanwire::Message;
 
-use super::ours::socket;
+use super::ours::{Many, socket};
 use super::runtime;
 use crate::Result;
 use crate::cell::{Cell, Shape};
@@ -22,9 +22,12 @@ impl Push for OnTokio<spanwire::Push> {
     }
 }
 
-impl Pull for OnTokio<spanwire::Pull> {
+impl Pull for OnTokio<Many<spanwire::Pull>> {
     async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        Ok(look(&self.0.recv_async().await?))
+        if let Some((socket, got)) = self.0.empty() {
+            socket.recv_many_async(got, Many::<spanwire::Pull>::MOST).await?;
+        }
+        Ok(look(self.0.next()))
     }
 }
 
@@ -47,7 +50,7 @@ impl Rep for OnTokio<spanwire::Rep> {
 impl Contestant for SpanwireAsync {
     type Push = OnTokio<spanwire::Push>;
     type Sharer = Void;
-    type Pull = OnTokio<spanwire::Pull>;
+    type Pull = OnTokio<Many<spanwire::Pull>>;
     type Req = OnTokio<spanwire::Req>;
     type Rep = OnTokio<spanwire::Rep>;
     type Ask = Void;
@@ -78,7 +81,7 @@ impl Contestant for SpanwireAsync {
     async fn pull(&self, url: &str, cell: &Cell) -> Result<(Self::Pull, String)> {
         let socket = socket!(Pull, cell)?;
         let url = socket.bind(url)?.url().to_owned();
-        Ok((OnTokio(socket), url))
+        Ok((OnTokio(Many::new(socket)), url))
     }
     async fn req(&self, url: &str, cell: &Cell) -> Result<Self::Req> {
         let socket = socket!(Req, cell)?;

@@ -6,6 +6,7 @@
 //! Owns: listeners, connections on their way, and the reading half of each pipe. Never: touches the socket's
 //! state, writes on an attached pipe, or allocates on a peer's word.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -36,6 +37,12 @@ const OPENING: usize = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a pipe that was finished waits for the peer to read to the end and close.
 const DRAIN: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// What is read into. A thread reads for one socket at a time, so however many sockets it drives, one buffer serves,
+    /// and stays in its cache.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Something to do for whoever drives.
 pub(crate) enum Job {
@@ -156,6 +163,7 @@ pub(crate) struct Drive {
     conns: Vec<Option<Conn>>,
     /// Connections to serve, in turn.
     ready: VecDeque<usize>,
+    /// During a turn: its thread's.
     scratch: Vec<u8>,
     pool: Arc<Pool>,
     /// Handshakes that must be over, pauses, drains: times and tokens.
@@ -205,6 +213,15 @@ impl Drive {
     /// One round: jobs, a poll, and the service of what is ready. No lock is held. `true`: there may be more
     /// events than were seen.
     pub(crate) fn turn(&mut self, core: &Core, timeout: Option<Duration>) -> bool {
+        // While a thread's locals are being destroyed there is none: then a fresh one serves.
+        self.scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+        let more = self.turn_once(core, timeout);
+        let scratch = std::mem::take(&mut self.scratch);
+        let _ = SCRATCH.try_with(|cell| cell.set(scratch));
+        more
+    }
+
+    fn turn_once(&mut self, core: &Core, timeout: Option<Duration>) -> bool {
         if !self.trash.is_empty() {
             dispose(std::mem::take(&mut self.trash));
         }

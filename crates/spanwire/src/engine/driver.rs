@@ -2,8 +2,8 @@
 //!
 //! It sleeps in a poll that holds all sockets' polls, and does four things: drives a watched socket that has an
 //! event or a due timer; looks every tick at the sockets on its list, and watches those that nobody has used since; comes by
-//! every [`MIND`] at pipes that a hot sender left to gather; keeps lingering sockets alive. With nothing to
-//! do it sleeps without limit.
+//! every [`MIND`] at pipes that a hot sender left to gather, less often where that takes long; keeps lingering sockets
+//! alive. With nothing to do it sleeps without limit.
 //!
 //! Owns: the thread and its lists. Never: ends with a panic of a socket's protocol or transport; holds a socket's lock for longer than a call, or the table's lock
 //! while it drives.
@@ -24,8 +24,13 @@ use crate::protocol::Time;
 
 /// A socket given back by its caller is looked at this often.
 const TICK: Duration = Duration::from_millis(2);
-/// A pipe left to gather is visited this often.
+/// A pipe left to gather is visited this often;
 const MIND: Duration = Duration::from_micros(200);
+/// where a round of visits takes long, so many times what it took between two of them: what many pipes write a little at a
+/// time costs more than what is written,
+const REST: u32 = 4;
+/// but at least so often.
+const MIND_MOST: Duration = Duration::from_millis(2);
 const WAKE: Token = Token(usize::MAX);
 const EVENTS: usize = 256;
 
@@ -157,6 +162,7 @@ struct Run {
     deadlines: BTreeSet<(Time, usize)>,
     due: HashMap<usize, Time>,
     tick: Instant,
+    /// The next round of visits to those in `minds`.
     round: Instant,
 }
 
@@ -237,7 +243,7 @@ impl Run {
             }
         }
         if !self.minds.is_empty() {
-            let left = (self.round + MIND).saturating_duration_since(now);
+            let left = self.round.saturating_duration_since(now);
             let left = timeout.map_or(left, |t| t.min(left));
             if !left.is_zero() {
                 sys::wait_fine(&self.poll, left);
@@ -257,7 +263,7 @@ impl Run {
         }
         if post.asked && !self.minded.contains(&token) && core.survive(Core::visit).unwrap_or(false) {
             if self.minds.is_empty() {
-                self.round = Instant::now();
+                self.round = Instant::now() + MIND;
             }
             self.minded.insert(token);
             self.minds.push(core.clone());
@@ -299,12 +305,14 @@ impl Run {
     }
 
     fn mind(&mut self) {
-        if !self.minds.is_empty() && self.round.elapsed() >= MIND {
+        let began = Instant::now();
+        if !self.minds.is_empty() && began >= self.round {
             let minded = &mut self.minded;
             self.minds.retain(|core| {
                 core.survive(Core::visit).unwrap_or(false) || !minded.remove(&core.link().token)
             });
-            self.round = Instant::now();
+            let ended = Instant::now();
+            self.round = ended + (ended.saturating_duration_since(began) * REST).clamp(MIND, MIND_MOST);
         }
     }
 

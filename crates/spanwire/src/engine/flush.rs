@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::core::{Core, Guard, State};
 use super::heat::Pass;
-use super::tx::{FLUSH_AT, HAND_OVER_AT, Wrote};
+use super::tx::{STREAK, Wrote};
 use crate::protocol::{Pipe, PipeId, Reason};
 
 fn pending(p: &Pipe) -> bool {
@@ -54,17 +54,12 @@ impl Core {
         if p.tx.writing || p.tx.blocked {
             return st; // the writer looks again when it returns; the WRITABLE edge wakes whoever drives
         }
-        let full =
-            p.out.bytes() >= FLUSH_AT || p.out_full() || (p.tx.busy_peer && p.out.len() >= HAND_OVER_AT);
-        if !full && !urgent && (p.tx.left || may_gather(p, pass)) {
+        let due = p.tx.is_due(&p.out) || p.out_full();
+        if !due && !urgent && (p.tx.left || may_gather(p, pass)) {
             self.ask(&mut st, id);
             return st;
         }
-        st = self.flush(st, id, 2);
-        if let Some((ended, cost)) = st.pipes.get(id).and_then(|p| p.tx.last()) {
-            pass.wrote(ended, cost);
-        }
-        st
+        self.flush(st, id, 2, pass)
     }
 
     /// Bytes are left that nobody writes and no edge will announce: the driver minds them.
@@ -90,14 +85,16 @@ impl Core {
     pub(crate) fn flush_left<'a>(&'a self, mut st: Guard<'a>) -> Guard<'a> {
         let left: Vec<PipeId> =
             st.asked.iter().copied().filter(|id| st.pipes.get(*id).is_some_and(is_left)).collect();
+        let mut pass = Pass::default();
         for id in left {
-            st = self.flush(st, id, 1);
+            st = self.flush(st, id, 1, &mut pass);
         }
+        pass.done();
         st
     }
 
     /// Writes what has gathered, with the lock open, at most `rounds` times.
-    pub(crate) fn flush<'a>(&'a self, mut st: Guard<'a>, id: PipeId, mut rounds: u32) -> Guard<'a> {
+    fn flush<'a>(&'a self, mut st: Guard<'a>, id: PipeId, mut rounds: u32, pass: &mut Pass) -> Guard<'a> {
         loop {
             let Some(p) = st.pipes.get_mut(id) else { return st };
             if p.tx.writing || p.tx.blocked {
@@ -122,6 +119,7 @@ impl Core {
                 return st;
             }
             (p.taken_messages, p.taken_bytes) = writer.taken();
+            let many = p.taken_messages > STREAK as usize;
             p.tx.writing = true;
             p.tx.writable = false;
             p.tx.left = false;
@@ -149,7 +147,8 @@ impl Core {
             p.tx.writing = false;
             p.tx.busy_peer = matches!(result, Ok(Wrote::AllToBusy));
             if let Some((began, ended)) = spent {
-                p.tx.wrote(began, ended);
+                p.tx.wrote(began, ended, many);
+                pass.wrote(ended, ended.saturating_duration_since(began), many);
             }
             if let Some((reason, drain)) = p.tx.dying.take() {
                 self.close_pipe(&mut st, id, reason, drain);
@@ -206,7 +205,9 @@ impl Core {
             self.write_failed(&mut st, id, Reason::Broken(e.to_string()));
             return st;
         }
-        st = self.flush(st, id, 4);
+        let mut pass = Pass::default();
+        st = self.flush(st, id, 4, &mut pass);
+        pass.done();
         // The backlog has left: have the driver come by once more, and give the buffers back if it is quiet.
         if let Some(p) = st.pipes.get_mut(id)
             && !pending(p)
@@ -245,7 +246,8 @@ impl Core {
                     p.tx.release();
                 }
             }
-            st = self.flush(st, id, 1);
+            // What the driver writes for others says nothing of the driver.
+            st = self.flush(st, id, 1, &mut Pass::default());
         }
         st.asked.append(&mut again);
         let more = !st.asked.is_empty();

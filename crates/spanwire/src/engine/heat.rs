@@ -8,10 +8,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// So many quick returns in a row make a thread hot.
-const STREAK: u32 = 4;
-/// A pause of this many times what the last writes took begins anew; a shorter one only weakens.
-const PAUSE: u32 = 16;
+use super::tx::{MOST, streak};
 
 #[derive(Clone, Copy)]
 struct Heat {
@@ -30,6 +27,7 @@ pub(super) struct Pass {
     now: Option<Instant>,
     hot: Option<bool>,
     wrote: Option<(Instant, Duration)>,
+    paid: bool,
 }
 
 impl Pass {
@@ -47,46 +45,45 @@ impl Pass {
         // While a thread's locals are being destroyed it is as cold as it can be.
         let hot = HEAT
             .try_with(|heat| {
-                let mut h = heat.get();
+                let h = heat.get();
                 let gap = h.ended.map_or(Duration::MAX, |ended| now.saturating_duration_since(ended));
-                h.streak = if gap < h.cost {
-                    h.streak.saturating_add(1).min(2 * STREAK)
-                } else if gap < h.cost * PAUSE {
-                    h.streak / 2
-                } else {
-                    0
-                };
-                heat.set(h);
-                h.streak > STREAK
+                let (streak, hot) = streak(h.streak, gap, h.cost);
+                heat.set(Heat { streak, ..h });
+                hot
             })
             .unwrap_or(false);
         self.hot = Some(hot);
         hot
     }
 
-    /// A write of this call.
-    pub(super) fn wrote(&mut self, ended: Instant, cost: Duration) {
+    /// A write of this call. `paid`: of many messages that had gathered.
+    pub(super) fn wrote(&mut self, ended: Instant, cost: Duration, paid: bool) {
         let sum = self.wrote.map_or(cost, |(_, sum)| sum + cost);
         self.wrote = Some((ended, sum));
+        self.paid |= paid;
     }
 
     /// The call is over.
     pub(super) fn done(self) {
         if let Some((ended, cost)) = self.wrote {
-            let _ = HEAT.try_with(|heat| heat.set(Heat { ended: Some(ended), cost, ..heat.get() }));
+            let _ = HEAT.try_with(|heat| {
+                let streak = if self.paid { MOST } else { heat.get().streak };
+                heat.set(Heat { ended: Some(ended), cost, streak });
+            });
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tx::{FORGET, STREAK};
     use super::*;
 
     fn call(at: Instant, cost: u64) -> bool {
         let mut pass = Pass { now: Some(at), ..Pass::default() };
         let hot = pass.hot();
         if !hot {
-            pass.wrote(at + Duration::from_micros(cost), Duration::from_micros(cost));
+            pass.wrote(at + Duration::from_micros(cost), Duration::from_micros(cost), false);
         }
         pass.done();
         hot
@@ -101,8 +98,38 @@ mod tests {
                 at += Duration::from_micros(6); // 1 us after its write of 5
             }
             assert!(call(at, 5));
-            assert!(!call(at + Duration::from_millis(1), 5), "a pause");
-            assert!(!call(at + Duration::from_millis(2), 5));
+            let mut at = at + Duration::from_millis(1);
+            assert!(!call(at, 5), "after a pause the first leaves at once");
+            at += Duration::from_micros(6);
+            assert!(!call(at, 5), "it was hot for one message only");
+            at += FORGET + Duration::from_micros(6);
+            for _ in 0..STREAK + 1 {
+                assert!(!call(at, 5), "after a long pause all begins anew");
+                at += Duration::from_micros(6);
+            }
+            assert!(call(at, 5));
+        })
+        .join()
+        .expect("the assertions hold");
+    }
+
+    #[test]
+    fn a_thread_whose_messages_gathered_is_hot_again_at_the_second_one_after_a_pause() {
+        std::thread::spawn(|| {
+            let mut at = Instant::now();
+            let five = Duration::from_micros(5);
+            let mut pass = Pass::default();
+            pass.wrote(at, five, true);
+            pass.done();
+            for _ in 0..3 {
+                at += Duration::from_millis(1);
+                assert!(!call(at, 5));
+                at += five + Duration::from_micros(1);
+                assert!(call(at, 5));
+                let mut pass = Pass::default();
+                pass.wrote(at, five, true);
+                pass.done();
+            }
         })
         .join()
         .expect("the assertions hold");
@@ -115,7 +142,7 @@ mod tests {
             let mut pass = Pass { now: Some(at), ..Pass::default() };
             for n in 0..100 {
                 assert!(!pass.hot(), "a lone message goes to all at once");
-                pass.wrote(at + Duration::from_micros(n), Duration::from_micros(1));
+                pass.wrote(at + Duration::from_micros(n), Duration::from_micros(1), false);
             }
             pass.done();
         })

@@ -15,8 +15,10 @@ use crate::protocol::Reason;
 use crate::transport::MessageReader;
 use crate::wire::{Decoder, Inbox, Input, WireError};
 
-/// What is read at once, in bytes; the buffer is shared by all pipes of a socket.
+/// What is read at once at most, in bytes, into a buffer that all pipes share.
 const READ: usize = 256 * 1024;
+/// A read is not made for less.
+const READ_LEAST: usize = 16 * 1024;
 /// A frame of which more than this is missing gets a buffer of its own, read straight into.
 const OWN: usize = 32 * 1024;
 /// Read behind a large frame: the head of the next, and not so much of its body that copying it would hurt.
@@ -43,6 +45,8 @@ pub(crate) struct StreamRx {
     /// The peer has ended its direction: read until that is seen.
     ending: bool,
     recv_max: usize,
+    /// Of the messages that came last, framing included, on average.
+    message_size: usize,
 }
 
 /// A large frame on its way.
@@ -100,7 +104,7 @@ impl Rx {
         const ROUNDS: usize = 16;
         let Rx::Stream(rx) = self else { return true };
         if scratch.is_empty() {
-            scratch.resize(READ, 0);
+            *scratch = vec![0; READ];
         }
         for _ in 0..ROUNDS {
             match contain(|| rx.reader.read(scratch)) {
@@ -132,6 +136,7 @@ impl StreamRx {
             short_is_empty,
             ending: false,
             recv_max,
+            message_size: READ,
         }
     }
 
@@ -151,7 +156,7 @@ impl StreamRx {
 
     pub(crate) fn fill(&mut self, scratch: &mut Vec<u8>, inbox: &mut Inbox) -> Filled {
         if scratch.is_empty() {
-            scratch.resize(READ, 0);
+            *scratch = vec![0; READ]; // mapped, not written: what is never read costs no memory
         }
         if self.large.is_some() {
             return self.fill_large(scratch, inbox);
@@ -165,8 +170,8 @@ impl StreamRx {
         let mut filled = Filled::More;
         scratch[..keep].copy_from_slice(&self.partial);
         if !self.undecoded {
-            let space = scratch.len() - keep;
-            match self.reader.read(&mut scratch[keep..]) {
+            let space = (scratch.len() - keep).min(self.read_size(inbox));
+            match self.reader.read(&mut scratch[keep..keep + space]) {
                 Ok(0) => return Filled::End(Reason::Peer),
                 Ok(n) => {
                     end += n;
@@ -185,11 +190,22 @@ impl StreamRx {
         }
     }
 
+    /// How much to read: as much as there is room for in the queue, if messages are as large as they were. What is too much
+    /// would be copied to and fro until its turn comes.
+    fn read_size(&self, inbox: &Inbox) -> usize {
+        let room = inbox.budget_messages.saturating_mul(self.message_size).min(inbox.budget_bytes);
+        room.clamp(READ_LEAST, READ)
+    }
+
     /// Decodes `bytes`, which lie in a buffer of `full` bytes that others use next, and keeps the rest.
     fn decode(&mut self, bytes: &[u8], full: usize, inbox: &mut Inbox) -> Option<Reason> {
         let mut input = Input::new(bytes);
+        let before = inbox.messages.len();
         let result = self.decoder.input(&mut input, inbox);
         let (used, need) = input.done();
+        if let Some(size) = used.checked_div(inbox.messages.len() - before) {
+            self.message_size = size;
+        }
         match result {
             Ok(()) => self.keep(&bytes[used..], need, inbox.wants_more(), full),
             Err(e) => Some(wire_reason(e)),
@@ -321,6 +337,45 @@ mod tests {
                 return (inbox.messages.iter().map(Message::len).collect(), reason);
             }
         }
+    }
+
+    /// Small messages without end; notes how much was asked for.
+    struct Endless(Vec<u8>, Arc<std::sync::Mutex<Vec<usize>>>);
+
+    impl Read for Endless {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            self.1.lock().expect("one thread").push(into.len());
+            let n = into.len().min(self.0.len());
+            into[..n].copy_from_slice(&self.0[..n]);
+            self.0.drain(..n);
+            while self.0.len() < READ {
+                self.0.extend(100u64.to_be_bytes());
+                self.0.extend([7; 100]);
+            }
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn no_more_is_read_than_the_queue_has_room_for() {
+        let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
+        let (decoder, _) =
+            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
+        let asked = Arc::default();
+        let reader = Endless(b"\0SP\0\0\x50\0\0".to_vec(), Arc::clone(&asked));
+        let mut rx = StreamRx::new(Box::new(reader), decoder, Arc::default(), false, 1 << 20);
+        let (mut inbox, mut scratch) = (Inbox::with_budget(4000), Vec::new());
+        for budget in [4000, 500, 500, 500, 1] {
+            // Until there is no room: what was read and is whole is taken before more is read.
+            inbox.budget_messages = budget;
+            while inbox.wants_more() {
+                assert!(matches!(rx.fill(&mut scratch, &mut inbox), Filled::More));
+            }
+        }
+        let asked = asked.lock().expect("one thread");
+        let largest = asked[asked.len() - 3..].iter().max();
+        assert!(largest.is_some_and(|n| *n <= 500 * 108), "{asked:?}");
+        assert_eq!(inbox.messages.len(), 5501);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! One thread at a time is a pipe's writer: it takes the [`Writer`] out of the pipe, unlocks, writes, and puts
 //! it back. Others only append. A lone message is written at once by its sender; a sender that comes back sooner than
 //! its last write took, several times in a row, is *hot*: then messages gather and leave [`FLUSH_AT`] bytes at a
-//! time, and the driver minds the pipe until it is quiet.
+//! time, and the driver minds the pipe until it is quiet. One that was hot a moment ago is again at its second message.
 //!
 //! Owns: the writer and its unfinished bytes. Never: locks, or decides which pipe gets a message.
 
@@ -20,13 +20,30 @@ use crate::transport::{MessageWriter, StreamWriter};
 use crate::wire::Encoder;
 
 /// A hot sender writes when this much has gathered, in bytes.
-pub(crate) const FLUSH_AT: usize = 32 * 1024;
+const FLUSH_AT: usize = 32 * 1024;
 /// Messages for a busy peer in the process are handed over so many at a time.
-pub(crate) const HAND_OVER_AT: usize = 64;
+const HAND_OVER_AT: usize = 64;
 /// What a backlog took is given back when it has shrunk to so many messages.
 const SPARE: usize = 1024;
-/// So many quick returns in a row make a sender hot.
-const STREAK: u32 = 4;
+/// What a row of quick returns, or bytes that gathered, made of a sender is forgotten after a pause of this long.
+pub(super) const FORGET: Duration = Duration::from_millis(5);
+/// More quick returns than this make a sender hot.
+pub(super) const STREAK: u32 = 4;
+/// As many as count.
+pub(super) const MOST: u32 = 2 * STREAK;
+
+/// The streak of a sender that comes back after `gap`; its last write took `cost`. A pause weakens it: the first message
+/// after one leaves at once whatever was before, but the next finds a sender that was hot a moment ago hot again.
+pub(super) fn streak(before: u32, gap: Duration, cost: Duration) -> (u32, bool) {
+    if gap < cost {
+        let now = (before + 1).min(MOST);
+        (now, now > STREAK)
+    } else if gap < FORGET {
+        (before / 2, false)
+    } else {
+        (0, false)
+    }
+}
 
 /// How a pipe's bytes leave, with what was taken from its queue and not yet written.
 pub(crate) enum Writer {
@@ -262,6 +279,19 @@ impl Tx {
         self.writer.as_mut()?.reclaim()
     }
 
+    /// Whether so much has gathered that it is to be written.
+    #[inline]
+    pub(crate) fn is_due(&self, out: &Outbound) -> bool {
+        out.bytes() >= FLUSH_AT || (self.busy_peer && out.len() >= HAND_OVER_AT)
+    }
+
+    /// Whether another message just joins those that are there: the writer looks again when it returns, an edge is
+    /// awaited, or the driver minds the pipe and it is not yet time.
+    #[inline]
+    pub(crate) fn gathers(&self, out: &Outbound) -> bool {
+        self.writing || self.blocked || (self.left && self.asked && !self.is_due(out))
+    }
+
     pub(crate) fn is_stream(&self) -> bool {
         self.writer.as_ref().is_some_and(|w| w.is_stream())
     }
@@ -276,20 +306,19 @@ impl Tx {
         }
     }
 
-    pub(crate) fn wrote(&mut self, began: Instant, ended: Instant) {
+    /// `paid`: it took a good many messages that had gathered.
+    pub(crate) fn wrote(&mut self, began: Instant, ended: Instant, paid: bool) {
         self.last = Some((ended, ended.saturating_duration_since(began)));
-    }
-
-    /// When the last write ended, and what it took.
-    pub(crate) fn last(&self) -> Option<(Instant, Duration)> {
-        self.last
+        if paid {
+            self.streak = MOST;
+        }
     }
 
     /// The sender came back sooner than the last write took, several times in a row: batching pays.
     pub(crate) fn hot(&mut self, now: Instant) -> bool {
         let Some((ended, cost)) = self.last else { return false };
-        let quick = now.saturating_duration_since(ended) < cost;
-        self.streak = if quick { self.streak.saturating_add(1) } else { 0 };
-        self.streak > STREAK
+        let (streak, hot) = streak(self.streak, now.saturating_duration_since(ended), cost);
+        self.streak = streak;
+        hot
     }
 }

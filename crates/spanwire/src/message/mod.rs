@@ -51,8 +51,11 @@ enum Repr {
 }
 
 impl Message {
-    /// Largest body, in bytes, that needs no allocation.
+    /// Largest body, in bytes, that needs no allocation, with up to three header words in front.
     pub const INLINE: usize = 64;
+
+    /// Most bytes that lie inside of a message, header words counted.
+    pub(crate) const MOST_INLINE: usize = BUF;
 
     /// An empty message.
     pub fn new() -> Self {
@@ -62,21 +65,49 @@ impl Message {
     /// Copies `body`.
     #[inline]
     pub fn from_slice(body: &[u8]) -> Self {
-        if body.len() <= Self::INLINE {
-            let mut buf = [0; BUF];
-            buf[HEAD..HEAD + body.len()].copy_from_slice(body);
-            let end = (HEAD + body.len()) as u8;
-            Message(Repr::Inline { off: HEAD as u8, mid: HEAD as u8, end, buf })
+        if body.len() <= BUF {
+            Self::inline(body)
         } else {
             Message(Repr::Shared { words: Words::default(), body: Bytes::copy_from_slice(body) })
         }
     }
 
+    /// At most [`BUF`] bytes. What is larger than [`INLINE`](Self::INLINE) takes room from the header: words that came in
+    /// front of a small body are as many bytes less of it when they are taken off.
+    #[inline]
+    fn inline(body: &[u8]) -> Self {
+        let mut buf = [0; BUF];
+        let start = HEAD.min(BUF - body.len());
+        buf[start..start + body.len()].copy_from_slice(body);
+        Message(Repr::Inline { off: start as u8, mid: start as u8, end: (start + body.len()) as u8, buf })
+    }
+
+    /// Makes an empty message that lies where it is to be one with the first `len` bytes of `bytes`, if that can be done in
+    /// pieces of fixed size: of a small body more bytes must follow, and what is too much is never looked at. (Made
+    /// elsewhere and moved there, a message is stored in odd pieces and loaded in even ones, which a processor does slowly.)
+    #[inline]
+    pub(crate) fn fill(&mut self, bytes: &[u8], len: usize) -> bool {
+        const REST: usize = 16; // more than HEAD
+        let Repr::Inline { off, mid, end, buf } = &mut self.0 else { return false };
+        let Some(piece) = bytes.first_chunk::<{ Self::INLINE }>() else { return false };
+        let start = if len <= Self::INLINE {
+            HEAD
+        } else {
+            let Some(rest) = bytes.get(..len).and_then(<[u8]>::last_chunk::<REST>) else { return false };
+            let Some(start) = BUF.checked_sub(len) else { return false };
+            buf[BUF - REST..].copy_from_slice(rest);
+            start
+        };
+        buf[start..start + Self::INLINE].copy_from_slice(piece);
+        (*off, *mid, *end) = (start as u8, start as u8, (start + len) as u8);
+        true
+    }
+
     /// Takes `body` as it is when it is large, and copies it when it is small.
     #[inline]
     pub fn from_bytes(body: Bytes) -> Self {
-        if body.len() <= Self::INLINE {
-            Self::from_slice(&body)
+        if body.len() <= BUF {
+            Self::inline(&body)
         } else {
             Message(Repr::Shared { words: Words::default(), body })
         }
@@ -467,7 +498,9 @@ mod tests {
 
     /// Every operation must give the same whether a body is inline or shared.
     fn sizes() -> impl Iterator<Item = Vec<u8>> {
-        [0, 1, 3, 4, 5, 8, 63, 64, 65, 1000].into_iter().map(|n| (0..n).map(|i| i as u8).collect())
+        [0, 1, 3, 4, 5, 8, 63, 64, 65, 68, 75, 76, 77, 1000]
+            .into_iter()
+            .map(|n| (0..n).map(|i| i as u8).collect())
     }
 
     #[test]
@@ -478,7 +511,20 @@ mod tests {
             assert_eq!(m.wire_len(), body.len());
             assert_eq!(m.clone().into_bytes(), body);
             assert_eq!(Message::from_slice(&body), m);
+            let followed = [&body[..], &[7; 100]].concat();
+            let mut filled = Message::new();
+            assert_eq!(filled.fill(&followed, body.len()), body.len() <= BUF);
+            assert_eq!(filled, if body.len() <= BUF { m } else { Message::new() });
+            assert!(!Message::new().fill(&body, body.len() + 1), "there are fewer");
         }
+    }
+
+    #[test]
+    fn a_small_body_is_inline_with_the_words_that_came_in_front_of_it() {
+        let body = [7; Message::INLINE];
+        let mut m = Message::from_slice(&[&[0, 0, 0, 1, 0, 0, 0, 2, 0x80, 0, 0, 3][..], &body].concat());
+        assert_eq!([m.shift_word(), m.shift_word(), m.shift_word()], [Some(1), Some(2), Some(0x8000_0003)]);
+        assert_eq!((m.body(), m.header_len(), m.shared_body()), (&body[..], 3, None));
     }
 
     #[test]

@@ -372,18 +372,48 @@ impl Pipe {
 
     #[inline]
     fn push(&mut self, msg: Message, dirty: &mut Vec<PipeId>) -> Room {
-        if !self.dirty {
-            self.dirty = true;
-            dirty.push(self.id);
-        }
-        self.sent.0 += 1;
-        self.sent.1 += msg.wire_len() as u64;
+        let size = msg.wire_len();
         self.out.push(msg);
-        if self.out_full() {
-            self.was_full = true;
-            Room::Full
-        } else {
-            Room::More
+        self.pushed(size, dirty)
+    }
+
+    #[inline]
+    fn push_copy(&mut self, msg: &Message, dirty: &mut Vec<PipeId>) -> Room {
+        self.out.push_copy(msg);
+        self.pushed(msg.wire_len(), dirty)
+    }
+
+    #[inline]
+    fn pushed(&mut self, size: usize, dirty: &mut Vec<PipeId>) -> Room {
+        self.sent.0 += 1;
+        self.sent.1 += size as u64;
+        let full = self.out_full();
+        self.was_full |= full;
+        if !self.dirty {
+            if !full && !self.urgent && self.tx.gathers(&self.out) {
+                self.tx.appended = self.tx.appended.wrapping_add(1); // there is nothing to decide
+            } else {
+                self.dirty = true;
+                dirty.push(self.id);
+            }
+        }
+        if full { Room::Full } else { Room::More }
+    }
+
+    /// Messages were taken: a full queue may be read again, and the end of a peer that has gone be told.
+    #[inline]
+    fn taken(&mut self, fx: &mut Effects) {
+        if self.stalled && self.info.recv_limit.half(self.inq.len(), self.inq.bytes) {
+            self.stalled = false;
+            fx.unstalled.push(self.id);
+        }
+        if self.inq.is_empty()
+            && self.open
+            && self.unread.is_none()
+            && let Some(why) = &self.ended
+        {
+            self.open = false;
+            fx.closes.push((self.id, why.clone()));
         }
     }
 
@@ -633,19 +663,36 @@ impl<'a> Cx<'a> {
     pub fn take(&mut self, pipe: PipeId) -> Option<Message> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.inq.pop();
-        if p.stalled && p.info.recv_limit.half(p.inq.len(), p.inq.bytes) {
-            p.stalled = false;
-            self.fx.unstalled.push(pipe);
-        }
-        if p.inq.is_empty()
-            && p.open
-            && p.unread.is_none()
-            && let Some(why) = &p.ended
-        {
-            p.open = false;
-            self.fx.closes.push((pipe, why.clone()));
-        }
+        p.taken(self.fx);
         msg
+    }
+
+    /// Takes the next messages that arrived on `pipe`, `max` at most, and appends them to `into`.
+    pub fn take_many(&mut self, pipe: PipeId, into: &mut Vec<Message>, max: usize) {
+        if let Some(p) = self.pipes.get_mut(pipe) {
+            p.inq.pop_many(into, max);
+            p.taken(self.fx);
+        }
+    }
+
+    /// Moves all that arrived on `pipe` and that `keep` says to the end of `into`, if that stays within `limit`, and drops
+    /// the rest as filtered. `false`: it did nothing.
+    pub(super) fn take_all(
+        &mut self,
+        pipe: PipeId,
+        limit: Limit,
+        into: &mut Batch,
+        keep: impl FnMut(&Message) -> bool,
+    ) -> bool {
+        let Some(p) = self.pipes.get_mut(pipe) else { return false };
+        if p.inq.len() + into.len() > limit.max_messages() || p.inq.bytes + into.bytes > limit.max_bytes() {
+            return false;
+        }
+        let filtered = p.inq.retain(keep);
+        into.append(&mut p.inq);
+        p.taken(self.fx);
+        (0..filtered).for_each(|_| self.dropped(Some(pipe), DropReason::Filtered));
+        true
     }
 
     /// Looks at the next message that arrived on `pipe`.
@@ -688,37 +735,38 @@ impl<'a> Cx<'a> {
         Ok(p.push(msg, &mut self.fx.dirty))
     }
 
-    /// Queues a message, or loses one as `overflow` says. Every loss is counted for the pipe.
-    pub fn offer(&mut self, pipe: PipeId, msg: Message, overflow: Overflow) -> Offered {
+    /// Queues a copy of a message, or loses one as `overflow` says. Every loss is counted for the pipe.
+    #[inline]
+    pub fn offer(&mut self, pipe: PipeId, msg: &Message, overflow: Overflow) -> Offered {
         if overflow == Overflow::KeepLatest && self.pipes.get(pipe).is_some_and(Pipe::sends) {
             while self.evict(pipe, DropReason::Replaced).is_some() {}
         }
-        let mut msg = msg;
+        let Some(p) = self.pipes.get_mut(pipe).filter(|p| p.sends()) else { return Offered::Gone };
+        if p.out_full() {
+            return self.offer_to_full(pipe, msg, overflow);
+        }
+        Offered::Queued(p.push_copy(msg, &mut self.fx.dirty))
+    }
+
+    #[cold]
+    fn offer_to_full(&mut self, pipe: PipeId, msg: &Message, overflow: Overflow) -> Offered {
         loop {
-            match self.put(pipe, msg) {
-                Ok(room) => return Offered::Queued(room),
-                Err(PutError::Gone(_)) => return Offered::Gone,
-                Err(PutError::Full(back)) => msg = back,
-            }
-            if matches!(overflow, Overflow::DropOldest | Overflow::KeepLatest)
-                && let Some(p) = self.pipes.get_mut(pipe)
-                && p.out.is_empty()
-            {
-                // All that fills the queue is with the writer: the newest waits behind it, one message more.
-                return Offered::Queued(p.push(msg, &mut self.fx.dirty));
+            let Some(p) = self.pipes.get_mut(pipe) else { return Offered::Gone };
+            p.was_full = true;
+            let evicts = matches!(overflow, Overflow::DropOldest | Overflow::KeepLatest);
+            // All that fills the queue may be with the writer: then the newest waits behind it, one message more.
+            if !p.out_full() || (evicts && p.out.is_empty()) {
+                return Offered::Queued(p.push_copy(msg, &mut self.fx.dirty));
             }
             match overflow {
-                Overflow::DropOldest if self.evict(pipe, DropReason::Oldest).is_some() => {}
+                Overflow::DropOldest if self.evict(pipe, DropReason::Oldest).is_some() => continue,
                 Overflow::Disconnect => {
                     self.dropped(Some(pipe), DropReason::Newest);
                     self.close(pipe, Reason::Slow);
-                    return Offered::Dropped;
                 }
-                _ => {
-                    self.dropped(Some(pipe), DropReason::Newest);
-                    return Offered::Dropped;
-                }
+                _ => self.dropped(Some(pipe), DropReason::Newest),
             }
+            return Offered::Dropped;
         }
     }
 

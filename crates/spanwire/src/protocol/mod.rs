@@ -37,7 +37,7 @@
 //!     type Item = Message;
 //!     fn send(&mut self, cx: &mut Cx<'_>, msg: Message) -> Result<(), Refused<Message>> {
 //!         for pipe in self.pipes.keys() {
-//!             cx.offer(pipe, msg.clone(), Overflow::DropNewest); // a loss is counted by `offer`
+//!             cx.offer(pipe, &msg, Overflow::DropNewest); // a loss is counted by `offer`
 //!         }
 //!         Ok(())
 //!     }
@@ -254,6 +254,12 @@ pub trait Receives: Protocol {
     type Item: Send;
     /// The next item, if there is one. Never waits.
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Self::Item>;
+
+    /// Appends what is there to `into`, `max` items at most. The same as so many calls of [`recv`](Receives::recv); worth
+    /// writing where many cost less together.
+    fn recv_many(&mut self, cx: &mut Cx<'_>, into: &mut Vec<Self::Item>, max: usize) {
+        into.extend(std::iter::from_fn(|| self.recv(cx)).take(max));
+    }
 }
 
 /// Takes and drops all that a peer sent to a socket that does not receive, counting it.

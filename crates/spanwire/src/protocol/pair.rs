@@ -95,6 +95,10 @@ impl Receives for Pair {
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Message> {
         self.inbound.take_any(cx)
     }
+
+    fn recv_many(&mut self, cx: &mut Cx<'_>, into: &mut Vec<Message>, max: usize) {
+        self.inbound.take_many(cx, into, max);
+    }
 }
 
 #[cfg(test)]

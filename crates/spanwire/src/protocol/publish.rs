@@ -9,8 +9,8 @@
 
 use super::topics::Topics;
 use super::{
-    Control, Cx, DropReason, Offered, Overflow, PipeId, PipeMap, Protocol, ProtocolInfo, PutError, Readiness,
-    Reason, Refused, Reject, Room, Sends, discard, write_off,
+    Control, Cx, DropReason, Offered, Overflow, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness, Reason,
+    Refused, Reject, Room, Sends, discard, write_off,
 };
 use crate::Message;
 
@@ -119,6 +119,10 @@ impl Sends for Pub {
         if self.blocked > 0 {
             return Err(Refused::NotNow(msg));
         }
+        let (overflow, waits) = match self.slow {
+            Slow::Drop(overflow) => (overflow, false),
+            Slow::Wait => (Overflow::DropNewest, true),
+        };
         // A peer that is being let go takes nothing more, and is none.
         let mut any = false;
         for (pipe, peer) in self.peers.iter_mut() {
@@ -126,29 +130,14 @@ impl Sends for Pub {
                 any = true;
                 continue;
             }
-            let overflow = match self.slow {
-                Slow::Drop(overflow) => overflow,
-                Slow::Wait => {
-                    match cx.put(pipe, msg.clone()) {
-                        Err(PutError::Gone(_)) => continue,
-                        Ok(Room::More) => {
-                            any = true;
-                            continue;
-                        }
-                        Ok(Room::Full) => any = true,
-                        // Only if somebody lowered the limit of this pipe meanwhile.
-                        Err(PutError::Full(_)) => {
-                            any = true;
-                            cx.dropped(Some(pipe), DropReason::Newest);
-                        }
-                    }
-                    peer.blocked = true;
-                    self.blocked += 1;
-                    continue;
-                }
-            };
-            // A loss is counted by `offer`, for this subscriber.
-            any |= cx.offer(pipe, msg.clone(), overflow) != Offered::Gone;
+            // A loss is counted by `offer`, for this subscriber. Where it is waited for there is room, unless somebody
+            // lowered the limit of its pipe meanwhile.
+            let offered = cx.offer(pipe, &msg, overflow);
+            any |= offered != Offered::Gone;
+            if waits && !matches!(offered, Offered::Queued(Room::More) | Offered::Gone) {
+                peer.blocked = true;
+                self.blocked += 1;
+            }
         }
         if !any {
             cx.dropped(None, DropReason::NoPeer);

@@ -55,6 +55,10 @@ impl Receives for Pull {
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Message> {
         self.queue.take_any(cx)
     }
+
+    fn recv_many(&mut self, cx: &mut Cx<'_>, into: &mut Vec<Message>, max: usize) {
+        self.queue.take_many(cx, into, max);
+    }
 }
 
 #[cfg(test)]
@@ -159,7 +163,64 @@ mod tests {
         }
     }
 
+    fn many(s: &mut Script<Pull>, max: usize) -> Vec<Message> {
+        let mut got = Vec::new();
+        s.call(|p, cx| p.recv_many(cx, &mut got, max));
+        got
+    }
+
+    #[test]
+    fn many_at_once_are_as_many_as_asked_for_and_peers_take_turns_of_sixteen() {
+        let mut s = Script::new(Pull::new());
+        let (gone, a, b) = (s.open(99), s.open(99), s.open(99));
+        s.arrive(gone, ["g"]);
+        s.lose(gone);
+        s.arrive(a, vec!["a"; 40]);
+        s.arrive(b, vec!["b"; 20]);
+        let turns = [("g", 1), ("a", 16), ("b", 16), ("a", 16), ("b", 4), ("a", 8)];
+        let want: Vec<&str> = turns.into_iter().flat_map(|(who, n)| vec![who; n]).collect();
+        assert_eq!(many(&mut s, 0), [""; 0]);
+        assert_eq!(many(&mut s, 20), want[..20]);
+        // The turn in which it stopped is over.
+        assert_eq!(many(&mut s, 1), ["a"]);
+        assert_eq!(many(&mut s, 99).len(), want.len() - 21);
+        assert!(!s.readiness().recv);
+    }
+
+    #[test]
+    fn many_at_once_let_a_peer_that_was_held_back_go_on() {
+        let mut s = Script::new(Pull::new());
+        let a = s.open(4);
+        assert_eq!(s.arrive(a, ["1", "2", "3", "4", "5"]), 4);
+        assert_eq!(many(&mut s, 3), ["1", "2", "3"]);
+        assert_eq!(s.arrive(a, ["5", "6", "7", "8"]), 3);
+        s.end(a);
+        assert_eq!((many(&mut s, 9).len(), s.closed.len()), (4, 1), "and its end be seen");
+    }
+
     proptest! {
+        #[test]
+        fn many_at_once_lose_nothing_and_keep_each_peers_order(
+            sizes in proptest::collection::vec(0usize..40, 1..6), max in proptest::collection::vec(1usize..50, 1..9),
+        ) {
+            let mut s = Script::new(Pull::new());
+            for (peer, n) in sizes.iter().enumerate() {
+                let a = s.open(99);
+                s.arrive(a, (0..*n).map(|i| Message::from([peer as u8, i as u8])));
+            }
+            let (mut next, mut max) = (vec![0u8; sizes.len()], max.into_iter().cycle());
+            while s.readiness().recv {
+                let most = max.next().unwrap_or(1);
+                let got = many(&mut s, most);
+                prop_assert!((1..=most).contains(&got.len()));
+                for msg in got {
+                    prop_assert_eq!(msg[1], next[msg[0] as usize]);
+                    next[msg[0] as usize] += 1;
+                }
+            }
+            prop_assert!(next.iter().zip(sizes).all(|(n, size)| usize::from(*n) == size));
+        }
+
         #[test]
         fn nothing_is_lost_uncounted_and_readiness_is_exact(ops in check::ops()) {
             let mut s = Script::new(Pull::new());

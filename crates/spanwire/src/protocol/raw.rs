@@ -109,7 +109,7 @@ impl Sends for RawRep {
             return Err(Refused::Invalid(msg, "a raw reply begins with the word of its connection"));
         };
         // One queue full must not stop the replies for others.
-        let sent = cx.find(word).map(|pipe| cx.offer(pipe, msg, Overflow::DropNewest));
+        let sent = cx.find(word).map(|pipe| cx.offer(pipe, &msg, Overflow::DropNewest));
         if matches!(sent, None | Some(Offered::Gone)) {
             cx.dropped(None, DropReason::Unroutable);
         }

@@ -32,7 +32,7 @@ pub struct Sub {
     queue: Batch,
     limit: Limit,
     prefer: Prefer,
-    /// What is still in the pipes. Not empty only while `queue` is full.
+    /// What is still in the pipes: not empty only from when `queue` is full until it is empty.
     inbound: FairQueue,
     pipes: PipeMap<()>,
 }
@@ -61,13 +61,9 @@ impl Sub {
             for pipe in self.pipes.keys() {
                 cx.control(pipe, Control::Cancel(topic));
             }
-            for msg in std::mem::take(&mut self.queue).messages {
-                if self.topics.matches(&msg) {
-                    self.queue.push(msg);
-                } else {
-                    cx.dropped(None, DropReason::Filtered);
-                }
-            }
+            let topics = &self.topics;
+            let filtered = self.queue.retain(|msg| topics.matches(msg));
+            (0..filtered).for_each(|_| cx.dropped(None, DropReason::Filtered));
             self.fill(cx);
         }
         true
@@ -77,8 +73,18 @@ impl Sub {
         self.limit.reached(self.queue.len(), self.queue.bytes)
     }
 
+    /// After messages were taken: when none is left, many that wait move up at once.
+    #[inline]
+    fn taken(&mut self, cx: &mut Cx<'_>) {
+        if self.queue.is_empty() && !self.inbound.is_empty() {
+            self.fill(cx);
+        }
+    }
+
     /// Moves what matches from the pipes to the queue.
     fn fill(&mut self, cx: &mut Cx<'_>) {
+        let topics = &self.topics;
+        self.inbound.take_all(cx, self.limit, &mut self.queue, |msg| topics.matches(msg));
         while self.prefer == Prefer::Newest || !self.full() {
             let Some((pipe, msg)) = self.inbound.take(cx) else { return };
             if !self.topics.matches(&msg) {
@@ -129,8 +135,13 @@ impl Receives for Sub {
 
     fn recv(&mut self, cx: &mut Cx<'_>) -> Option<Message> {
         let msg = self.queue.pop();
-        self.fill(cx);
+        self.taken(cx);
         msg
+    }
+
+    fn recv_many(&mut self, cx: &mut Cx<'_>, into: &mut Vec<Message>, max: usize) {
+        self.queue.pop_many(into, max);
+        self.taken(cx);
     }
 }
 

@@ -118,6 +118,41 @@ impl Batch {
         self.messages.pop_front()
     }
 
+    /// Moves all of `other` behind what is here.
+    pub(crate) fn append(&mut self, other: &mut Batch) {
+        if self.messages.is_empty() {
+            std::mem::swap(&mut self.messages, &mut other.messages);
+        } else {
+            self.messages.append(&mut other.messages);
+        }
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// Drops all but those that `keep` says; returns how many.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Message) -> bool) -> usize {
+        let before = self.messages.len();
+        let mut gone = 0;
+        self.messages.retain(|msg| {
+            let keeps = keep(msg);
+            gone += if keeps { 0 } else { msg.wire_len() };
+            keeps
+        });
+        self.bytes -= gone;
+        before - self.messages.len()
+    }
+
+    /// Moves the oldest, `max` at most, to the end of `into`.
+    pub(crate) fn pop_many(&mut self, into: &mut Vec<Message>, max: usize) {
+        let before = into.len();
+        let n = max.min(self.messages.len());
+        into.reserve(n);
+        into.extend(self.messages.drain(..n));
+        self.bytes -= into[before..].iter().map(Message::wire_len).sum::<usize>();
+        if self.messages.is_empty() {
+            give_back(&mut self.messages);
+        }
+    }
+
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.messages.len()
@@ -154,6 +189,14 @@ impl Outbound {
         match self {
             Outbound::Framed(frames) => frames.push(&msg),
             Outbound::Messages(batch) => batch.push(msg),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn push_copy(&mut self, msg: &Message) {
+        match self {
+            Outbound::Framed(frames) => frames.push(msg),
+            Outbound::Messages(batch) => batch.push(msg.clone()),
         }
     }
 

@@ -423,16 +423,18 @@ impl<P: Receives> Socket<P> {
     /// # Errors
     /// [`RecvError::Closed`], [`RecvError::Forked`].
     pub fn recv_many(&self, into: &mut Vec<P::Item>, max: usize) -> Result<usize, RecvError> {
-        Ok(self.core().wait_on(Want::Recv, None, |p, cx| {
-            let protocol = down::<P>(p);
-            let before = into.len();
-            while into.len() - before < max
-                && let Some(item) = protocol.recv(cx)
-            {
-                into.push(item);
-            }
-            (into.len() > before || max == 0).then(|| into.len() - before)
-        })?)
+        Ok(self.core().wait_on(Want::Recv, None, |p, cx| take_many(down::<P>(p), cx, into, max))?)
+    }
+
+    /// The same as a future, for any executor. Dropped before it is ready, it has taken nothing.
+    ///
+    /// # Errors
+    /// [`RecvError::Closed`], [`RecvError::Forked`].
+    pub async fn recv_many_async(&self, into: &mut Vec<P::Item>, max: usize) -> Result<usize, RecvError> {
+        Ok(WaitFuture::new(self.clone(), Want::Recv, |p: &mut P, cx: &mut Cx<'_>| {
+            take_many(p, cx, into, max)
+        })
+        .await?)
     }
 
     /// Receives as a future, for any executor. Dropped before it is ready, it has taken nothing.
@@ -449,6 +451,13 @@ impl<P: Receives> Socket<P> {
     pub fn stream(&self) -> RecvStream<P> {
         RecvStream::new(self.clone())
     }
+}
+
+/// What is there, `max` at most; nothing when there is nothing.
+fn take_many<P: Receives>(p: &mut P, cx: &mut Cx<'_>, into: &mut Vec<P::Item>, max: usize) -> Option<usize> {
+    let before = into.len();
+    p.recv_many(cx, into, max);
+    (into.len() > before || max == 0).then(|| into.len() - before)
 }
 
 /// An address that a socket listens on or dials. Dropping it changes nothing; [`close`](Endpoint::close) ends

@@ -75,6 +75,15 @@ impl<'a> Input<'a> {
         Some(msg)
     }
 
+    /// The same into an empty message, if that is quicker.
+    #[inline]
+    pub(super) fn fill(&mut self, msg: &mut Message, n: usize) -> bool {
+        let Source::Lent(b) = &self.source else { return false };
+        let filled = msg.fill(&b[self.at..], n);
+        self.at += if filled { n } else { 0 };
+        filled
+    }
+
     /// Says that nothing more can be decoded before `total` bytes, from here on, are there. A hint: it lets
     /// the engine read a large frame into one place.
     pub fn need(&mut self, total: usize) {

@@ -77,8 +77,9 @@ impl Decoder for SpDecoder {
                 break;
             }
             input.advance(self.head);
-            let Some(msg) = input.message(size) else { break };
-            inbox.push(msg);
+            if !inbox.take(input, size) {
+                break;
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use spanwire::transport::{IpcOptions, TcpOptions};
-use spanwire::{Limit, Pull, Push, Rep, Req, RequestError};
+use spanwire::{Limit, Message, Pull, Push, Rep, Req, RequestError};
 
 use crate::common::*;
 
@@ -42,15 +42,20 @@ async fn send_all(push: Push, sender: u32, n: u32, mut rng: Rng) -> u64 {
     cancelled
 }
 
-/// One message, by futures that are dropped again and again; and how often.
-async fn receive(pull: &Pull, rng: &mut Rng, cancelled: &mut u64) -> (u32, u32) {
+/// One message, or up to `most` with one future, by futures that are dropped again and again; and how often.
+async fn receive(pull: &Pull, most: usize, rng: &mut Rng, cancelled: &mut u64) -> Vec<(u32, u32)> {
+    let mut got = Vec::new();
     loop {
+        let many = most > 1 && rng.below(2) == 0;
         tokio::select! {
             biased;
-            got = pull.recv_async() => {
-                let msg = got.unwrap();
-                let word = |at: usize| u32::from_be_bytes(msg[at..at + 4].try_into().unwrap());
-                return (word(0), word(4));
+            one = pull.recv_async(), if !many => {
+                got.push(one.unwrap());
+                break;
+            }
+            n = pull.recv_many_async(&mut got, most), if many => {
+                assert!((1..=most).contains(&n.unwrap()));
+                break;
             }
             () = after(rng.below(4)) => {
                 *cancelled += 1;
@@ -60,6 +65,8 @@ async fn receive(pull: &Pull, rng: &mut Rng, cancelled: &mut u64) -> (u32, u32) 
             }
         }
     }
+    let word = |msg: &Message, at: usize| u32::from_be_bytes(msg[at..at + 4].try_into().unwrap());
+    got.iter().map(|msg| (word(msg, 0), word(msg, 4))).collect()
 }
 
 fn pushing(limit: Limit, small: &TcpOptions, small_ipc: &IpcOptions) -> Push {
@@ -91,11 +98,12 @@ fn promise_11_a_million_messages_through_cancelled_futures_none_lost_doubled_or_
         let (mut next, mut cancelled) = ([0u32; 3], 0);
         let mut rng = Rng(seed as u64 + 99);
         let all = async {
-            for _ in 0..3 * n {
-                let one = tokio::time::timeout(SOON, receive(&pull, &mut rng, &mut cancelled));
-                let (sender, i) = one.await.unwrap_or_else(|e| panic!("{url}: stuck: {e}"));
-                assert_eq!(i, next[sender as usize], "{url}: of sender {sender}");
-                next[sender as usize] += 1;
+            while next.iter().sum::<u32>() < 3 * n {
+                let some = tokio::time::timeout(SOON, receive(&pull, 3, &mut rng, &mut cancelled));
+                for (sender, i) in some.await.unwrap_or_else(|e| panic!("{url}: stuck: {e}")) {
+                    assert_eq!(i, next[sender as usize], "{url}: of sender {sender}");
+                    next[sender as usize] += 1;
+                }
             }
         };
         runtime.block_on(all);
@@ -142,7 +150,7 @@ fn promise_11_two_executors_and_a_blocking_thread_share_a_socket_and_each_messag
         async fn drain(pull: Pull, mut rng: Rng) -> Vec<u32> {
             let mut got = Vec::new();
             loop {
-                match receive(&pull, &mut rng, &mut 0).await {
+                match receive(&pull, 1, &mut rng, &mut 0).await[0] {
                     (_, STOP) => return got,
                     (_, i) => got.push(i),
                 }
