@@ -106,7 +106,6 @@ struct Log {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each store, and open for nearly all of its life")]
 enum Phase {
     New,
     /// Loaded, and there is nothing.
