@@ -86,6 +86,12 @@ impl Replica {
             self.relayed.upstream.clone_from(&upstream);
             events.push(RelayEvent::Upstream(upstream));
         }
+        // A promotion may be followed by the next canary before it is told.
+        let held = self.given.as_ref().or(self.visible.as_ref()).map(|held| held.head.clone());
+        if let Some(head) = held.filter(|head| self.relayed.head.as_ref() != Some(head)) {
+            self.relayed.head = Some(head.clone());
+            events.push(RelayEvent::Heard(head));
+        }
         let for_all = self.ready.as_ref().is_some_and(|ready| ready.head.audience.is_empty());
         let mut under = self.relayed.under.take();
         if let Some((_, changed)) = under.take_if(|_| for_all) {

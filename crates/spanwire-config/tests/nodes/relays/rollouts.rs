@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::rollouts::{ask, labelled, open, step};
-use spanwire_config::rollout::Audience;
+use spanwire_config::rollout::{Audience, Stage};
 use spanwire_config::{CohortNode, Step};
 
 /// An authority, a relay, a relay below that, and below each a canary and another node.
@@ -161,6 +161,22 @@ fn a_relay_takes_no_canary_that_does_not_stand_on_what_it_holds() {
     relay.turn();
     assert!(relay.machine.canary().is_none() && relay.upper.protocol.visible().is_none());
     assert_eq!(relay.upper.counted("canary-out-of-turn"), 1);
+}
+
+#[test]
+fn a_promotion_and_the_next_rollout_may_reach_a_relay_that_stood_still() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    step(&mut t.a, 101, Step::Promote);
+    let all = Stage { share: 10_000, ..Stage::default() };
+    ask(&mut t.a, 102, &puts([("a", "3")]), vec![all], false);
+    let down = t.a.drain(t.up[0].above, usize::MAX);
+    t.r[0].upper.arrive(t.up[0].below, down);
+    t.r[0].turn();
+    let revs =
+        [t.r[0].machine.held(), t.r[0].machine.canary()].map(|held| held.map(|(head, _)| head.position.rev));
+    assert_eq!(revs, [Some(2), Some(3)]);
 }
 
 #[test]
