@@ -147,13 +147,14 @@ mod tests {
             // Opened when the other end is: by the command, when it runs.
             let opened = std::fs::File::open(runs);
             drop(stop);
-            opened.expect("ours");
+            // Kept open, or the command would end by a write that nobody reads.
+            opened.expect("ours")
         });
         let began = Instant::now();
         let ended = w.run("echo > \"$CONFIG_SYNC_OUT/runs\"; sleep 1000", LONG * 10, &["a"]);
         assert!(matches!(ended, Err(Failure::Ended)), "{ended:?}");
         assert!(began.elapsed() < LONG);
-        ending.join().expect("it does not panic");
+        drop(ending.join().expect("it does not panic"));
     }
 
     #[test]
