@@ -2,8 +2,8 @@
 //!
 //! One thread at a time is a pipe's writer: it takes the [`Writer`] out of the pipe, unlocks, writes, and puts
 //! it back. Others only append. A lone message is written at once by its sender; a sender that comes back sooner than
-//! its last write took, several times in a row, is *hot*: then messages gather and leave [`FLUSH_AT`] bytes at a
-//! time, and the driver minds the pipe until it is quiet.
+//! its last write took, several times in a row, is *hot*: then messages gather and leave [`FLUSH_AT`] bytes
+//! at a time ([`FLUSH_LARGE_AT`] of large bodies), and the driver minds the pipe until it is quiet.
 //!
 //! Owns: the writer and its unfinished bytes. Never: locks, or decides which pipe gets a message.
 
@@ -19,14 +19,20 @@ use crate::queue::{Frames, Outbound, SEGMENTS, give_back};
 use crate::transport::{MessageWriter, StreamWriter};
 use crate::wire::Encoder;
 
-/// A hot sender writes when this much has gathered, in bytes.
+/// A hot sender writes when this much has gathered that is copied, in bytes: far below what a thousand small messages
+/// make, so that another batch has room in the queue while this one is written.
 pub(crate) const FLUSH_AT: usize = 32 * 1024;
+/// The same with large bodies, which are not: a write wakes the peer, and that costs as much whatever it brings.
+pub(crate) const FLUSH_LARGE_AT: usize = 256 * 1024;
 /// Messages for a busy peer in the process are handed over so many at a time.
 pub(crate) const HAND_OVER_AT: usize = 64;
 /// What a backlog took is given back when it has shrunk to so many messages.
 const SPARE: usize = 1024;
 /// So many quick returns in a row make a sender hot.
 const STREAK: u32 = 4;
+/// So many make it steady: requests of some size, each sent soon after the last was answered, come back quickly as
+/// often as not.
+const STEADY: u32 = 32;
 
 /// How a pipe's bytes leave, with what was taken from its queue and not yet written.
 pub(crate) enum Writer {
@@ -291,5 +297,10 @@ impl Tx {
         let quick = now.saturating_duration_since(ended) < cost;
         self.streak = if quick { self.streak.saturating_add(1) } else { 0 };
         self.streak > STREAK
+    }
+
+    /// The same for so long that more is as good as sure to follow.
+    pub(crate) fn steady(&mut self, now: Instant) -> bool {
+        self.hot(now) && self.streak > STEADY
     }
 }

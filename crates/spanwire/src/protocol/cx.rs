@@ -300,9 +300,10 @@ pub(crate) struct Pipe {
     pub(crate) taken_messages: usize,
     pub(crate) taken_bytes: usize,
     pub(crate) open: bool,
-    pub(crate) was_full: bool,
-    /// The inbound queue is full and nothing is read.
-    pub(crate) stalled: bool,
+    /// The outbound queue is full, of so many bytes, and whoever waits is not told yet of room.
+    pub(crate) was_full: Option<usize>,
+    /// The inbound queue is full, of so many bytes, and nothing is read.
+    pub(crate) stalled: Option<usize>,
     pub(crate) urgent: bool,
     pub(crate) dirty: bool,
     pub(crate) finishing: Option<Reason>,
@@ -360,7 +361,7 @@ impl Pipe {
         self.sent.1 += msg.wire_len() as u64;
         self.out.push(msg);
         if self.out_full() {
-            self.was_full = true;
+            self.was_full = Some(self.out.bytes() + self.taken_bytes);
             Room::Full
         } else {
             Room::More
@@ -373,16 +374,14 @@ impl Pipe {
         self.sent.1 = self.sent.1.saturating_sub(size as u64);
     }
 
-    /// Was full, and has drained to half: the protocol is to be told, once.
+    /// Was full, and has drained far enough: the protocol is to be told, once.
     #[inline]
     pub(crate) fn room_again(&mut self) -> bool {
-        let room = self.was_full
-            && self
-                .info
-                .send_limit
-                .half(self.out.len() + self.taken_messages, self.out.bytes() + self.taken_bytes);
+        let Some(full) = self.was_full else { return false };
+        let (messages, bytes) = (self.out.len() + self.taken_messages, self.out.bytes() + self.taken_bytes);
+        let room = self.info.send_limit.drained(messages, bytes, full);
         if room {
-            self.was_full = false;
+            self.was_full = None;
         }
         room
     }
@@ -419,8 +418,8 @@ impl Pipes {
             taken_messages: 0,
             taken_bytes: 0,
             open: true,
-            was_full: false,
-            stalled: false,
+            was_full: None,
+            stalled: None,
             urgent: false,
             dirty: false,
             finishing: None,
@@ -530,7 +529,7 @@ pub(crate) struct Effects {
     pub(crate) closes: Vec<(PipeId, Reason)>,
     /// Pipes with something new to send.
     pub(crate) dirty: Vec<PipeId>,
-    /// Pipes that were full inbound and have drained to half: they may be read again.
+    /// Pipes that were full inbound and have drained far enough: they may be read again.
     pub(crate) unstalled: Vec<PipeId>,
     pub(crate) drops: DropCounts,
     /// Those among them that belong to no pipe.
@@ -612,8 +611,10 @@ impl<'a> Cx<'a> {
     pub fn take(&mut self, pipe: PipeId) -> Option<Message> {
         let p = self.pipes.get_mut(pipe)?;
         let msg = p.inq.pop();
-        if p.stalled && p.info.recv_limit.half(p.inq.len(), p.inq.bytes) {
-            p.stalled = false;
+        if let Some(full) = p.stalled
+            && p.info.recv_limit.drained(p.inq.len(), p.inq.bytes, full)
+        {
+            p.stalled = None;
             self.fx.unstalled.push(pipe);
         }
         if p.inq.is_empty()
@@ -661,7 +662,7 @@ impl<'a> Cx<'a> {
             return Err(PutError::Gone(msg));
         }
         if p.out_full() {
-            p.was_full = true;
+            p.was_full.get_or_insert(p.out.bytes() + p.taken_bytes);
             return Err(PutError::Full(msg));
         }
         Ok(p.push(msg, &mut self.fx.dirty))
