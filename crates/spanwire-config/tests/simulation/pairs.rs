@@ -161,7 +161,14 @@ const EXCEPT: &[(&str, &[&str], &[&str], Why)] = &[
     (
         REPLICA,
         &["CONFLICT"],
-        &["HEAD where nothing is held", "HEAD for others", "HEAD below", "asks again", "hook failed"],
+        &[
+            "HEAD where nothing is held",
+            "HEAD for others",
+            "HEAD of an earlier epoch",
+            "HEAD below",
+            "asks again",
+            "hook failed",
+        ],
         Seldom("two histories, and one more thing at the same time"),
     ),
     (
@@ -248,9 +255,15 @@ const EXCEPT: &[(&str, &[&str], &[&str], Why)] = &[
     ),
     (
         SESSION,
-        &["at rest", "in a transfer", "to be acknowledged", "in conflict", "in reserve"],
+        &["at rest", "in a transfer", "to be acknowledged", "in conflict"],
         &["HELLO without wants"],
         Never("it is the first word, on a pipe that is not in use"),
+    ),
+    (
+        SESSION,
+        &["in reserve"],
+        &["HELLO without wants"],
+        Seldom("once more only where the boot is raised, on each pipe that stays"),
     ),
     (
         SESSION,

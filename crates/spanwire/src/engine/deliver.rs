@@ -273,14 +273,14 @@ fn free_token(st: &mut State, token: usize) {
     st.tokens.try_remove(token);
 }
 
-/// Room in a pipe's inbound queue; `None`: it is full, and the pipe is stalled until it has drained to half.
+/// Room in a pipe's inbound queue; `None`: it is full, and the pipe is stalled until it has drained.
 fn room(p: &mut Pipe) -> Option<(usize, usize)> {
     let limit = p.info.recv_limit;
     if p.in_full() {
-        p.stalled = true;
+        p.stalled = Some(p.inq.bytes);
         return None;
     }
-    p.stalled = false;
+    p.stalled = None;
     Some((limit.max_messages() - p.inq.len(), limit.max_bytes() - p.inq.bytes))
 }
 

@@ -18,7 +18,6 @@ use mio::{Events, Poll, Token};
 use super::contain::{contain, dispose};
 use super::core::Core;
 use super::handshake::{Attach, Opening, Stage, advance};
-use super::pool::Pool;
 use super::rx::{Filled, Rx, broken};
 use super::tx::Writer;
 use crate::Message;
@@ -165,7 +164,6 @@ pub(crate) struct Drive {
     ready: VecDeque<usize>,
     /// During a turn: its thread's.
     scratch: Vec<u8>,
-    pool: Arc<Pool>,
     /// Handshakes that must be over, pauses, drains: times and tokens.
     deadlines: BTreeSet<(Time, usize)>,
     opening: usize,
@@ -188,7 +186,6 @@ impl Drive {
             conns: Vec::new(),
             ready: VecDeque::new(),
             scratch: Vec::new(),
-            pool: Arc::default(),
             deadlines: BTreeSet::new(),
             opening: 0,
             spare: Vec::new(),
@@ -590,7 +587,7 @@ impl Drive {
 
     fn step(&mut self, core: &Core, key: usize) {
         let Some(Some(Conn::Opening(opening))) = self.conns.get_mut(key) else { return };
-        match advance(core, opening, &mut self.scratch, &self.pool) {
+        match advance(core, opening, &mut self.scratch) {
             Ok(false) => {}
             Ok(true) => {
                 let deadline = opening.deadline;

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::core::{Core, Guard, State};
 use super::heat::Pass;
-use super::tx::{STREAK, Wrote};
+use super::tx::{FLUSH_AT, STREAK, Wrote};
 use crate::protocol::{Pipe, PipeId, Reason};
 
 fn pending(p: &Pipe) -> bool {
@@ -32,7 +32,14 @@ fn may_gather(p: &mut Pipe, pass: &mut Pass) -> bool {
         return true;
     }
     // Whole messages are handed over without a look at the clock.
-    p.tx.is_stream() && (p.tx.hot(pass.now()) || pass.hot())
+    if !p.tx.is_stream() {
+        return false;
+    }
+    // So much is worth a write of its own, unless more is as good as sure to follow.
+    if p.out.bytes() >= FLUSH_AT {
+        return p.tx.steady(pass.now());
+    }
+    p.tx.hot(pass.now()) || pass.hot()
 }
 
 impl Core {

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use super::contain::contain;
 use super::core::Core;
-use super::pool::Pool;
 use super::rx::{Filled, Rx, StreamRx, broken};
 use super::tx::Writer;
 use crate::protocol::{Reason, Time};
@@ -75,21 +74,11 @@ pub(crate) struct Attach {
 }
 
 /// Moves a connection on its way as far as it goes: `true` when it is ready to attach.
-pub(crate) fn advance(
-    core: &Core,
-    opening: &mut Opening,
-    scratch: &mut Vec<u8>,
-    pool: &Arc<Pool>,
-) -> Result<bool, Reason> {
-    contain(|| Ok(go_on(core, opening, scratch, pool))).unwrap_or_else(|e| Err(broken(&e)))
+pub(crate) fn advance(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
+    contain(|| Ok(go_on(core, opening, scratch))).unwrap_or_else(|e| Err(broken(&e)))
 }
 
-fn go_on(
-    core: &Core,
-    opening: &mut Opening,
-    scratch: &mut Vec<u8>,
-    pool: &Arc<Pool>,
-) -> Result<bool, Reason> {
+fn go_on(core: &Core, opening: &mut Opening, scratch: &mut Vec<u8>) -> Result<bool, Reason> {
     loop {
         match std::mem::replace(&mut opening.stage, Stage::Gone) {
             Stage::Stream(mut stream, wire) => {
@@ -106,8 +95,7 @@ fn go_on(
                 let name = wire.name();
                 let mut out = Vec::new();
                 let (decoder, encoding) = wire.start(&hello(core, opening), &mut out);
-                let mut rx =
-                    StreamRx::new(reader, decoder, pool.clone(), short_is_empty, core.cfg.recv_max_size);
+                let mut rx = StreamRx::new(reader, decoder, short_is_empty, core.cfg.recv_max_size);
                 if opening.ending {
                     rx.end_is_near();
                 }

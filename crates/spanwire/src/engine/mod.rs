@@ -20,7 +20,6 @@
 //! | `driver` | the background thread |
 //! | `waiters` | how a thread, a task or a `Poller` that waits is woken |
 //! | `stats` | the counters in one snapshot |
-//! | `pool` | buffers of large frames, used again |
 //! | `notes` | waking a loop without a descriptor |
 //! | `sync` | what `notes` synchronizes by; the loom model has its own |
 //! | `sys` | what needs `unsafe` |
@@ -40,7 +39,6 @@ mod handshake;
 mod heat;
 mod lead;
 mod notes;
-mod pool;
 mod rx;
 mod setup;
 mod stats;

@@ -1,16 +1,16 @@
 //! The reading half of a connection: bytes to messages, as many as there is room for.
 //!
 //! Small frames are read many at a time into a buffer that all pipes of a socket share; a large one is read
-//! straight into the buffer that its message will own.
+//! straight into the buffer that its message will own. Where large ones follow each other, the next is read so from its
+//! first byte, on the guess that it is as long as the last.
 //!
-//! Owns: what was read and not yet decoded. Never: allocates on a peer's word, or lets a reader's or a
-//! decoder's panic out.
+//! Owns: what was read and not yet decoded. Never: allocates on a peer's word (what a guess is made of has
+//! arrived before), or lets a reader's or a decoder's panic out.
 
 use std::io::{ErrorKind, IoSliceMut, Read};
-use std::sync::Arc;
 
 use super::contain::contain;
-use super::pool::Pool;
+use crate::message::pool;
 use crate::protocol::Reason;
 use crate::transport::MessageReader;
 use crate::wire::{Decoder, Inbox, Input, WireError};
@@ -23,6 +23,8 @@ const READ_LEAST: usize = 16 * 1024;
 const OWN: usize = 32 * 1024;
 /// Read behind a large frame: the head of the next, and not so much of its body that copying it would hurt.
 const SPILL: usize = 1024;
+/// A larger frame is not guessed: that its first [`READ`] bytes are copied is little beside the rest.
+const GUESS: usize = 1024 * 1024;
 
 pub(crate) enum Rx {
     Stream(StreamRx),
@@ -37,7 +39,8 @@ pub(crate) struct StreamRx {
     partial: Vec<u8>,
     /// A large frame on its way.
     large: Option<Large>,
-    pool: Arc<Pool>,
+    /// How long the next frame may be: as long as the last, when that was large. 0: no guess.
+    next: usize,
     /// `partial` holds whole frames: decode before reading more.
     undecoded: bool,
     /// A read that came back short has emptied the stream.
@@ -57,6 +60,8 @@ struct Large {
     have: usize,
     /// How long it will be.
     total: usize,
+    /// That is a guess: nothing of it was seen.
+    guess: bool,
 }
 
 /// What a read found.
@@ -122,7 +127,6 @@ impl StreamRx {
     pub(super) fn new(
         reader: Box<dyn Read + Send>,
         decoder: Box<dyn Decoder>,
-        pool: Arc<Pool>,
         short_is_empty: bool,
         recv_max: usize,
     ) -> Self {
@@ -131,7 +135,7 @@ impl StreamRx {
             decoder,
             partial: Vec::new(),
             large: None,
-            pool,
+            next: 0,
             undecoded: false,
             short_is_empty,
             ending: false,
@@ -158,8 +162,17 @@ impl StreamRx {
         if scratch.is_empty() {
             *scratch = vec![0; READ]; // mapped, not written: what is never read costs no memory
         }
+        if self.large.is_none() && self.next > 0 && self.partial.is_empty() && inbox.wants_more() {
+            let (total, buf) = (self.next, pool::take(self.next));
+            let buf = buf.unwrap_or_else(|| vec![0; total]);
+            self.large = Some(Large { buf, have: 0, total, guess: true });
+        }
         if self.large.is_some() {
-            return self.fill_large(scratch, inbox);
+            let filled = self.fill_large(scratch, inbox);
+            if let Some(Large { buf, .. }) = self.large.take_if(|large| large.guess) {
+                pool::give(buf); // nothing came
+            }
+            return filled;
         }
         let keep = self.partial.len();
         if scratch.len() <= keep {
@@ -203,12 +216,19 @@ impl StreamRx {
         let before = inbox.messages.len();
         let result = self.decoder.input(&mut input, inbox);
         let (used, need) = input.done();
-        if let Some(size) = used.checked_div(inbox.messages.len() - before) {
-            self.message_size = size;
-        }
+        self.learn(inbox.messages.len() - before, used);
         match result {
             Ok(()) => self.keep(&bytes[used..], need, inbox.wants_more(), full),
             Err(e) => Some(wire_reason(e)),
+        }
+    }
+
+    /// So many messages took so many bytes: what it says of the next.
+    fn learn(&mut self, messages: usize, bytes: usize) {
+        if let Some(each) = bytes.checked_div(messages) {
+            let large = (OWN..=GUESS).contains(&each) && each * messages == bytes;
+            self.next = if large { each } else { 0 };
+            self.message_size = each;
         }
     }
 
@@ -225,12 +245,12 @@ impl StreamRx {
             if need > self.recv_max.saturating_add(2 * READ) {
                 return Some(Reason::TooBig { size: need as u64, limit: self.recv_max });
             }
-            let mut buf = self.pool.take(need).unwrap_or_default();
+            let mut buf = pool::take(need).unwrap_or_default();
             if buf.len() < rest.len() {
                 buf.resize(rest.len(), 0);
             }
             buf[..rest.len()].copy_from_slice(rest);
-            self.large = Some(Large { buf, have: rest.len(), total: need });
+            self.large = Some(Large { buf, have: rest.len(), total: need, guess: false });
             self.partial = Vec::new();
             return None;
         }
@@ -244,7 +264,7 @@ impl StreamRx {
     /// Reads on in a large frame, straight into its place; what comes behind it goes to `scratch`, so that a
     /// stream of large frames takes one read for each.
     fn fill_large(&mut self, scratch: &mut [u8], inbox: &mut Inbox) -> Filled {
-        let Some(Large { buf, have, total }) = &mut self.large else { return Filled::More };
+        let Some(Large { buf, have, total, guess }) = &mut self.large else { return Filled::More };
         if !inbox.wants_more() {
             return Filled::More;
         }
@@ -270,14 +290,17 @@ impl StreamRx {
             if n < room && self.short_is_empty && !self.ending { Filled::Empty } else { Filled::More };
         *have += n.min(space);
         if *have < *total {
-            return filled;
+            let guess = std::mem::take(guess);
+            return if guess { self.check_guess(filled, inbox) } else { filled };
         }
         let Some(Large { buf, total, .. }) = self.large.take() else { return filled };
-        let all = self.pool.lend(buf, total);
+        let all = pool::lend(buf, total);
         let mut input = Input::own(all.clone());
+        let before = inbox.messages.len();
         let result = self.decoder.input(&mut input, inbox);
-        let (used, need) = input.done();
+        let (used, _) = input.done();
         drop(input);
+        self.learn(inbox.messages.len() - before, used);
         if let Err(e) = result {
             return Filled::End(wire_reason(e));
         }
@@ -285,9 +308,30 @@ impl StreamRx {
         let ended = if used == all.len() {
             self.decode(behind, READ, inbox)
         } else {
-            // A decoder that did not take all that it asked for: what is left goes before what came behind.
-            self.keep(&[&all[used..], behind].concat(), need, inbox.wants_more(), READ)
+            // Other frames than were guessed, or a decoder that did not take all that it asked for: what is left goes
+            // before what came behind, and may be whole with it.
+            self.decode(&[&all[used..], behind].concat(), READ, inbox)
         };
+        ended.map_or(filled, Filled::End)
+    }
+
+    /// Less came than a frame like the last: is it the beginning of one?
+    fn check_guess(&mut self, filled: Filled, inbox: &mut Inbox) -> Filled {
+        let Some(Large { buf, have, total, .. }) = self.large.take() else { return filled };
+        let mut input = Input::new(&buf[..have]);
+        let before = inbox.messages.len();
+        let result = self.decoder.input(&mut input, inbox);
+        let (used, need) = input.done();
+        if let Err(e) = result {
+            return Filled::End(wire_reason(e));
+        }
+        if used == 0 && need == total {
+            self.large = Some(Large { buf, have, total, guess: false });
+            return filled;
+        }
+        self.learn(inbox.messages.len() - before, used);
+        let ended = self.keep(&buf[used..have], need, inbox.wants_more(), READ);
+        pool::give(buf);
         ended.map_or(filled, Filled::End)
     }
 }
@@ -313,6 +357,8 @@ fn wire_reason(e: WireError) -> Reason {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::Message;
     use crate::protocol::ProtocolInfo;
@@ -320,20 +366,53 @@ mod tests {
 
     /// Receives `sizes` from a stream of which everything is there at once, and tells how it ended.
     fn receive(sizes: &[usize]) -> (Vec<usize>, Reason) {
+        receive_in(sizes, &[usize::MAX])
+    }
+
+    /// A stream that gives pieces of these lengths, again and again; where one is 0, there is nothing for once.
+    struct Pieces<'a> {
+        bytes: std::io::Cursor<Vec<u8>>,
+        lengths: std::iter::Cycle<std::slice::Iter<'a, usize>>,
+    }
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            self.read_vectored(&mut [IoSliceMut::new(into)])
+        }
+        fn read_vectored(&mut self, into: &mut [IoSliceMut<'_>]) -> std::io::Result<usize> {
+            let Some(mut left @ 1..) = self.lengths.next().copied() else {
+                return Err(ErrorKind::WouldBlock.into());
+            };
+            let mut all = 0;
+            for slice in into {
+                let n = slice.len().min(left);
+                let n = self.bytes.read(&mut slice[..n])?;
+                (left, all) = (left - n, all + n);
+            }
+            Ok(all)
+        }
+    }
+
+    fn receive_in(sizes: &[usize], lengths: &'static [usize]) -> (Vec<usize>, Reason) {
         let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
         for size in sizes {
             bytes.extend((*size as u64).to_be_bytes());
-            bytes.resize(bytes.len() + size, 7);
+            bytes.resize(bytes.len() + size, *size as u8);
         }
         let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
         let (decoder, _) =
             Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
-        let mut rx =
-            StreamRx::new(Box::new(std::io::Cursor::new(bytes)), decoder, Arc::default(), false, 1 << 20);
+        let mut rx = StreamRx::new(
+            Box::new(Pieces { bytes: std::io::Cursor::new(bytes), lengths: lengths.iter().cycle() }),
+            decoder,
+            false,
+            1 << 20,
+        );
         let mut inbox = Inbox::with_budget(1000);
         let mut scratch = Vec::new();
         loop {
             if let Filled::End(reason) = rx.fill(&mut scratch, &mut inbox) {
+                assert!(inbox.messages.iter().all(|m| m.iter().all(|b| *b == m.len() as u8)));
                 return (inbox.messages.iter().map(Message::len).collect(), reason);
             }
         }
@@ -363,7 +442,7 @@ mod tests {
             Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
         let asked = Arc::default();
         let reader = Endless(b"\0SP\0\0\x50\0\0".to_vec(), Arc::clone(&asked));
-        let mut rx = StreamRx::new(Box::new(reader), decoder, Arc::default(), false, 1 << 20);
+        let mut rx = StreamRx::new(Box::new(reader), decoder, false, 1 << 20);
         let (mut inbox, mut scratch) = (Inbox::with_budget(4000), Vec::new());
         for budget in [4000, 500, 500, 500, 1] {
             // Until there is no room: what was read and is whole is taken before more is read.
@@ -385,6 +464,25 @@ mod tests {
         for size in around.into_iter().flat_map(|at| at - 10..at + 10) {
             let sizes = [size, 3, size, 0];
             assert_eq!(receive(&sizes), (sizes.to_vec(), Reason::Peer), "{size}");
+        }
+    }
+
+    #[test]
+    fn however_long_the_next_frame_is_and_however_it_comes_it_arrives_whole() {
+        const LARGE: usize = 50_001;
+        const SIZES: [usize; 14] =
+            [LARGE, LARGE, LARGE, 3, LARGE, 200_003, LARGE, LARGE, LARGE - 1, LARGE, 1000, 1000, LARGE, 0];
+        const WAYS: [&[usize]; 7] = [
+            &[usize::MAX],
+            &[LARGE + 8],
+            &[LARGE + 8, 0],
+            &[LARGE + 20, 0],
+            &[5, 0, 40_000],
+            &[30_000, 0, 7, 100_000],
+            &[1, 2, 3, 0, 500_000],
+        ];
+        for way in WAYS {
+            assert_eq!(receive_in(&SIZES, way), (SIZES.to_vec(), Reason::Peer), "{way:?}");
         }
     }
 }

@@ -3,7 +3,8 @@
 //! One thread at a time is a pipe's writer: it takes the [`Writer`] out of the pipe, unlocks, writes, and puts
 //! it back. Others only append. A lone message is written at once by its sender; a sender that comes back sooner than
 //! its last write took, several times in a row, is *hot*: then messages gather and leave [`FLUSH_AT`] bytes at a
-//! time, and the driver minds the pipe until it is quiet. One that was hot a moment ago is again at its second message.
+//! time ([`FLUSH_LARGE_AT`] of large bodies), and the driver minds the pipe until it is quiet. One that was hot a moment
+//! ago is again at its second message.
 //!
 //! Owns: the writer and its unfinished bytes. Never: locks, or decides which pipe gets a message.
 
@@ -19,8 +20,11 @@ use crate::queue::{Frames, Outbound, SEGMENTS, give_back};
 use crate::transport::{MessageWriter, StreamWriter};
 use crate::wire::Encoder;
 
-/// A hot sender writes when this much has gathered, in bytes.
-const FLUSH_AT: usize = 32 * 1024;
+/// A hot sender writes when this much has gathered that is copied, in bytes: far below what a thousand small messages
+/// make, so that another batch has room in the queue while this one is written.
+pub(super) const FLUSH_AT: usize = 32 * 1024;
+/// The same with large bodies, which are not: a write wakes the peer, and that costs as much whatever it brings.
+const FLUSH_LARGE_AT: usize = 256 * 1024;
 /// Messages for a busy peer in the process are handed over so many at a time.
 const HAND_OVER_AT: usize = 64;
 /// What a backlog took is given back when it has shrunk to so many messages.
@@ -31,6 +35,9 @@ pub(super) const FORGET: Duration = Duration::from_millis(5);
 pub(super) const STREAK: u32 = 4;
 /// As many as count.
 pub(super) const MOST: u32 = 2 * STREAK;
+/// More than this, without one that was not quick, make it steady: requests of some size, each sent soon after the last
+/// was answered, come back quickly as often as not.
+const STEADY: u32 = 32;
 
 /// The streak of a sender that comes back after `gap`; its last write took `cost`. A pause weakens it: the first message
 /// after one leaves at once whatever was before, but the next finds a sender that was hot a moment ago hot again.
@@ -270,6 +277,8 @@ pub(crate) struct Tx {
     /// The peer of a message pipe is behind: it has something to take, so messages may gather.
     pub(crate) busy_peer: bool,
     streak: u32,
+    /// Quick returns in a row.
+    quick: u32,
     last: Option<(Instant, Duration)>,
 }
 
@@ -282,7 +291,9 @@ impl Tx {
     /// Whether so much has gathered that it is to be written.
     #[inline]
     pub(crate) fn is_due(&self, out: &Outbound) -> bool {
-        out.bytes() >= FLUSH_AT || (self.busy_peer && out.len() >= HAND_OVER_AT)
+        out.copied() >= FLUSH_AT
+            || out.bytes() >= FLUSH_LARGE_AT
+            || (self.busy_peer && out.len() >= HAND_OVER_AT)
     }
 
     /// Whether another message just joins those that are there: the writer looks again when it returns, an edge is
@@ -317,8 +328,15 @@ impl Tx {
     /// The sender came back sooner than the last write took, several times in a row: batching pays.
     pub(crate) fn hot(&mut self, now: Instant) -> bool {
         let Some((ended, cost)) = self.last else { return false };
-        let (streak, hot) = streak(self.streak, now.saturating_duration_since(ended), cost);
+        let gap = now.saturating_duration_since(ended);
+        self.quick = if gap < cost { self.quick.saturating_add(1) } else { 0 };
+        let (streak, hot) = streak(self.streak, gap, cost);
         self.streak = streak;
         hot
+    }
+
+    /// The same for so long that more is as good as sure to follow.
+    pub(crate) fn steady(&mut self, now: Instant) -> bool {
+        self.hot(now) && self.quick > STEADY
     }
 }

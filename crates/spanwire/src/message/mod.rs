@@ -8,12 +8,15 @@
 //! Owns: the representation. Never: knows what the words mean (the protocols do) or how they are framed
 //! (the wires do).
 
+mod body;
+pub(crate) mod pool;
 mod words;
 
 use bytes::Bytes;
 use std::fmt;
 use std::ops::Deref;
 
+use body::Body;
 use words::Words;
 
 /// Room in front of an inline body for header words: three, so a request with its id and the id of one
@@ -46,7 +49,7 @@ enum Repr {
     },
     Shared {
         words: Words,
-        body: Bytes,
+        body: Body,
     },
 }
 
@@ -68,7 +71,7 @@ impl Message {
         if body.len() <= BUF {
             Self::inline(body)
         } else {
-            Message(Repr::Shared { words: Words::default(), body: Bytes::copy_from_slice(body) })
+            Message(Repr::Shared { words: Words::default(), body: Body::copy(body) })
         }
     }
 
@@ -109,7 +112,7 @@ impl Message {
         if body.len() <= BUF {
             Self::inline(&body)
         } else {
-            Message(Repr::Shared { words: Words::default(), body })
+            Message(Repr::Shared { words: Words::default(), body: Body::Own(body) })
         }
     }
 
@@ -118,7 +121,7 @@ impl Message {
     pub fn body(&self) -> &[u8] {
         match &self.0 {
             Repr::Inline { mid, end, buf, .. } => &buf[*mid as usize..*end as usize],
-            Repr::Shared { body, .. } => body,
+            Repr::Shared { body, .. } => body.as_slice(),
         }
     }
 
@@ -126,7 +129,7 @@ impl Message {
     pub fn into_bytes(self) -> Bytes {
         match self.0 {
             Repr::Inline { mid, end, buf, .. } => Bytes::copy_from_slice(&buf[mid as usize..end as usize]),
-            Repr::Shared { body, .. } => body,
+            Repr::Shared { body, .. } => body.into_bytes(),
         }
     }
 
@@ -164,7 +167,7 @@ impl Message {
     pub fn wire_len(&self) -> usize {
         match &self.0 {
             Repr::Inline { off, end, .. } => (end - off) as usize,
-            Repr::Shared { words, body } => words.as_slice().len() * 4 + body.len(),
+            Repr::Shared { words, body } => words.as_slice().len() * 4 + body.as_slice().len(),
         }
     }
 
@@ -232,8 +235,8 @@ impl Message {
                 Some(word)
             }
             Repr::Shared { body, .. } => {
-                let word = word_at(body, 0)?;
-                let _ = body.split_to(4);
+                let word = word_at(body.as_slice(), 0)?;
+                body.advance(4);
                 Some(word)
             }
         }
@@ -252,8 +255,8 @@ impl Message {
                 Some(word)
             }
             Repr::Shared { words, body } => {
-                let word = word_at(body, 0)?;
-                let _ = body.split_to(4);
+                let word = word_at(body.as_slice(), 0)?;
+                body.advance(4);
                 words.push(word);
                 Some(word)
             }
@@ -285,22 +288,22 @@ impl Message {
                 for word in words.as_slice() {
                     out.extend_from_slice(&word.to_be_bytes());
                 }
-                out.extend_from_slice(body);
+                out.extend_from_slice(body.as_slice());
             }
         }
     }
 
-    /// The body if it is shared: what a writer may send by reference.
+    /// The body if it is large, or the caller's own: what a writer may send by reference.
     pub(crate) fn shared_body(&self) -> Option<&Bytes> {
         match &self.0 {
-            Repr::Inline { .. } => None,
-            Repr::Shared { body, .. } => Some(body),
+            Repr::Shared { body: Body::Own(bytes), .. } => Some(bytes),
+            _ => None,
         }
     }
 
     fn share(&mut self) {
         if let Repr::Inline { mid, end, buf, .. } = &self.0 {
-            let body = Bytes::copy_from_slice(&buf[*mid as usize..*end as usize]);
+            let body = Body::copy(&buf[*mid as usize..*end as usize]);
             let mut words = Words::default();
             for word in self.header() {
                 words.push(word);

@@ -300,9 +300,10 @@ pub(crate) struct Pipe {
     pub(crate) taken_messages: usize,
     pub(crate) taken_bytes: usize,
     pub(crate) open: bool,
-    pub(crate) was_full: bool,
-    /// The inbound queue is full and nothing is read.
-    pub(crate) stalled: bool,
+    /// The outbound queue is full, of so many bytes, and whoever waits is not told yet of room.
+    pub(crate) was_full: Option<usize>,
+    /// The inbound queue is full, of so many bytes, and nothing is read.
+    pub(crate) stalled: Option<usize>,
     pub(crate) urgent: bool,
     pub(crate) dirty: bool,
     pub(crate) finishing: Option<Reason>,
@@ -388,7 +389,9 @@ impl Pipe {
         self.sent.0 += 1;
         self.sent.1 += size as u64;
         let full = self.out_full();
-        self.was_full |= full;
+        if full {
+            self.was_full = Some(self.out.bytes() + self.taken_bytes);
+        }
         if !self.dirty {
             if !full && !self.urgent && self.tx.gathers(&self.out) {
                 self.tx.appended = self.tx.appended.wrapping_add(1); // there is nothing to decide
@@ -403,8 +406,10 @@ impl Pipe {
     /// Messages were taken: a full queue may be read again, and the end of a peer that has gone be told.
     #[inline]
     fn taken(&mut self, fx: &mut Effects) {
-        if self.stalled && self.info.recv_limit.half(self.inq.len(), self.inq.bytes) {
-            self.stalled = false;
+        if let Some(full) = self.stalled
+            && self.info.recv_limit.drained(self.inq.len(), self.inq.bytes, full)
+        {
+            self.stalled = None;
             fx.unstalled.push(self.id);
         }
         if self.inq.is_empty()
@@ -423,16 +428,14 @@ impl Pipe {
         self.sent.1 = self.sent.1.saturating_sub(size as u64);
     }
 
-    /// Was full, and has drained to half: the protocol is to be told, once.
+    /// Was full, and has drained far enough: the protocol is to be told, once.
     #[inline]
     pub(crate) fn room_again(&mut self) -> bool {
-        let room = self.was_full
-            && self
-                .info
-                .send_limit
-                .half(self.out.len() + self.taken_messages, self.out.bytes() + self.taken_bytes);
+        let Some(full) = self.was_full else { return false };
+        let (messages, bytes) = (self.out.len() + self.taken_messages, self.out.bytes() + self.taken_bytes);
+        let room = self.info.send_limit.drained(messages, bytes, full);
         if room {
-            self.was_full = false;
+            self.was_full = None;
         }
         room
     }
@@ -470,8 +473,8 @@ impl Pipes {
             taken_messages: 0,
             taken_bytes: 0,
             open: true,
-            was_full: false,
-            stalled: false,
+            was_full: None,
+            stalled: None,
             urgent: false,
             dirty: false,
             finishing: None,
@@ -581,7 +584,7 @@ pub(crate) struct Effects {
     pub(crate) closes: Vec<(PipeId, Reason)>,
     /// Pipes with something new to send.
     pub(crate) dirty: Vec<PipeId>,
-    /// Pipes that were full inbound and have drained to half: they may be read again.
+    /// Pipes that were full inbound and have drained far enough: they may be read again.
     pub(crate) unstalled: Vec<PipeId>,
     pub(crate) drops: DropCounts,
     /// Those among them that belong to no pipe.
@@ -729,7 +732,7 @@ impl<'a> Cx<'a> {
             return Err(PutError::Gone(msg));
         }
         if p.out_full() {
-            p.was_full = true;
+            p.was_full.get_or_insert(p.out.bytes() + p.taken_bytes);
             return Err(PutError::Full(msg));
         }
         Ok(p.push(msg, &mut self.fx.dirty))
@@ -752,7 +755,7 @@ impl<'a> Cx<'a> {
     fn offer_to_full(&mut self, pipe: PipeId, msg: &Message, overflow: Overflow) -> Offered {
         loop {
             let Some(p) = self.pipes.get_mut(pipe) else { return Offered::Gone };
-            p.was_full = true;
+            p.was_full.get_or_insert(p.out.bytes() + p.taken_bytes);
             let evicts = matches!(overflow, Overflow::DropOldest | Overflow::KeepLatest);
             // All that fills the queue may be with the writer: then the newest waits behind it, one message more.
             if !p.out_full() || (evicts && p.out.is_empty()) {

@@ -216,7 +216,7 @@ pub trait Protocol: Any + Send {
     /// reading the stream, and then even its end is not seen.
     fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId);
 
-    /// A `put` said [`Room::Full`] or was refused, and now half of the queue is free again. Or the application closes the
+    /// A `put` said [`Room::Full`] or was refused, and now half of the queue is free again, or 512 KiB. Or the application closes the
     /// pipe's endpoint: what is queued leaves, a further `put` says [`PutError::Gone`], and nobody is to wait for room.
     fn writable(&mut self, _cx: &mut Cx<'_>, _pipe: PipeId) {}
 

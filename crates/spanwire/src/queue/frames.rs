@@ -72,6 +72,12 @@ impl Frames {
         self.bytes
     }
 
+    /// Bytes that lie here, as against those of large bodies.
+    #[inline]
+    pub(crate) fn copied(&self) -> usize {
+        self.small.len() - self.start
+    }
+
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.ends.is_empty()

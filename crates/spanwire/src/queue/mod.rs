@@ -68,13 +68,18 @@ impl Limit {
         messages >= self.messages || bytes >= self.bytes
     }
 
-    /// Whether a queue that was full has drained to half: whoever waited for room is told only then, once
-    /// for many messages.
+    /// Whether a queue that was full with `full` bytes has drained so far that whoever waited for room is told,
+    /// once for many messages: to half, or by [`STEP`] bytes. In a queue of large bodies half may be tens of
+    /// megabytes: memory that would be given back and taken anew, cold, each time.
     #[inline]
-    pub(crate) fn half(&self, messages: usize, bytes: usize) -> bool {
-        messages <= self.messages / 2 && bytes <= self.bytes / 2
+    pub(crate) fn drained(&self, messages: usize, bytes: usize, full: usize) -> bool {
+        let half = messages <= self.messages / 2 && bytes <= self.bytes / 2;
+        half || (bytes.saturating_add(STEP) <= full && !self.reached(messages, bytes))
     }
 }
+
+/// Of a queue that was full, so many bytes must have left before it takes more; or half, if that is less.
+const STEP: usize = 512 * 1024;
 
 impl Default for Limit {
     fn default() -> Self {
@@ -216,6 +221,15 @@ impl Outbound {
         }
     }
 
+    /// Bytes among them that are copied to be written, as against those that are held by reference.
+    #[inline]
+    pub(crate) fn copied(&self) -> usize {
+        match self {
+            Outbound::Framed(frames) => frames.copied(),
+            Outbound::Messages(batch) => batch.bytes,
+        }
+    }
+
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         match self {
@@ -255,5 +269,22 @@ impl Outbound {
             Outbound::Framed(frames) => frames.evict(),
             Outbound::Messages(batch) => batch.pop().map(|m| m.wire_len()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_told_at_half_or_after_a_step_and_never_while_there_is_none() {
+        let few = Limit::messages(10);
+        assert!(!few.drained(6, 600, 1000) && few.drained(5, 500, 1000));
+        let large = Limit::messages(1000).and_bytes(1 << 30);
+        let full = 1000 << 16;
+        assert!(!large.drained(993, 993 << 16, full) && large.drained(992, 992 << 16, full));
+        // The last message overshot the limit: what has left is a step, and yet the queue is full.
+        let bytes = Limit::bytes(1 << 20);
+        assert!(!bytes.drained(1, 1 << 20, 5 << 20) && bytes.drained(1, (1 << 20) - 1, 5 << 20));
     }
 }

@@ -66,6 +66,10 @@ impl<'a> Input<'a> {
     pub fn message(&mut self, n: usize) -> Option<Message> {
         let msg = match &self.source {
             Source::Lent(b) => Message::from_slice(b.get(self.at..self.at.checked_add(n)?)?),
+            // A small one must not pin the whole.
+            Source::Own(b) if n < b.len() / 2 => {
+                Message::from_slice(b.get(self.at..self.at.checked_add(n)?)?)
+            }
             Source::Own(b) if self.at.checked_add(n)? <= b.len() => {
                 Message::from_bytes(b.slice(self.at..self.at + n))
             }
