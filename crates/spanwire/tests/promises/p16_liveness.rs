@@ -99,6 +99,11 @@ fn ended(events: &Receiver<Event>) {
     assert!(matches!(&reason, Reason::Broken(why) if why.contains("timed out")), "{reason:?}");
 }
 
+/// What is queued is not brought to whoever gets the listener's port next.
+fn abandon(push: &Push) {
+    let _undelivered = push.close(Duration::ZERO).expect("it is open");
+}
+
 fn soon() -> TcpOptions {
     let probes = Keepalive { idle: Duration::from_secs(1), interval: Duration::from_secs(1), count: 1 };
     TcpOptions::default().keepalive(Some(probes))
@@ -164,6 +169,7 @@ fn promise_16_with_a_user_timeout_data_into_a_black_hole_ends_the_link_and_what_
     let mut first = [0; 1008];
     again.read_exact(&mut first).unwrap();
     assert_eq!(first[..], frame(false, &[7; 1000])[..]);
+    abandon(&push);
 }
 
 /// A peer that opens no window for so long is dead to the kernel, too (the reason why the option is off by default), and
@@ -192,4 +198,5 @@ fn promise_16_with_a_user_timeout_a_link_that_takes_nothing_for_so_long_is_ended
     until("what was queued goes on by the new link", || {
         push.stats().pipes.first().is_some_and(|p| p.tx_msgs > 0)
     });
+    abandon(&push);
 }
