@@ -36,7 +36,7 @@ use super::{Bag, Dialer, Listener, Transport};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ipc;
 
-/// Who is at the other end of an ipc connection, as the kernel says; in [`Facts::more`].
+/// Who is at the other end of an ipc connection, as the kernel says; in [`Facts::more`](crate::transport::Facts::more).
 ///
 /// They are those of the peer's process when it connected or listened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
