@@ -2,7 +2,7 @@
 //! clients commit.
 //!
 //! A tree is read whole, compared with the last revision, and a difference is committed: an
-//! [`NsAuthority`] decides, its log in the state folder makes it durable, and only then it is
+//! [`NsAuthority`](crate::NsAuthority) decides, its log in the state folder makes it durable, and only then it is
 //! published. So a restart goes on where it was: revisions never fall, and nodes that hold the newest one get
 //! nothing. What nodes show is judged by the same machine as it comes, in a thread of its own.
 //!
