@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -254,6 +255,11 @@ impl Running {
             }
         });
         Running { child, name, seen, complaints }
+    }
+
+    /// The signal by which it ended, if it did.
+    pub(crate) fn crashed(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten().and_then(|status| status.signal())
     }
 
     /// The next message that the peer received, if it comes within `limit`.

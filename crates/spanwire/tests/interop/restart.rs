@@ -33,7 +33,8 @@ fn a_peer_finds_us_again_after_our_socket_was_closed_and_bound_anew() {
             let url = place.free(net);
             let files = [place.file("body", b"still here")];
             let told = Told { files: &files, again: true, ..Told::default() };
-            let _theirs = peer.start(Kind::Push, Role::Connects, &url, &told);
+            let start = || peer.start(Kind::Push, Role::Connects, &url, &told);
+            let (mut theirs, mut crashes) = (start(), 0);
             for _ in 0..3 {
                 let pull = ours(Pull::builder());
                 // Now and then a process that another test is just starting still has a copy of our listener.
@@ -42,7 +43,23 @@ fn a_peer_finds_us_again_after_our_socket_was_closed_and_bound_anew() {
                     assert!(began.elapsed() < PATIENCE, "the address is not free again: {e}");
                     std::thread::yield_now();
                 }
-                same(&pull.recv_timeout(PATIENCE).expect("the peer comes again"), b"still here");
+                let began = std::time::Instant::now();
+                let got = loop {
+                    match pull.recv_timeout(PATIENCE / 100) {
+                        Ok(got) => break got,
+                        Err(e) => assert!(began.elapsed() < PATIENCE, "{theirs:?} does not come again: {e}"),
+                    }
+                    // A push of nng 1.5 reads what it has freed when its connection ends at a certain moment, and dies
+                    // of it now and then. Another takes its place; more than a few would be something else.
+                    if let Some(signal) = theirs.crashed() {
+                        crashes += 1;
+                        let nng = matches!(peer, Peer::Nngcat | Peer::Pynng);
+                        assert!(nng && crashes <= 3, "{theirs:?} ended by signal {signal}");
+                        println!("{theirs:?} ended by signal {signal}");
+                        theirs = start();
+                    }
+                };
+                same(&got, b"still here");
                 pull.close(PATIENCE).expect("a pull has nothing left to send");
             }
         }
