@@ -188,8 +188,14 @@ fn requests_from_threads_and_tasks_each_get_their_own_reply() {
                 let rep = rep.clone();
                 std::thread::spawn(move || {
                     let mut held = Vec::new();
-                    while let Ok(request) = rep.recv() {
-                        held.push(request); // answered out of order, in batches
+                    loop {
+                        // Who holds requests does not wait: the other server may have taken what there was.
+                        let more = if held.is_empty() { rep.recv() } else { rep.try_recv() };
+                        match more {
+                            Ok(request) => held.push(request), // answered out of order, in batches
+                            Err(RecvError::Empty) => {}
+                            Err(_) => return,
+                        }
                         while held.len() > 3 || (!held.is_empty() && !rep.readiness().recv) {
                             let request = held.swap_remove(held.len() / 2);
                             let body = request.body().clone();
@@ -203,25 +209,30 @@ fn requests_from_threads_and_tasks_each_get_their_own_reply() {
             .collect();
         let askers: Vec<_> = (0..4u64)
             .map(|t| {
-                let req = req.clone();
+                let (req, rep) = (req.clone(), rep.clone());
                 std::thread::spawn(move || {
                     let mut rng = Rng(seed * 100 + t);
+                    let stuck = |e: String| -> Message { panic!("{e}, seed {seed} {req:#?} {rep:#?}") };
                     for i in 0..400u64 {
                         let body = [t.to_be_bytes(), i.to_be_bytes()].concat();
                         let reply = match rng.below(4) {
-                            0 => req.request_timeout(body.clone(), GIVE_UP).unwrap(),
+                            0 => req
+                                .request_timeout(body.clone(), GIVE_UP)
+                                .unwrap_or_else(|e| stuck(e.to_string())),
                             1 => block_on(req.request_async(body.clone())).unwrap(),
                             2 => {
                                 let other = req.start(vec![0xff; 16]).unwrap();
                                 let mine = req.start(body.clone()).unwrap();
                                 drop(other); // forgotten: its reply is late
-                                mine.wait_timeout(GIVE_UP).unwrap()
+                                mine.wait_timeout(GIVE_UP).unwrap_or_else(|e| stuck(e.to_string()))
                             }
                             _ => {
                                 let mut mine = req.start(body.clone()).unwrap();
                                 match poll_some(&mut mine, rng.below(3)) {
                                     Some(reply) => reply.unwrap(),
-                                    None => mine.wait_timeout(GIVE_UP).unwrap(),
+                                    None => {
+                                        mine.wait_timeout(GIVE_UP).unwrap_or_else(|e| stuck(e.to_string()))
+                                    }
                                 }
                             }
                         };
