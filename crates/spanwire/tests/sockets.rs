@@ -19,6 +19,31 @@ fn urls() -> Vec<String> {
 }
 
 #[test]
+fn requests_are_taken_many_at_a_time_and_each_has_its_own_way_back() {
+    let rep = Rep::new().unwrap();
+    let req = Req::new().unwrap();
+    req.connect(rep.bind("tcp://127.0.0.1:0").unwrap().url()).unwrap();
+    let asked: Vec<_> = (0..500).map(|n| req.start(n.to_string()).unwrap()).collect();
+    let server = std::thread::spawn(move || {
+        let (mut got, mut answered) = (Vec::new(), 0);
+        while answered < 500 {
+            let n = rep.recv_many(&mut got, 7).unwrap();
+            assert!((1..=7).contains(&n) && got.len() == n);
+            answered += n;
+            for request in got.drain(..).rev() {
+                let body = request.body().clone();
+                request.reply(body).unwrap();
+            }
+        }
+        assert_eq!(rep.recv_many(&mut got, 0), Ok(0), "none is asked for");
+    });
+    for (n, asked) in asked.into_iter().enumerate() {
+        assert_eq!(asked.wait().unwrap(), *n.to_string());
+    }
+    server.join().unwrap();
+}
+
+#[test]
 fn push_reaches_pull_in_order_on_every_transport() {
     for url in urls() {
         let pull = Pull::new().unwrap();

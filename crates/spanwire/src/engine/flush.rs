@@ -61,7 +61,7 @@ impl Core {
         if p.tx.writing || p.tx.blocked {
             return st; // the writer looks again when it returns; the WRITABLE edge wakes whoever drives
         }
-        let due = p.tx.is_due(&p.out) || p.out_full();
+        let due = p.tx.is_due(&p.out, p.info.send_limit.max_messages()) || p.out_full();
         if !due && !urgent && (p.tx.left || may_gather(p, pass)) {
             self.ask(&mut st, id);
             return st;

@@ -393,7 +393,7 @@ impl Pipe {
             self.was_full = Some(self.out.bytes() + self.taken_bytes);
         }
         if !self.dirty {
-            if !full && !self.urgent && self.tx.gathers(&self.out) {
+            if !full && !self.urgent && self.tx.gathers(&self.out, self.info.send_limit.max_messages()) {
                 self.tx.appended = self.tx.appended.wrapping_add(1); // there is nothing to decide
             } else {
                 self.dirty = true;
@@ -800,11 +800,15 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Asks for what is queued on `pipe` to be written at once.
+    /// Asks for what is queued on `pipe` to be written at once, and not to be gathered with what may follow.
     #[inline]
     pub fn flush_now(&mut self, pipe: PipeId) {
         if let Some(p) = self.pipes.get_mut(pipe) {
             p.urgent = true;
+            if !p.dirty && !p.out.is_empty() {
+                p.dirty = true;
+                self.fx.dirty.push(pipe);
+            }
         }
     }
 

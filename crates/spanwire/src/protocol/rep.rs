@@ -18,6 +18,10 @@ use crate::Message;
 /// Words that a message may have in front, its id included: seven devices in a row. Of all implementations.
 pub(super) const DEFAULT_TTL: u8 = 8;
 
+/// Answers, or requests, that gathered leave when they are so many and as many as are still to come: below that a write
+/// costs more than the other side's waiting.
+pub(super) const GATHERED: usize = 64;
+
 /// State of one REP socket.
 #[derive(Debug)]
 pub struct Rep {
@@ -101,7 +105,14 @@ impl Rep {
     ) -> Result<bool, Refused<Message>> {
         msg.set_header(to.trace.words());
         match cx.put(to.pipe, msg) {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                // Who has many requests in flight goes on with the first answers while the others are made.
+                let gathered = cx.unsent(to.pipe).0;
+                if gathered >= GATHERED && gathered >= cx.pending(to.pipe) {
+                    cx.flush_now(to.pipe);
+                }
+                Ok(true)
+            }
             Err(PutError::Full(mut msg)) => {
                 msg.clear_header();
                 Err(Refused::NotNow(msg))
@@ -211,6 +222,25 @@ mod tests {
         }
         assert_eq!(s.drain(a, 9), [request(&[5, 6, ID | 2], "ok"), request(&[ID | 1], "ok")]);
         assert_eq!(s.drain(b, 9), [request(&[ID | 1], "ok")]);
+    }
+
+    #[test]
+    fn of_many_requests_in_flight_the_first_are_answered_before_the_last_are_looked_at() {
+        for (asked, leave) in [(63, vec![]), (100, vec![64]), (256, vec![128, 192, 256])] {
+            let mut s = Script::new(Rep::new());
+            let a = s.open(1000);
+            s.arrive(a, (0..asked).map(|n| request(&[ID | n], "x")));
+            let mut left = vec![];
+            for n in 1..=asked {
+                let one = s.recv().expect("a request");
+                assert!(reply(&mut s, &one, "ok").expect("there is room"));
+                if s.flushed(a) {
+                    left.push(n);
+                    s.drain(a, 1000);
+                }
+            }
+            assert_eq!(left, leave, "of {asked}");
+        }
     }
 
     #[test]

@@ -202,6 +202,11 @@ impl<P: Protocol> Script<P> {
         self.pipes.get(pipe).map_or(0, |p| p.out.len())
     }
 
+    /// Whether the protocol asked for what is queued for `pipe` to leave at once, since this was called last.
+    pub fn flushed(&mut self, pipe: PipeId) -> bool {
+        self.pipes.get_mut(pipe).is_some_and(|p| std::mem::take(&mut p.urgent))
+    }
+
     /// Moves the clock, firing timers in order, each at its own time.
     pub fn advance(&mut self, by: Duration) {
         let end = self.now + by;

@@ -22,7 +22,7 @@ pub(crate) const SEGMENTS: usize = 32;
 /// A quiet pipe may keep this much.
 const RETAIN: usize = 4 * 1024;
 /// Buffers that grew beyond this are given back when they are empty.
-const KEEP: usize = 128 * 1024;
+const KEEP: usize = 256 * 1024;
 
 #[derive(Clone)]
 pub(crate) struct Frames {

@@ -9,13 +9,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use super::futures::WaitFuture;
 use super::{Builder, Socket, deadline, down, refused, unsent};
 use crate::Message;
 use crate::engine::Want;
 use crate::error::{Error, RecvError, SendError, WaitError};
 use crate::protocol::rep::{self, Incoming};
 use crate::protocol::req::{self, Failed, ReqId};
-use crate::protocol::{PipeId, Refused};
+use crate::protocol::{Cx, PipeId, Protocol, Receives, Refused};
 
 /// A request is sent again after this long without an answer, as in nanomsg, nng and mangos.
 const RESEND: Duration = Duration::from_secs(60);
@@ -335,6 +336,38 @@ impl Rep {
     /// [`RecvError::TimedOut`] when none came.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Request, RecvError> {
         self.socket.recv_timeout(timeout).map(|r| self.request(r))
+    }
+
+    /// Waits for a request, then takes all that are there, up to `max`, with one lock. Returns how many were appended to
+    /// `into`.
+    ///
+    /// # Errors
+    /// [`RecvError::Closed`], [`RecvError::Forked`].
+    pub fn recv_many(&self, into: &mut Vec<Request>, max: usize) -> Result<usize, RecvError> {
+        let take = |p: &mut dyn Protocol, cx: &mut Cx<'_>| self.take_many(down(p), cx, into, max);
+        Ok(self.socket.core().wait_on(Want::Recv, None, take)?)
+    }
+
+    /// The same as a future, for any executor. Dropped before it is ready, it has taken nothing.
+    ///
+    /// # Errors
+    /// [`RecvError::Closed`], [`RecvError::Forked`].
+    pub async fn recv_many_async(&self, into: &mut Vec<Request>, max: usize) -> Result<usize, RecvError> {
+        let take = |p: &mut rep::Rep, cx: &mut Cx<'_>| self.take_many(p, cx, into, max);
+        Ok(WaitFuture::new(self.socket.clone(), Want::Recv, take).await?)
+    }
+
+    /// What is there, `max` at most; nothing when there is nothing.
+    fn take_many(
+        &self,
+        p: &mut rep::Rep,
+        cx: &mut Cx<'_>,
+        into: &mut Vec<Request>,
+        max: usize,
+    ) -> Option<usize> {
+        let before = into.len();
+        into.extend(std::iter::from_fn(|| p.recv(cx)).take(max).map(|incoming| self.request(incoming)));
+        (into.len() > before || max == 0).then(|| into.len() - before)
     }
 
     /// A request, as a future for any executor. Dropped before it is ready, it has taken nothing.

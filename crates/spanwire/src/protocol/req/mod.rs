@@ -19,6 +19,7 @@ use std::mem;
 use std::time::Duration;
 
 use super::balance::Balance;
+use super::rep::GATHERED;
 use super::{
     Cx, DropReason, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness, Refused, Reject, TimerKey, WaitKey,
 };
@@ -219,7 +220,14 @@ impl Req {
                 None => mem::take(&mut request.msg),
             };
             match self.balance.send(cx, msg) {
-                Ok(pipe) => self.carry(cx, pipe, id),
+                Ok(pipe) => {
+                    self.carry(cx, pipe, id);
+                    // With many in flight the peer begins with the first ones while the others are asked.
+                    let gathered = cx.unsent(pipe).0;
+                    if gathered >= GATHERED && gathered >= self.open / 2 {
+                        cx.flush_now(pipe);
+                    }
+                }
                 Err(msg) => {
                     request.msg = msg;
                     break;

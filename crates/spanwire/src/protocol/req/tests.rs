@@ -52,6 +52,29 @@ fn many_are_open_at_once_and_each_gets_its_own_answer() {
 }
 
 #[test]
+fn of_many_requests_half_leave_before_the_others_are_asked() {
+    let mut s = Script::new(Req::new());
+    let a = s.open(1000);
+    let ask = |s: &mut Script<Req>, many| {
+        let left = (1..=many).filter(|_| {
+            open(s, "x", MINUTE);
+            let leaves = s.flushed(a);
+            if leaves {
+                s.drain(a, 1000);
+            }
+            leaves
+        });
+        left.collect::<Vec<u32>>()
+    };
+    assert_eq!(ask(&mut s, 63), []);
+    s.drain(a, 1000);
+    // As many as half of those that are open: 64 of 127, then 126 of 253.
+    assert_eq!(ask(&mut s, 193), [64, 190]);
+    // Three are left of before: 252 of 505.
+    assert_eq!(ask(&mut s, 500), [249]);
+}
+
+#[test]
 fn ids_count_up_from_a_random_start_with_the_top_bit_set() {
     let mut starts = vec![];
     for seed in 0..8 {
