@@ -14,7 +14,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    all that was asked for happened; without --count, also an end by signal or by a closed output
   1    an error; or the output was closed before --count was reached
-  2    wrong usage
+  2    wrong usage, or an address that cannot be one
   3    a timeout passed
   4    messages were still undelivered at the end of --linger
   130  stopped by a signal before it was done (4 if messages were left)
@@ -36,7 +36,7 @@ pub(crate) enum Type {
     Push(Sender),
     /// Print what push peers send
     Pull(Receiver),
-    /// Send each message to all sub peers
+    /// Send each message to all sub peers that are there: to none, too; --peers waits for some
     Pub(Sender),
     /// Print what pub peers send, as far as it is subscribed
     Sub(Subscriber),
@@ -94,7 +94,7 @@ pub(crate) struct Requester {
     #[command(flatten)]
     pub(crate) receiving: Receiving,
     /// Repeat an unanswered request every SEC; 0: never, not even when its connection ends [default: 60]
-    #[arg(long, value_name = "SEC", value_parser = seconds)]
+    #[arg(long, value_name = "SEC", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) resend: Option<Duration>,
     /// Send N requests [default: 1, or for ever with --interval]
     #[arg(long, short = 'C', value_name = "N")]
@@ -133,8 +133,8 @@ pub(crate) struct Both {
 pub(crate) struct Common {
     #[command(flatten)]
     pub(crate) ends: Ends,
-    /// At the end wait up to SEC until everything is handed over
-    #[arg(long, value_name = "SEC", value_parser = seconds, default_value = "10")]
+    /// After the last send wait up to SEC until everything is handed over (for the sends: --send-timeout)
+    #[arg(long, value_name = "SEC", value_parser = seconds, allow_negative_numbers = true, default_value = "10")]
     pub(crate) linger: Duration,
     /// Tell on the error output what the socket sees: addresses, peers, drops
     #[arg(long)]
@@ -197,16 +197,16 @@ pub(crate) struct Source {
 #[derive(Debug, Args)]
 pub(crate) struct Sending {
     /// Send again every SEC
-    #[arg(long, short = 'i', value_name = "SEC", value_parser = seconds)]
+    #[arg(long, short = 'i', value_name = "SEC", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) interval: Option<Duration>,
     /// Wait for SEC before sending
-    #[arg(long, short = 'd', value_name = "SEC", value_parser = seconds)]
+    #[arg(long, short = 'd', value_name = "SEC", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) delay: Option<Duration>,
     /// Before sending wait until N peers are there, for --send-timeout at most
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) peers: usize,
     /// Give up when a message cannot be sent for SEC [default: never: push to nobody waits for ever]
-    #[arg(long, value_name = "SEC", value_parser = seconds)]
+    #[arg(long, value_name = "SEC", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) send_timeout: Option<Duration>,
 }
 
@@ -223,7 +223,7 @@ pub(crate) struct Receiving {
     #[command(flatten)]
     format: Formats,
     /// Give up when nothing comes for SEC [default: never]
-    #[arg(long, value_name = "SEC", value_parser = seconds)]
+    #[arg(long, value_name = "SEC", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) recv_timeout: Option<Duration>,
     /// Close a connection whose peer announces a message of more than BYTES [default: 1 MiB]
     #[arg(long, short = 'Z', value_name = "BYTES")]
@@ -311,6 +311,7 @@ mod tests {
         refused("spanwire sub -L 1 --interval 1", "--interval");
         refused("spanwire rep -L 1 --data x --interval 1", "--interval");
         refused("spanwire pub -L 1 --data x --recv-timeout 1", "--recv-timeout");
+        refused("spanwire pull -L 1 --recv-timeout -1", "--recv-timeout <SEC>': must be 0 or more");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Owns: the order of things and the meaning of the exit codes. Never: prints anything but messages to the
 //! standard output.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -13,13 +14,15 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
 use spanwire::protocol::{Protocol, Receives, Sends};
 use spanwire::{
-    Builder, Message, Pair, Pub, Pull, Push, RecvError, Rep, Req, RequestError, SendError, Socket, Sub,
+    Builder, Error, Event, Message, Pair, Pub, Pull, Push, RecvError, Rep, Req, RequestError, SendError,
+    Socket, Sub,
 };
 
-use crate::args::{Both, Common, Format, Receiver, Receiving, Replier, Requester, Sender, Sending};
-use crate::args::{Subscriber, Type};
+use crate::args;
+use crate::args::{Both, Common, Format, Receiving, Replier, Requester, Sender, Sending, Subscriber, Type};
 use crate::events::Watch;
 use crate::format::format;
 use crate::stop::{SIGNALLED, Stop};
@@ -65,8 +68,8 @@ fn failed(error: impl fmt::Display) -> End {
 
 pub(crate) fn run(socket: Type) -> Result<(), End> {
     match socket {
-        Type::Push(args) => send_all(args, |args| build(Push::builder(), &args.common, None)),
-        Type::Pub(args) => send_all(args, |args| build(Pub::builder(), &args.common, None)),
+        Type::Push(args) => send_all(args, true, |args| build(Push::builder(), &args.common, None)),
+        Type::Pub(args) => send_all(args, false, |args| build(Pub::builder(), &args.common, None)),
         Type::Pull(args) => pull(args),
         Type::Sub(args) => sub(args),
         Type::Req(args) => req(args),
@@ -75,7 +78,8 @@ pub(crate) fn run(socket: Type) -> Result<(), End> {
     }
 }
 
-fn send_all<S, P>(args: Sender, build: impl FnOnce(&Sender) -> Result<S, End>) -> Result<(), End>
+/// `waits`: where there is no peer.
+fn send_all<S, P>(args: Sender, waits: bool, build: impl FnOnce(&Sender) -> Result<S, End>) -> Result<(), End>
 where
     S: Deref<Target = Socket<P>>,
     P: Sends<Item = Message>,
@@ -87,6 +91,9 @@ where
     let count = args.count.or(if sending.interval.is_some() { None } else { Some(1) });
     Session::open(&socket, &args.common, count.is_none())?.run(|session| {
         session.before_sending(&socket, sending)?;
+        if waits {
+            session.tell_if_alone(&socket, sending.send_timeout);
+        }
         let mut turns = Turns::new(sending.interval, count);
         while turns.next(&session.stop)? {
             send(&socket, body.clone(), sending.send_timeout)?;
@@ -95,7 +102,7 @@ where
     })
 }
 
-fn pull(args: Receiver) -> Result<(), End> {
+fn pull(args: args::Receiver) -> Result<(), End> {
     let socket = build(Pull::builder(), &args.common, args.receiving.recv_max)?;
     Session::open(&socket, &args.common, args.count.is_none())?
         .run(|_| print_all(&socket, &args.receiving, args.count))
@@ -129,6 +136,7 @@ fn req(args: Requester) -> Result<(), End> {
         if let Some(limit) = sending.send_timeout {
             session.wait_for(&socket, 1, Some(limit))?;
         }
+        session.tell_if_alone(&socket, sending.send_timeout.or(args.receiving.recv_timeout));
         let mut turns = Turns::new(sending.interval, count);
         while turns.next(&session.stop)? {
             let reply = match args.receiving.recv_timeout {
@@ -171,6 +179,7 @@ fn pair(args: Both) -> Result<(), End> {
     Session::open(&socket, &args.common, args.count.is_none())?.run(|session| {
         let Some(body) = body else { return print_all(&socket, &args.receiving, args.count) };
         session.before_sending(&socket, sending)?;
+        session.tell_if_alone(&socket, sending.send_timeout);
         let mut left = Countdown(args.count);
         let mut heard = Instant::now();
         loop {
@@ -236,6 +245,8 @@ struct Session<'a, P: Protocol> {
     endless: bool,
     stop: Stop,
     watch: Option<Watch>,
+    /// Only looked at when something did not happen in time.
+    events: Receiver<Event>,
 }
 
 impl<'a, P: Protocol> Session<'a, P> {
@@ -246,19 +257,22 @@ impl<'a, P: Protocol> Session<'a, P> {
         stop.on_signal(move || closer.close(linger).map_err(|e| e.to_string())).map_err(failed)?;
         // Before the addresses, so that nothing happens unseen.
         let watch = common.events.then(|| Watch::start(socket.events()));
-        let session = Session { socket, linger, endless, stop, watch };
+        let session = Session { socket, linger, endless, stop, watch, events: socket.events() };
         for url in common.ends.binds() {
-            socket.bind(&url).map_err(failed)?;
+            socket.bind(&url).map_err(address_end)?;
         }
         for url in common.ends.connects() {
-            socket.connect(&url).map_err(failed)?;
+            socket.connect(&url).map_err(address_end)?;
         }
         Ok(session)
     }
 
     /// Does the work, then closes, whatever came of it.
     fn run(self, work: impl FnOnce(&Self) -> Result<(), End>) -> Result<(), End> {
-        let result = work(&self);
+        let result = work(&self).map_err(|end| match end {
+            End::TimedOut(text) => End::TimedOut(format!("{text}{}", why_alone(&self.events))),
+            end => end,
+        });
         let signalled = self.stop.signalled();
         let closed = match signalled {
             true => self.stop.closed(),
@@ -288,6 +302,14 @@ impl<'a, P: Protocol> Session<'a, P> {
         match sending.delay {
             Some(delay) if !self.stop.sleep(delay) => Err(End::Signalled),
             _ => Ok(()),
+        }
+    }
+
+    /// A send to nobody waits, perhaps for ever: then it says so, once.
+    fn tell_if_alone(&self, socket: &Socket<P>, limit: Option<Duration>) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        if limit.is_none() && !socket.wait_for_peers(1, PATIENCE) && !self.stop.signalled() {
+            eprintln!("spanwire: no peer yet, waiting for one{}", why_alone(&self.events));
         }
     }
 
@@ -368,6 +390,29 @@ fn recv<P: Receives>(socket: &Socket<P>, limit: Option<Duration>) -> Result<P::I
         None => socket.recv(),
     };
     got.map_err(|e| recv_end(&e))
+}
+
+/// Of each address that could not be connected to or whose peer was refused, the last reason.
+fn why_alone(events: &Receiver<Event>) -> String {
+    let mut reasons = BTreeMap::new();
+    for event in events.try_iter() {
+        match event {
+            Event::ConnectFailed { url, error, .. } => reasons.insert(url, error),
+            Event::Rejected { remote, reason, .. } => reasons.insert(remote, format!("refused: {reason}")),
+            _ => None,
+        };
+    }
+    reasons.into_iter().map(|(at, why)| format!("; {at}: {why}")).collect()
+}
+
+fn address_end(error: Error) -> End {
+    match &error {
+        Error::UnknownScheme { .. } | Error::Connect { .. } => End::Usage(error.to_string()),
+        Error::Bind { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+            End::Usage(error.to_string())
+        }
+        _ => failed(error),
+    }
 }
 
 fn send_end(error: &SendError<Message>) -> End {

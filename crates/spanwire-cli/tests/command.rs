@@ -295,12 +295,13 @@ fn wrong_usage_is_2_and_says_why_on_the_error_output() {
 
 #[test]
 fn an_error_is_1_and_names_its_address_or_file() {
+    let holder = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = format!("tcp://{}", holder.local_addr().expect("it is bound"));
     for (line, named) in [
-        ("pull --bind nowhere://x", "nowhere://x"),
-        ("pull --connect tcp://no-port", "tcp://no-port"),
-        ("push --connect tcp://127.0.0.1:1 --file /no/such/file", "/no/such/file"),
+        (format!("pull --bind {taken}"), taken.as_str()),
+        ("push --connect tcp://127.0.0.1:1 --file /no/such/file".into(), "/no/such/file"),
     ] {
-        let (code, out, err) = spanwire(line).ends();
+        let (code, out, err) = spanwire(&line).ends();
         assert_eq!((code, out.as_slice()), (1, &b""[..]), "{line}");
         assert!(err.join("\n").contains(named), "{line}: {err:?}");
     }
@@ -429,6 +430,43 @@ fn a_closed_output_ends_it_without_a_word() {
         assert_eq!(child.wait().expect("it was started by us").code(), Some(expected));
         assert!(said.is_empty(), "{said:?}");
         drop(push);
+    }
+}
+
+#[test]
+fn what_did_not_happen_in_time_says_where_and_why() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for line in [
+        "push --data x --send-timeout 0.3",
+        "pull --recv-timeout 0.3",
+        "req --data x --recv-timeout 0.3",
+        "req --data x --send-timeout 0.3",
+    ] {
+        let (code, out, err) = spanwire(&format!("{line} --connect tcp://{nobody}")).ends();
+        assert_eq!((code, out.len(), err.len()), (3, 0, 1), "{line}: {err:?}");
+        assert!(err[0].contains(&format!("; tcp://{nobody}: Connection refused")), "{line}: {err:?}");
+    }
+    let (server, url) = bound("pull");
+    let (code, _, err) = spanwire(&format!("sub --recv-timeout 1 --connect {url}")).ends();
+    assert_eq!((code, err.len()), (3, 1), "{err:?}");
+    assert!(err[0].contains("pull (SP id 0x51) where pub (SP id 0x20) was expected"), "{err:?}");
+    drop(server);
+}
+
+#[test]
+fn who_sends_to_nobody_without_a_limit_is_told_and_an_address_that_cannot_be_one_is_wrong_usage() {
+    let place = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for line in ["push --data x", "req --data x", "pair --data x --count 0"] {
+        let alone = spanwire(&format!("{line} --connect tcp://{place}"));
+        let why = alone.says("spanwire: no peer yet, waiting for one; ");
+        assert!(why.starts_with(&format!("tcp://{place}: Connection refused")), "{line}: {why}");
+    }
+    for url in ["bogus", "foo://x", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "ipc://"] {
+        for way in ["--bind", "--connect"] {
+            let (code, _, err) = spanwire(&format!("push --data x {way} {url}")).ends();
+            assert_eq!((code, err.len()), (2, 1), "{way} {url}: {err:?}");
+            assert!(err[0].contains(url), "{way} {url}: {err:?}");
+        }
     }
 }
 

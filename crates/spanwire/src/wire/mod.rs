@@ -70,11 +70,30 @@ impl PeerHello {
     }
 }
 
-/// Shows `SP id 0x31`, or the name.
+/// The socket types that have an SP id by the SP RFCs and by nanomsg and nng.
+const NAMES: [(u16, &str); 12] = [
+    (0x10, "pair"),
+    (0x11, "pair v1"),
+    (0x20, "pub"),
+    (0x21, "sub"),
+    (0x30, "req"),
+    (0x31, "rep"),
+    (0x50, "push"),
+    (0x51, "pull"),
+    (0x62, "surveyor"),
+    (0x63, "respondent"),
+    (0x70, "bus"),
+    (0x640, "star"),
+];
+
+/// Shows `rep (SP id 0x31)`, or the name.
 impl fmt::Display for PeerHello {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.sp_id, &self.name) {
-            (Some(id), _) => write!(f, "SP id {id:#x}"),
+            (Some(id), _) => match NAMES.iter().find(|(known, _)| *known == id) {
+                Some((_, name)) => write!(f, "{name} (SP id {id:#x})"),
+                None => write!(f, "SP id {id:#x}"),
+            },
             (None, Some(name)) => f.write_str(name),
             (None, None) => f.write_str("nameless"),
         }

@@ -97,7 +97,7 @@ fn promise_09_a_listener_tells_exactly_what_happened_to_it() {
             "1 connected 1 accepted",
             "1 disconnected 0: closed by the peer",
             "1 disconnected 1: closed by the peer",
-            "1 rejected: peer is no partner: SP id 0x21 where push (SP id 0x50) was expected",
+            "1 rejected: peer is no partner: sub (SP id 0x21) where push (SP id 0x50) was expected",
             "1 rejected: not the handshake of this wire",
             "1 rejected: refused by the application: not today",
             "1 connected 2 accepted",
