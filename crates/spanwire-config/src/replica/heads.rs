@@ -89,7 +89,7 @@ impl Replica {
 
     /// Whether what is for a cohort, if it is news, stands on what is held: for all, and the one before it. A relay serves
     /// both.
-    fn stands(&self, head: &Head) -> bool {
+    pub(super) fn stands(&self, head: &Head) -> bool {
         let tip = self.tip().map(|held| &held.head);
         let news = tip.is_none_or(|tip| tip.position < head.position);
         let next = tip.is_some_and(|tip| {

@@ -5,6 +5,12 @@ use crate::rollouts::{ask, labelled, open, step};
 use spanwire_config::rollout::{Audience, Stage};
 use spanwire_config::{CohortNode, Step};
 
+/// Another rollout, after that of [`open`].
+fn open_next(a: &mut Authority) -> Position {
+    let all = Stage { share: 10_000, ..Stage::default() };
+    ask(a, 102, &puts([("a", "3")]), vec![all], false)
+}
+
 /// An authority, a relay, a relay below that, and below each a canary and another node.
 struct Tree {
     a: Authority,
@@ -169,14 +175,46 @@ fn a_promotion_and_the_next_rollout_may_reach_a_relay_that_stood_still() {
     open(&mut t.a, &puts([("a", "2")]));
     t.flow();
     step(&mut t.a, 101, Step::Promote);
-    let all = Stage { share: 10_000, ..Stage::default() };
-    ask(&mut t.a, 102, &puts([("a", "3")]), vec![all], false);
+    open_next(&mut t.a);
     let down = t.a.drain(t.up[0].above, usize::MAX);
     t.r[0].upper.arrive(t.up[0].below, down);
     t.r[0].turn();
     let revs =
         [t.r[0].machine.held(), t.r[0].machine.canary()].map(|held| held.map(|(head, _)| head.position.rev));
     assert_eq!(revs, [Some(2), Some(3)]);
+}
+
+#[test]
+fn a_canary_out_of_turn_is_asked_for_as_soon_as_it_stands() {
+    let mut t = Tree::new();
+    // A server that knows the first revision alone, and a relay that holds the canary's, from another.
+    let mut behind = Relay::new(60);
+    let mut up = Wire::new(&mut t.a, &mut behind);
+    up.flow(&mut t.a, &mut behind);
+    open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    t.up[0].cut(&mut t.a, &mut t.r[0]);
+    let mut wire = Wire::new(&mut behind, &mut t.r[0]);
+    wire.flow(&mut behind, &mut t.r[0]);
+    // In one go it is for all, and the next is a canary: that comes before the word that the first is for all.
+    step(&mut t.a, 101, Step::Promote);
+    let at = open_next(&mut t.a);
+    up.flow(&mut t.a, &mut behind);
+    wire.flow(&mut behind, &mut t.r[0]);
+    let rev = |r: &Relay| r.machine.canary().map(|(head, _)| head.position.rev);
+    assert_eq!((rev(&behind), rev(&t.r[0])), (Some(at.rev), Some(2)));
+    assert_eq!(t.r[0].upper.counted("canary-out-of-turn"), 1);
+    // The next beacon says it.
+    behind.advance(BEACON);
+    wire.flow(&mut behind, &mut t.r[0]);
+    assert_eq!(rev(&t.r[0]), Some(at.rev));
+    let wants = |wire: &Wire| wire.up.iter().filter(|f| matches!(f, Frame::Want(..))).count();
+    assert_eq!(wants(&wire), 1);
+    for _ in 0..3 {
+        behind.advance(BEACON);
+        wire.flow(&mut behind, &mut t.r[0]);
+    }
+    assert_eq!(wants(&wire), 1, "once");
 }
 
 #[test]
