@@ -166,8 +166,9 @@ impl Replica {
             && head.seq > held.head.seq
             && !planted("promotion-not-kept")
         {
+            let promoted = held.head.audience != head.audience;
             held.head = head.clone();
-            if self.relays() {
+            if promoted || self.relays() {
                 cx.wake(CHANGED);
             }
         }

@@ -69,7 +69,10 @@ impl Relay {
             match self.upper.call(|r, cx| r.perform_relay(cx, left)).expect("in order") {
                 Some(RelayAction::Persist(head, state)) => {
                     let at = head.position;
-                    self.before = self.cache.replace((head, state));
+                    let other = self.cache.as_ref().is_none_or(|(old, _)| old.position != at);
+                    let old = self.cache.replace((head, state));
+                    // A later HEAD takes the place of the one before, as in a state folder.
+                    self.before = if other { old } else { self.before.take() };
                     self.tell(RelayEvent::Stored(at, Ok(())));
                 }
                 Some(RelayAction::Report { whole }) => {

@@ -1,7 +1,7 @@
 //! Rollouts through relays: both states go down, each node takes its own, and what a relay passes on is as it came.
 
 use super::*;
-use crate::rollouts::{ask, labelled, open, step};
+use crate::rollouts::{ask, labelled, labels, open, step};
 use spanwire_config::rollout::{Audience, Stage};
 use spanwire_config::{CohortNode, Step};
 
@@ -237,6 +237,67 @@ fn a_relay_that_starts_again_serves_both_states_from_its_cache() {
     assert!(
         r.machine.held().is_none() && r.machine.canary().is_none() && r.upper.protocol.visible().is_none()
     );
+}
+
+#[test]
+fn a_relay_that_starts_again_after_a_stage_or_a_promotion_serves_what_was_for_whom_last() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    // Who there is without a server above: nodes that hold nothing, a canary and another.
+    let serves = |r: &Relay| {
+        let mut r = Relay::restored_of(50, 1, r.cache.clone(), r.before.clone());
+        let nodes = [labelled(7, &[("canary", "yes")]), labelled(8, &[])];
+        nodes.map(|settings| {
+            let mut n = Script::new(Replica::new(settings));
+            Wire::new(&mut r, &mut n).flow(&mut r, &mut n);
+            accept(&mut n, Level::Applied).position().rev
+        })
+    };
+    assert_eq!(serves(&t.r[0]), [2, 1]);
+    step(&mut t.a, 101, Step::Next);
+    t.flow();
+    assert_eq!(serves(&t.r[0]), [2, 2], "the second stage is for all nodes");
+    let for_all = |r: &Relay| Relay::restored_of(50, 1, r.cache.clone(), r.before.clone()).machine;
+    assert_eq!(for_all(&t.r[0]).held().map(|(head, _)| head.position.rev), Some(1));
+    step(&mut t.a, 102, Step::Promote);
+    t.flow();
+    assert_eq!(serves(&t.r[0]), [2, 2]);
+    assert_eq!(for_all(&t.r[0]).held().map(|(head, _)| head.position.rev), Some(2));
+    let canary = vec![Stage { labels: labels(&[("canary", "yes")]), share: 10_000, gate: None }];
+    ask(&mut t.a, 103, &puts([("a", "3")]), canary, false);
+    t.flow();
+    assert_eq!(serves(&t.r[0]), [3, 2], "the next canary stands on what was promoted");
+}
+
+#[test]
+fn what_is_promoted_while_the_disk_is_busy_is_written_before_the_next_canary() {
+    let mut t = Tree::new();
+    let canary = open(&mut t.a, &puts([("a", "2")]));
+    let upper = ReplicaSettings { node: Id([60; 16]), kind: NodeKind::Relay, ..ReplicaSettings::default() };
+    let mut upper = Script::new(Replica::new(upper));
+    let settings = RelaySettings { node: Id([60; 16]), ..RelaySettings::default() };
+    let mut machine = NsRelay::new(settings, None);
+    let mut wire = Wire::new(&mut t.a, &mut upper);
+    let mut writes = |t: &mut Tree, stored: Option<u64>| {
+        wire.flow(&mut t.a, &mut upper);
+        let stored = stored.map(|rev| RelayEvent::Stored(Position { rev, ..canary }, Ok(())));
+        let events = stored.into_iter().chain(upper.call(|r, cx| r.relay_events(cx)));
+        let actions: Vec<_> = events.flat_map(|event| machine.handle(event, upper.now())).collect();
+        let write = |action| match action {
+            RelayAction::Persist(head, _) => Some((head.position.rev, head.audience.is_empty())),
+            _ => None,
+        };
+        actions.into_iter().filter_map(write).collect::<Vec<_>>()
+    };
+    assert_eq!(writes(&mut t, None), [(1, true)]);
+    assert_eq!(writes(&mut t, Some(1)), [(2, false)]);
+    step(&mut t.a, 101, Step::Promote);
+    open_next(&mut t.a);
+    assert_eq!(writes(&mut t, None), [], "one at a time");
+    assert_eq!(writes(&mut t, Some(2)), [(2, true)]);
+    assert_eq!(writes(&mut t, Some(2)), [(3, false)]);
+    assert_eq!(writes(&mut t, Some(3)), []);
 }
 
 #[test]
