@@ -115,7 +115,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// A history that is yet to begin; until then nodes are told to wait. `opened` says how often the store was
+    /// A history that is yet to begin; until then nodes are told that the server is vacant. `opened` says how often the store was
     /// opened, this time included, and must be durable: its low 24 bits lead every `seq` of this run.
     pub fn pending(opened: u32) -> Origin {
         Origin { opened, last: None, canary: None, steps: Vec::new(), passes: false }
@@ -333,7 +333,7 @@ impl Distributor {
             }
         }
         if before.is_none() {
-            // They were told `pending`.
+            // They were told `vacant` or `pending`.
             pipes.iter().for_each(|pipe| self.welcome(cx, *pipe));
         }
         self.work.extend(pipes);

@@ -275,11 +275,14 @@ fn a_relay_with_nothing_says_pending_and_serves_once_it_has_something() {
     let mut lower = Wire::new(&mut r, &mut n);
     lower.flow(&mut r, &mut n);
     assert!(lower.heads().is_empty());
+    let says = |n: &Script<Replica>| n.protocol.status(n.now()).namespace;
+    assert_eq!(says(&n), Some(NamespaceStatus::Pending));
     let mut upper = Wire::new(&mut a, &mut r);
     commit(&mut a, &puts([("a", "1")]));
     upper.flow(&mut a, &mut r);
     lower.flow(&mut r, &mut n);
     accept(&mut n, Level::Applied);
+    assert_eq!(says(&n), Some(NamespaceStatus::Known));
 }
 
 #[test]
