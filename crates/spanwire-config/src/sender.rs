@@ -330,6 +330,8 @@ impl Distributor {
             let open = |session: &Session| session.standing != Standing::Clear;
             if (before.is_none() || new_epoch || self.passes) && self.sessions.get(*pipe).is_some_and(open) {
                 self.reassess(cx, *pipe);
+                // It may hold this already, and know another audience of it: before anything that stands on it.
+                self.beacon_now(cx, *pipe);
             }
         }
         if before.is_none() {
