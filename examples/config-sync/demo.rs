@@ -1,5 +1,6 @@
 //! The demo: real processes, real files, real kills, and its own comparison of the trees.
 
+mod canary;
 mod lost;
 
 use std::collections::BTreeMap;
@@ -244,7 +245,11 @@ impl Demo<'_> {
         let url = url.ok_or("the server has no address")?.clone();
         let mut args =
             vec!["agent", "--connect", &url, "--out", path(&out)?, "--name", name, "--on-change", &hook];
-        if name == "web-3" {
+        let label = format!("{}={}", canary::LABEL.0, canary::LABEL.1);
+        if name == canary::CANARY {
+            args.extend(["--label", &label]);
+        }
+        if name == "web-3" || name == canary::CANARY {
             args.extend(["--validate", "! grep -rq BROKEN ."]);
         }
         let agent = Process::start(name, self.verbose, &args)?;

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use spanwire::{RecvError, Socket};
 
 use crate::check::Check;
@@ -162,6 +163,8 @@ struct Agent<'a> {
     /// The hook could not be run: try again then.
     act: Option<Instant>,
     renewed: bool,
+    /// For whom that is which is on disk.
+    audience: Bytes,
     evidence: Evidence,
     status: Option<(Data, Option<Id>)>,
 }
@@ -230,6 +233,7 @@ impl<'a> Agent<'a> {
             repair: None,
             act: None,
             renewed: false,
+            audience: loaded.newest.as_ref().map(|(head, _)| head.audience.clone()).unwrap_or_default(),
             evidence: Evidence::new(conflict),
             status: None,
         };
@@ -373,6 +377,7 @@ impl<'a> Agent<'a> {
             }
         };
         self.owed = owed;
+        self.audience = update.head.audience.clone();
         self.ack(position, Level::Stored);
         let switched = if self.dirty { Err(None) } else { staged.switch().map_err(Some) };
         self.shown = Some((update.head.clone(), files));
@@ -503,6 +508,7 @@ impl<'a> Agent<'a> {
         if self.act.is_some_and(|at| at <= now) {
             self.act();
         }
+        self.keep_promotion();
         let status: ReplicaStatus = self.socket.with(|r, cx| r.status(cx.now()));
         if let Some(boot) = status.stale_boot {
             self.take_identity(boot);
@@ -533,6 +539,19 @@ impl<'a> Agent<'a> {
                 ));
             }
         }
+    }
+
+    /// What is visible is for more nodes than it was, or for all: after a restart, too.
+    fn keep_promotion(&mut self) {
+        let promoted = self.socket.with(|r, _| {
+            let (head, state) = r.visible().filter(|(head, _)| head.audience != self.audience)?;
+            Some((head.clone(), state.clone()))
+        });
+        let Some((head, state)) = promoted else { return };
+        if let Err(error) = self.store.save(&head, &state) {
+            self.log.say(format_args!("not noted for whom {} is by now: {error}", head.position));
+        }
+        self.audience = head.audience;
     }
 
     /// A server knows a later start of this node: the folder was put back, or it has a living twin.

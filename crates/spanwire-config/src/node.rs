@@ -234,6 +234,7 @@ impl NodeBuilder {
             again: self.again,
             acted: crate::State::new(),
             unsaved: None,
+            audience: Bytes::new(),
             known: None,
         };
         // Before the thread, so that an address of which nothing can be made ends it here.

@@ -24,6 +24,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use spanwire::protocol::Time;
 
 #[cfg(all(unix, feature = "sync"))]
@@ -128,7 +129,8 @@ pub enum RelayAction {
         /// What it means for the data it gets.
         verdict: Verdict,
     },
-    /// Keep this on disk, then say [`RelayEvent::Stored`]. Never two at once.
+    /// Keep this on disk, then say [`RelayEvent::Stored`]; a later HEAD of what was kept last takes its place. Never two
+    /// at once.
     Persist(Head, State),
     /// Say upward that this level is reached.
     Ack {
@@ -214,8 +216,8 @@ pub struct NsRelay {
     chains: VecDeque<Base>,
     /// What is not on disk yet.
     persisting: Option<Position>,
-    /// The newest that was to be written, whether it is on disk or not.
-    written: Option<Position>,
+    /// The newest that was to be written, and for whom it is there, whether it is on disk or not.
+    written: Option<(Position, Bytes)>,
     upstream: Option<Upstream>,
     /// The conversation to which the table was told.
     told: Option<u64>,
@@ -228,7 +230,7 @@ impl NsRelay {
     /// Starts from what its disk holds, if anything, which must have been checked.
     pub fn new(settings: RelaySettings, cache: Option<(Head, State)>) -> Self {
         let chains = cache.iter().map(|(head, _)| head.base()).collect();
-        let written = cache.as_ref().map(|(head, _)| head.position);
+        let written = cache.as_ref().map(|(head, _)| (head.position, head.audience.clone()));
         NsRelay {
             settings,
             held: cache,
@@ -247,7 +249,7 @@ impl NsRelay {
     pub fn with_canary(mut self, canary: Option<(Head, State)>) -> NsRelay {
         if let Some((head, _)) = &canary {
             self.chains.push_back(head.base());
-            self.written = Some(head.position);
+            self.written = Some((head.position, head.audience.clone()));
         }
         self.canary = canary;
         self
@@ -323,6 +325,7 @@ impl NsRelay {
             self.held = Some(promoted);
         }
         out.push(RelayAction::Show(head));
+        self.persist(out);
     }
 
     fn on_verified(&mut self, out: &mut Actions, update: Update) {
@@ -355,12 +358,18 @@ impl NsRelay {
         self.persist(out);
     }
 
-    /// What is current is kept, the canary's last; what came while the disk was busy and is no longer current never.
+    /// What is current is kept, the canary's last, and again where it is for others than it was; what came while the disk
+    /// was busy and is no longer current never.
     fn persist(&mut self, out: &mut Actions) {
-        let new = |head: &Head| self.written.is_none_or(|written| written < head.position);
+        let new = |head: &Head| {
+            self.written.as_ref().is_none_or(|(at, audience)| {
+                *at < head.position || *at == head.position && *audience != head.audience
+            })
+        };
         let mut states = [&self.held, &self.canary].into_iter().flatten();
         if let (Some((head, state)), None) = (states.find(|(head, _)| new(head)), self.persisting) {
-            (self.persisting, self.written) = (Some(head.position), Some(head.position));
+            self.persisting = Some(head.position);
+            self.written = Some((head.position, head.audience.clone()));
             out.push(RelayAction::Persist(head.clone(), state.clone()));
         }
     }
@@ -368,14 +377,13 @@ impl NsRelay {
     fn on_stored(&mut self, out: &mut Actions, position: Position, stored: Result<(), String>) {
         self.persisting = None;
         let newest = self.newest().map(|(head, _)| head.position);
-        if newest != Some(position) {
-            return self.persist(out);
-        }
         match stored {
+            _ if newest != Some(position) => {}
             Ok(()) => out.push(RelayAction::Ack { position, level: Level::Stored, volatile: false }),
             // The next revision is the next try.
             Err(why) => out.push(RelayAction::Alarm(RelayAlarm::NotStored { position, why })),
         }
+        self.persist(out);
     }
 
     fn path(&self) -> RelayAction {

@@ -529,7 +529,9 @@ impl Replica {
                 let before = self.data();
                 for head in &heads {
                     // A beacon never moves what is visible.
-                    self.on_head(cx, head);
+                    if let Verdict::Newer = self.on_head(cx, head) {
+                        self.ask_in_turn(cx, head);
+                    }
                 }
                 if self.data() != before {
                     cx.wake(CHANGED);

@@ -115,7 +115,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// A history that is yet to begin; until then nodes are told to wait. `opened` says how often the store was
+    /// A history that is yet to begin; until then nodes are told that the server is vacant. `opened` says how often the store was
     /// opened, this time included, and must be durable: its low 24 bits lead every `seq` of this run.
     pub fn pending(opened: u32) -> Origin {
         Origin { opened, last: None, canary: None, steps: Vec::new(), passes: false }
@@ -330,10 +330,12 @@ impl Distributor {
             let open = |session: &Session| session.standing != Standing::Clear;
             if (before.is_none() || new_epoch || self.passes) && self.sessions.get(*pipe).is_some_and(open) {
                 self.reassess(cx, *pipe);
+                // It may hold this already, and know another audience of it: before anything that stands on it.
+                self.beacon_now(cx, *pipe);
             }
         }
         if before.is_none() {
-            // They were told `pending`.
+            // They were told `vacant` or `pending`.
             pipes.iter().for_each(|pipe| self.welcome(cx, *pipe));
         }
         self.work.extend(pipes);

@@ -1,7 +1,7 @@
 //! The state folder of a node or an authority: who it is, and the last verified revisions.
 //!
 //! Two slots are written in turn, each beside and then renamed, so that a crash at any moment leaves at least
-//! one whole. A slot is believed only if its own hash is right *and* its content has the digest that its HEAD
+//! one whole. A later HEAD of the newest revision (it is for more nodes, or for all) takes the place of that. A slot is believed only if its own hash is right *and* its content has the digest that its HEAD
 //! names. Files have permissions 0600, the folder 0700.
 //!
 //! With keys ([`Store::set_trust`]) a slot remembers under which one its HEAD was accepted, and is believed under that
@@ -90,6 +90,8 @@ pub struct Store {
     damaged: Vec<String>,
     /// The slot to write next.
     next: usize,
+    /// What the other holds.
+    newest: Option<Position>,
     /// Whose HEADs are believed.
     trust: Keyring,
 }
@@ -120,6 +122,7 @@ impl Store {
             identity: fresh(None, 0)?,
             damaged: Vec::new(),
             next: 0,
+            newest: None,
             trust: Keyring::new(),
         };
         match store.known("identity", parse_identity) {
@@ -237,14 +240,15 @@ impl Store {
         // Two incarnations of one epoch number have no order; a node never stores the second.
         found.sort_by(|a, b| a.1.position.partial_cmp(&b.1.position).unwrap_or(std::cmp::Ordering::Equal));
         if let Some((index, head, state)) = found.pop() {
-            self.next = 1 - index;
+            (self.next, self.newest) = (1 - index, Some(head.position));
             loaded.newest = Some((head, state));
         }
         loaded.before = found.pop().map(|(_, head, state)| (head, state));
         loaded
     }
 
-    /// Writes a revision into the older slot. When this returns, it is on disk.
+    /// Writes a revision into the older slot; a later HEAD of the newest one into the slot of that. When this returns,
+    /// it is on disk.
     ///
     /// # Errors
     /// [`StoreError::Io`]; the newer slot is as it was, and the older may be.
@@ -257,8 +261,10 @@ impl Store {
         bytes.raw(&entries);
         let hash = blake3::hash(&bytes);
         bytes.raw(hash.as_bytes());
-        self.replace(SLOTS[self.next], &bytes)?;
-        self.next = 1 - self.next;
+        let again = self.newest == Some(head.position);
+        let slot = if again { 1 - self.next } else { self.next };
+        self.replace(SLOTS[slot], &bytes)?;
+        (self.next, self.newest) = (1 - slot, Some(head.position));
         Ok(())
     }
 
@@ -446,6 +452,31 @@ mod tests {
             assert_eq!(meta.permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(fs::metadata(store.dir()).expect("it exists").permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_later_head_of_the_newest_revision_takes_the_slot_of_that_and_of_no_other() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut store = open(&dir);
+        let ((one, s1), (mut two, s2), (three, s3)) = (revision(1, "1"), revision(2, "2"), revision(3, "3"));
+        store.save(&one, &s1).expect("saved");
+        store.save(&two, &s2).expect("saved");
+        for (seq, again) in [(7, false), (8, true)] {
+            if again {
+                // What was written before is known.
+                drop(store);
+                store = open(&dir);
+                store.load(1 << 20);
+            }
+            two.seq = seq;
+            store.save(&two, &s2).expect("saved");
+            let loaded = store.load(1 << 20);
+            assert_eq!(loaded.newest, Some((two.clone(), s2.clone())));
+            assert_eq!(loaded.before, Some((one.clone(), s1.clone())));
+        }
+        store.save(&three, &s3).expect("saved");
+        let loaded = store.load(1 << 20);
+        assert_eq!((loaded.newest, loaded.before), (Some((three, s3)), Some((two, s2))));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The second act of the demo: content that lives in a server's store alone, and the store is lost.
+//! The second act of the demo: content that lives in a server's store alone, canaries of it, and the store is lost.
 
 use std::fs;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use spanwire_config::{ChangeSet, Id, Level, Limits, Place, State, tree};
 
 use super::{Demo, Res, differs, path, write};
 
-const NODES: [&str; 3] = ["app-1", "app-2", "app-3"];
+pub(super) const NODES: [&str; 3] = ["app-1", "app-2", "app-3"];
 
-fn said<T>(result: Result<T, ClientError>) -> Res<T> {
+pub(super) fn said<T>(result: Result<T, ClientError>) -> Res<T> {
     result.map_err(|error| error.to_string())
 }
 
@@ -33,6 +33,8 @@ impl Demo<'_> {
         }
         self.until("three agents", || Ok(said(client.status())?.nodes.len() == NODES.len()))?;
         self.applied(&client, at)?;
+        self.canaries(&client)?;
+        let content = self.content()?;
 
         self.say("the server is killed (-9), and its store deleted; agents keep what they have");
         self.server = None;
@@ -89,7 +91,7 @@ impl Demo<'_> {
     }
 
     /// Every node has applied it, and holds what the source holds.
-    fn applied(&self, client: &Client, at: Place) -> Res<()> {
+    pub(super) fn applied(&self, client: &Client, at: Place) -> Res<()> {
         let told = said(client.wait(at, Level::Applied, Duration::from_secs(10), &Selector::default()))?;
         if told.ok.len() != NODES.len() {
             return Err(format!("{}:{} is not applied by all: {told:?}", at.epoch, at.rev));
@@ -104,6 +106,6 @@ impl Demo<'_> {
     }
 }
 
-fn key(name: &str) -> Res<spanwire_config::Key> {
+pub(super) fn key(name: &str) -> Res<spanwire_config::Key> {
     spanwire_config::Key::new(name).map_err(|error| error.to_string())
 }

@@ -13,10 +13,11 @@ use spanwire_config::wire::client::NodeLine;
 use spanwire_config::{Limits, Place, store, tree};
 use spanwire_testkit::sim::Rng;
 
-use super::history::{Claim, History, Track, counters};
+use super::history::{Change, Claim, History, Track, counters};
 use super::link::{Link, Mode};
 use super::process::{Line, Process, bury_orphans};
-use super::writers::{self, Writers, Written};
+use super::rollouts::LABEL;
+use super::writers::{self, Done, Writers, Written};
 
 pub(crate) type Res<T> = Result<T, String>;
 
@@ -55,6 +56,7 @@ struct Counts {
     cuts: u32,
     silences: u32,
     damaged: u32,
+    promoted: u32,
 }
 
 /// All of it.
@@ -147,17 +149,20 @@ impl Cluster {
                         "relay --state {at}/relay-{n} --bind tcp://127.0.0.1:0 --name relay-{n}{connect}{trust}"
                     )),
                 ),
-                _ => (
-                    format!("agent-{n}"),
-                    words(&format!("agent --out {at}/agent-{n} --name agent-{n}{connect}{trust}")),
-                ),
+                _ => {
+                    let canary = format!(" --label {}={}", LABEL.0, LABEL.1);
+                    let label = if rng.one_in(4) { canary } else { String::new() };
+                    let args = format!("agent --out {at}/agent-{n} --name agent-{n}{label}{connect}{trust}");
+                    (format!("agent-{n}"), words(&args))
+                }
             };
             if n > RELAYS {
                 // Builtins of the shell alone: thirty agents share the machine with all else.
-                let reads = (0..).zip((0..super::history::WRITERS).flat_map(counters));
-                let reads = reads.map(|(i, key)| format!("read v{i} < {key}; ")).collect::<String>();
+                let all = || (0..).zip((0..super::history::WRITERS).flat_map(counters));
+                let reads = all().map(|(i, key)| format!("read v{i} < {key}; ")).collect::<String>();
+                let found = all().map(|(i, _)| format!(" $v{i}")).collect::<String>();
                 let hook = format!(
-                    "cd \"$CONFIG_SYNC_OUT\" && {{ {reads}echo \"$CONFIG_SYNC_REVISION $v0 $v1 $v2 $v3\" >> {at}/hooks-{n}; }}"
+                    "cd \"$CONFIG_SYNC_OUT\" && {{ {reads}echo \"$CONFIG_SYNC_REVISION{found}\" >> {at}/hooks-{n}; }}"
                 );
                 args.extend(["--on-change".into(), hook]);
             }
@@ -201,7 +206,10 @@ impl Cluster {
         let mut first = Commit::new(writers::first()).map_err(|e| e.to_string())?;
         first.expect = Some(Place::default());
         self.wait("the first commit is answered", |all| match all.client.commit(&first) {
-            Ok(done) => all.history.committed(done.at.rev, first.changes.clone(), done.digest).map(|()| true),
+            Ok(done) => {
+                let first = Change::Set(first.changes.clone());
+                all.history.committed(done.at.rev, first, done.digest).map(|()| true)
+            }
             Err(ClientError::Unanswered(_)) => Ok(false),
             Err(error) => Err(format!("the first commit: {error}")),
         })?;
@@ -350,8 +358,10 @@ impl Cluster {
 
     fn take_answers(&mut self) -> Res<()> {
         while let Ok(written) = self.written.try_recv() {
-            let (changes, done) = written?;
-            self.history.committed(done.at.rev, changes, done.digest)?;
+            match written? {
+                Done::Commit(change, done) => self.history.committed(done.at.rev, change, done.digest)?,
+                Done::Promoted => self.counts.promoted += 1,
+            }
         }
         Ok(())
     }
@@ -431,7 +441,7 @@ impl Cluster {
         self.all.extend(times.iter().max());
         self.nodes.extend(times);
         let names: BTreeSet<String> = self.members[1..].iter().map(|member| member.name.clone()).collect();
-        let mut lacks = String::new();
+        let (mut lacks, mut nodes) = (String::new(), Vec::new());
         let known = self.wait("the authority knows where every node is", |all| {
             let Ok(status) = all.client.status() else { return Ok(false) };
             let good = |node: &&NodeLine| {
@@ -441,13 +451,19 @@ impl Cluster {
             let there: BTreeSet<String> =
                 status.nodes.iter().filter(good).map(|node| node.node.name.clone()).collect();
             lacks = format!("{:?} of {:?}", names.difference(&there).collect::<Vec<_>>(), status.nodes.len());
-            Ok(there == names && status.nodes.len() == names.len())
+            nodes = status.nodes;
+            Ok(there == names && nodes.len() == names.len())
         });
         known.map_err(|why| format!("{why}; not {lacks}"))?;
         self.told.push(self.healed.elapsed());
-        for member in &mut self.members {
+        for (n, member) in self.members.iter_mut().enumerate() {
+            let node = nodes.iter().find(|node| n > RELAYS && node.node.name == member.name);
             for claim in member.claims.drain(..) {
-                self.history.agrees(&claim).map_err(|why| format!("{}: {why}", member.name))?;
+                let at = |why: String| format!("{}: {why}", member.name);
+                self.history.agrees(&claim).map_err(at)?;
+                if let Some(NodeLine { node, labels, .. }) = node {
+                    self.history.may_hold(claim.rev, node.node, labels).map_err(at)?;
+                }
             }
         }
         Ok(())
@@ -456,6 +472,15 @@ impl Cluster {
     /// The trees, the state folders, the hooks' notes and the authority's content, byte for byte.
     pub(crate) fn look_at_everything(&mut self) -> Res<()> {
         let (newest, limits) = (self.history.newest(), Limits::default());
+        // Whoever starts again now, without a server, has it as what is for all.
+        self.wait("a promotion is on every disk", |all| {
+            let folders = all.members[1..].iter().zip(1..).map(|(member, n)| {
+                let of_agent = if n > RELAYS { ".state" } else { "" };
+                all.dir.join(format!("{}{of_agent}", member.name))
+            });
+            let mut heads = folders.filter_map(|folder| store::peek(&folder, limits.bytes));
+            Ok(heads.all(|(head, _)| head.audience.is_empty()))
+        })?;
         let (tip, state) = self.client.list(b"", None).map_err(|e| e.to_string())?;
         if tip.position.rev != newest || state != *self.history.state() {
             return Err(format!(
@@ -475,7 +500,7 @@ impl Cluster {
             let notes = self.dir.join(member.name.replace("agent", "hooks"));
             let notes = std::fs::read_to_string(notes).map_err(|e| at(e.to_string()))?;
             let last = self.history.hooks(&notes).map_err(at)?;
-            if (last, head.position.rev) != (newest, newest) {
+            if !self.history.is_same(last, newest).map_err(at)? || head.position.rev != newest {
                 return Err(at(format!(
                     "its hook ran last for {last}, on its disk is {}",
                     head.position.rev
@@ -488,15 +513,19 @@ impl Cluster {
     /// The mixture reached what it is meant to test.
     pub(crate) fn was_hurt(&self, seconds: u64) -> bool {
         let enough = |n: u32| u64::from(n) >= seconds / 20;
-        let Counts { kills, stops, cuts, silences, .. } = &self.counts;
-        self.history.newest() > seconds && kills.iter().chain([stops, cuts, silences]).all(|n| enough(*n))
+        let Counts { kills, stops, cuts, silences, promoted, .. } = &self.counts;
+        let aborted = self.history.aborted() as u32;
+        let mut done = kills.iter().chain([stops, cuts, silences, promoted, &aborted]);
+        self.history.newest() > seconds && done.all(|n| enough(*n))
     }
 
     pub(crate) fn summary(&self) -> String {
-        let Counts { kills: [authority, relays, agents], stops, cuts, silences, damaged } = &self.counts;
+        let Counts { kills: [authority, relays, agents], stops, cuts, silences, damaged, promoted } =
+            &self.counts;
+        let aborted = self.history.aborted();
         format!(
-            "{} commits; killed: authority {authority}, relays {relays}, agents {agents}; stopped {stops}; links cut {cuts}, \
-             silenced {silences}; damaged files passed over {damaged}\n\
+            "{} commits; rollouts: promoted {promoted}, aborted {aborted}; killed: authority {authority}, relays {relays}, \
+             agents {agents}; stopped {stops}; links cut {cuts}, silenced {silences}; damaged files passed over {damaged}\n\
              {} heals; from heal to equal: a node {}; all nodes {}; the authority knows {}",
             self.history.newest(),
             self.all.len(),

@@ -5,10 +5,21 @@
 
 use std::collections::BTreeMap;
 
-use spanwire_config::{ChangeSet, Digest, State};
+use spanwire_config::rollout::Audience;
+use spanwire_config::{ChangeSet, Digest, Id, State};
 
-/// Commits come from so many writers.
-pub(crate) const WRITERS: usize = 2;
+/// Commits come from so many writers; those of the last are rollouts.
+pub(crate) const WRITERS: usize = 3;
+
+/// What a revision changes.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// These keys.
+    Set(ChangeSet),
+    /// A rollout was aborted: it has what there was before the revision before, which was for these alone, one after
+    /// the other.
+    Back(Vec<Audience>),
+}
 
 /// What a node says about a revision that it holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,8 +109,12 @@ struct Known {
 pub(crate) struct History {
     known: Vec<Known>,
     state: State,
+    /// Before the newest revision.
+    before: State,
+    /// For whom revisions were whose rollout was aborted.
+    aborted: BTreeMap<u64, Vec<Audience>>,
     /// Above a revision whose commit has not been answered yet.
-    later: BTreeMap<u64, (ChangeSet, Digest)>,
+    later: BTreeMap<u64, (Change, Digest)>,
 }
 
 /// The two keys of a writer: every commit of its gives both the same number.
@@ -119,12 +134,20 @@ impl History {
     }
 
     /// A commit was acknowledged.
-    pub(crate) fn committed(&mut self, rev: u64, changes: ChangeSet, digest: Digest) -> Result<(), String> {
-        if rev <= self.newest() || self.later.insert(rev, (changes, digest)).is_some() {
+    pub(crate) fn committed(&mut self, rev: u64, change: Change, digest: Digest) -> Result<(), String> {
+        if rev <= self.newest() || self.later.insert(rev, (change, digest)).is_some() {
             return Err(format!("two commits were given revision {rev}"));
         }
-        while let Some((changes, digest)) = self.later.remove(&(self.newest() + 1)) {
-            self.state.apply(&changes);
+        while let Some((change, digest)) = self.later.remove(&(self.newest() + 1)) {
+            let before = self.state.clone();
+            match change {
+                Change::Set(changes) => self.state.apply(&changes),
+                Change::Back(audiences) => {
+                    self.state.clone_from(&self.before);
+                    self.aborted.insert(self.newest(), audiences);
+                }
+            }
+            self.before = before;
             if self.state.digest() != digest {
                 return Err(format!("revision {} was acknowledged with another digest", self.newest() + 1));
             }
@@ -165,6 +188,26 @@ impl History {
         Ok(())
     }
 
+    /// What was never for all is held by those alone for whom it was.
+    pub(crate) fn may_hold(&self, rev: u64, node: Id, labels: &[(String, String)]) -> Result<(), String> {
+        match self.aborted.get(&rev) {
+            Some(cohorts) if !cohorts.iter().any(|cohort| cohort.admits(node, labels)) => {
+                Err(format!("it held revision {rev}, which was never for it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many rollouts were aborted.
+    pub(crate) fn aborted(&self) -> usize {
+        self.aborted.len()
+    }
+
+    /// The content of two revisions is the same: the hook does not run from one to the other.
+    pub(crate) fn is_same(&self, one: u64, other: u64) -> Result<bool, String> {
+        Ok(self.at(one)?.digest == self.at(other)?.digest)
+    }
+
     /// The content on a node's disk is what was committed.
     pub(crate) fn holds(&self, rev: u64, state: &State) -> Result<(), String> {
         let known = self.at(rev)?;
@@ -200,6 +243,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use spanwire_config::Key;
+    use spanwire_config::rollout::{Plan, Stage, WHOLE};
 
     use super::*;
 
@@ -220,7 +264,7 @@ mod tests {
         // In whatever order the answers come.
         for n in [1, 0, 2] {
             let (changes, digest) = commits[n].clone();
-            history.committed(n as u64 + 1, changes, digest).expect("it is as it should be");
+            history.committed(n as u64 + 1, Change::Set(changes), digest).expect("it is as it should be");
         }
         history
     }
@@ -272,19 +316,43 @@ mod tests {
         assert!(history.agrees(&Claim { rev: 4, ..right }).is_err(), "never committed");
         history.holds(3, history.state()).expect("as it was");
         assert!(history.holds(2, history.state()).is_err());
-        assert_eq!(history.hooks("1 1 1  \n3 2 2 1 1\n3 2 2 1 1\n"), Ok(3));
-        assert!(history.hooks("3 2 2 1 1\n2 1 1 1 1\n").is_err(), "lower after higher");
-        assert!(history.hooks("3 2 1 1 1\n").is_err(), "half of a commit");
+        assert_eq!(history.hooks("1 1 1    \n3 2 2 1 1  \n3 2 2 1 1  \n"), Ok(3));
+        assert!(history.hooks("3 2 2 1 1  \n2 1 1 1 1  \n").is_err(), "lower after higher");
+        assert!(history.hooks("3 2 1 1 1  \n").is_err(), "half of a commit");
     }
 
     #[test]
     fn a_commit_that_is_made_twice_or_lost_is_seen() {
         let mut history = history();
-        assert!(history.committed(2, commit(0, 3), Digest::default()).is_err(), "a place is given twice");
+        let set = |changes| Change::Set(changes);
+        assert!(
+            history.committed(2, set(commit(0, 3)), Digest::default()).is_err(),
+            "a place is given twice"
+        );
         let mut state = history.state().clone();
         state.apply(&commit(0, 3));
-        history.committed(5, commit(0, 3), state.digest()).expect("an answer may be ahead of another");
+        history.committed(5, set(commit(0, 3)), state.digest()).expect("an answer may be ahead of another");
         assert!(history.is_whole().is_err(), "something else was committed before it");
-        assert!(history.committed(4, ChangeSet::new(), Digest::default()).is_err(), "another digest");
+        assert!(history.committed(4, set(ChangeSet::new()), Digest::default()).is_err(), "another digest");
+    }
+
+    #[test]
+    fn an_abort_has_the_content_of_before_and_what_it_ended_was_for_its_cohort_alone() {
+        let (mut history, label) = (history(), [("canary".to_owned(), "yes".to_owned())]);
+        let stage = Stage { labels: label.to_vec(), share: WHOLE, gate: None };
+        let cohort = Plan { salt: Id::default(), stages: vec![stage] }.audience(Id::default(), 0);
+        let cohort = Audience::parse(&cohort).expect("as it was written");
+        let (before, mut canary) = (history.state().clone(), history.state().clone());
+        canary.apply(&commit(2, 1));
+        history.committed(4, Change::Set(commit(2, 1)), canary.digest()).expect("opened");
+        let back = || Change::Back(vec![cohort.clone()]);
+        history.may_hold(4, Id::default(), &[]).expect("it may be promoted yet");
+        history.committed(5, back(), before.digest()).expect("aborted");
+        assert_eq!((history.state(), history.is_same(3, 5)), (&before, Ok(true)));
+        assert_eq!((history.is_same(4, 5), history.aborted()), (Ok(false), 1));
+        history.may_hold(4, Id::default(), &label).expect("a canary");
+        history.may_hold(5, Id::default(), &[]).expect("for all");
+        assert!(history.may_hold(4, Id::default(), &[]).is_err());
+        assert!(history.committed(6, back(), before.digest()).is_err(), "there was none to abort");
     }
 }

@@ -1,11 +1,12 @@
 //! Real processes of config-sync under kills, stops and cuts: an authority, two relays, thirty agents, each with its
-//! own folders on a real disk, joined by connections that the test can break. Commits go on all the while.
+//! own folders on a real disk, joined by connections that the test can break. Commits go on all the while, and rollouts to
+//! a share of the agents or to those with a label, which are promoted or aborted.
 //!
 //! The run is made of rounds. In each, processes are killed (`kill -9`) and started again, stopped and continued, links
 //! cut or silenced, as a seed says; then everything is there again, and with no further step every node must come to
 //! hold the newest revision. From outside are checked: what a node held was committed, with that digest; no node went
 //! back, within a life or over a restart; no hook ran for a lower revision after a higher one, and each found whole
-//! commits; no commit was lost or made twice. The times from heal to equal are printed.
+//! commits; no commit was lost or made twice; nobody held a revision that was never meant for it. The times from heal to equal are printed.
 //!
 //! `cargo xtask chaos [--seconds N] [--seed S] [--agents N]` runs it; the seed decides what is done when, not what the
 //! machine makes of it.
@@ -15,6 +16,7 @@ mod cluster;
 mod history;
 mod link;
 mod process;
+mod rollouts;
 mod writers;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,109 +1,147 @@
 //! Who commits: each asks again, under the same request id, until it has its answer.
 //!
-//! Owns: the threads, and the pause in which no commit is under way. Never: gives up a request of which it does not know
-//! the end.
+//! Owns: the threads, and the pause in which no commit is under way and no rollout open. Never: gives up a request of
+//! which it does not know the end.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use spanwire_config::client::{Client, ClientError, Commit, Committed};
 use spanwire_config::{ChangeSet, Key};
 use spanwire_testkit::sim::Rng;
 
-use super::history::{WRITERS, counters};
+use super::history::{Change, WRITERS, counters};
+use super::rollouts;
 
-/// A commit that was acknowledged, or why one never will be.
-pub(crate) type Written = Result<(ChangeSet, Committed), String>;
+/// What was acknowledged.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// A revision.
+    Commit(Change, Committed),
+    /// A rollout's is for all.
+    Promoted,
+}
+
+/// What was acknowledged, or why it never will be.
+pub(crate) type Written = Result<Done, String>;
 
 #[derive(Default, Debug)]
 struct Gate {
     open: bool,
     over: bool,
-    /// Writers with a commit under way.
+    /// Writers with something under way.
     busy: usize,
+}
+
+/// What all writers share.
+#[derive(Default, Debug)]
+pub(crate) struct Shared(Mutex<Gate>, Condvar);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Gate> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to be written. `false`: the test is over.
+    fn enter(&self) -> bool {
+        let paused = |gate: &mut Gate| !gate.open && !gate.over;
+        let mut gate = self.1.wait_while(self.lock(), paused).unwrap_or_else(PoisonError::into_inner);
+        gate.busy += usize::from(!gate.over);
+        !gate.over
+    }
+
+    /// Waits; not once the test is over, and `only_open` not while they are to pause.
+    pub(crate) fn pause(&self, lasts: Duration, only_open: bool) {
+        let goes_on = |gate: &mut Gate| !gate.over && (gate.open || !only_open);
+        drop(self.1.wait_timeout_while(self.lock(), lasts, goes_on));
+    }
+
+    /// Asks until there is an answer. `None`: the test is over.
+    pub(crate) fn insist(
+        &self,
+        mut ask: impl FnMut() -> Result<Committed, ClientError>,
+    ) -> Option<Result<Committed, String>> {
+        loop {
+            match ask() {
+                Ok(done) => return Some(Ok(done)),
+                Err(ClientError::Unanswered(_) | ClientError::Busy) => {}
+                // Somebody else ends it.
+                Err(ClientError::Rollout { .. }) => self.pause(Duration::from_millis(20), false),
+                Err(error) => return Some(Err(error.to_string())),
+            }
+            if self.lock().over {
+                return None;
+            }
+        }
+    }
 }
 
 /// All of them.
 #[derive(Debug)]
 pub(crate) struct Writers {
-    gate: Arc<(Mutex<Gate>, Condvar)>,
+    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-fn lock(gate: &(Mutex<Gate>, Condvar)) -> MutexGuard<'_, Gate> {
-    gate.0.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Writers {
-    /// They pause.
+    /// They pause. The last makes rollouts, the others plain commits.
     pub(crate) fn new(control: &str, rng: &mut Rng, written: &Sender<Written>) -> Writers {
-        let gate = Arc::new((Mutex::new(Gate::default()), Condvar::new()));
+        let shared = Arc::<Shared>::default();
         let write = |writer| {
-            let (gate, control, rng, written) =
-                (gate.clone(), control.to_owned(), rng.fork(), written.clone());
-            std::thread::spawn(move || write(writer, &gate, &control, rng, &written))
+            let (shared, control, mut rng, written) =
+                (shared.clone(), control.to_owned(), rng.fork(), written.clone());
+            std::thread::spawn(move || {
+                let client = match Client::connect(&control, "config") {
+                    Ok(client) => client.with_timeout(Duration::from_millis(500)),
+                    Err(error) => return drop(written.send(Err(error.to_string()))),
+                };
+                let tell = |done: Written| {
+                    let failed = done.is_err();
+                    (written.send(done).is_ok() && !failed).then_some(())
+                };
+                for number in 1.. {
+                    if !shared.enter() {
+                        return;
+                    }
+                    let changes = changes(writer, number, &mut rng);
+                    let told = match writer + 1 {
+                        WRITERS => rollouts::roll(&client, changes, &mut rng, &shared, tell),
+                        _ => commit(&client, changes, &shared, tell),
+                    };
+                    shared.lock().busy -= 1;
+                    if told.is_none() {
+                        return;
+                    }
+                    // In bursts, and with pauses in which nothing is new.
+                    let most = if rng.one_in(3) { 1_000 } else { 60 };
+                    shared.pause(rng.time(Duration::ZERO..Duration::from_millis(most)), false);
+                }
+            })
         };
         let threads = (0..WRITERS).map(write).collect();
-        Writers { gate, threads }
+        Writers { shared, threads }
     }
 
     /// Lets them write, or pause once what is under way has been answered.
     pub(crate) fn go(&self, go: bool) {
-        lock(&self.gate).open = go;
-        self.gate.1.notify_all();
+        self.shared.lock().open = go;
+        self.shared.1.notify_all();
     }
 
-    /// None has a commit under way.
+    /// None has a commit under way, or a rollout open.
     pub(crate) fn are_idle(&self) -> bool {
-        lock(&self.gate).busy == 0
+        self.shared.lock().busy == 0
     }
 }
 
 impl Drop for Writers {
     fn drop(&mut self) {
-        lock(&self.gate).over = true;
-        self.gate.1.notify_all();
+        self.shared.lock().over = true;
+        self.shared.1.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
-        }
-    }
-}
-
-fn write(
-    writer: usize,
-    gate: &(Mutex<Gate>, Condvar),
-    control: &str,
-    mut rng: Rng,
-    written: &Sender<Written>,
-) {
-    let client = match Client::connect(control, "config") {
-        Ok(client) => client.with_timeout(Duration::from_millis(500)),
-        Err(error) => return drop(written.send(Err(error.to_string()))),
-    };
-    for number in 1_u64.. {
-        let paused = |gate: &mut Gate| !gate.open && !gate.over;
-        let mut open = gate.1.wait_while(lock(gate), paused).unwrap_or_else(PoisonError::into_inner);
-        if open.over {
-            return;
-        }
-        open.busy += 1;
-        drop(open);
-        let done = commit(&client, changes(writer, number, &mut rng), gate);
-        lock(gate).busy -= 1;
-        let Some(done) = done else { return };
-        let failed = done.is_err();
-        if written.send(done).is_err() || failed {
-            return;
-        }
-        // In bursts, and with pauses in which nothing is new.
-        let most = if rng.one_in(3) { 1_000 } else { 60 };
-        let until = Instant::now() + rng.time(Duration::ZERO..Duration::from_millis(most));
-        let mut open = lock(gate);
-        while !open.over && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            open = gate.1.wait_timeout(open, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -137,18 +175,20 @@ fn changes(writer: usize, number: u64, rng: &mut Rng) -> ChangeSet {
     changes
 }
 
-/// `None`: the test is over.
-fn commit(client: &Client, changes: ChangeSet, gate: &(Mutex<Gate>, Condvar)) -> Option<Written> {
+/// `None`: the test is over, or a commit failed.
+fn commit(
+    client: &Client,
+    changes: ChangeSet,
+    shared: &Shared,
+    tell: impl Fn(Written) -> Option<()>,
+) -> Option<()> {
     let request = match Commit::new(changes.clone()) {
         Ok(request) => request,
-        Err(error) => return Some(Err(error.to_string())),
+        Err(error) => return tell(Err(error.to_string())),
     };
-    loop {
-        match client.commit(&request) {
-            Ok(done) => return Some(Ok((changes, done))),
-            Err(ClientError::Unanswered(_) | ClientError::Busy) if lock(gate).over => return None,
-            Err(ClientError::Unanswered(_) | ClientError::Busy) => {}
-            Err(error) => return Some(Err(format!("a commit failed: {error}"))),
-        }
-    }
+    let done = shared.insist(|| client.commit(&request))?;
+    tell(
+        done.map(|done| Done::Commit(Change::Set(changes), done))
+            .map_err(|e| format!("a commit failed: {e}")),
+    )
 }

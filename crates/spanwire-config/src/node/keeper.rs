@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use spanwire::protocol::{Cx, Receives};
 use spanwire::{Socket, WaitError};
 
@@ -28,6 +29,8 @@ pub(super) struct Keeper {
     pub(super) acted: State,
     /// What is visible is not on disk: try again then.
     pub(super) unsaved: Option<Instant>,
+    /// For whom that was which the disk was given last.
+    pub(super) audience: Bytes,
     /// The contradiction that was taken notice of.
     pub(super) known: Option<(Head, Head)>,
 }
@@ -37,12 +40,15 @@ enum Next {
     StaleBoot(u64),
     /// Two HEADs contradict each other, or do no more.
     Evidence,
+    /// What is visible is for more nodes by now, or for all.
+    Promoted,
 }
 
 impl Keeper {
     /// Until the socket is closed.
     pub(super) fn run(mut self) {
         if let Some(head) = self.board.now().head() {
+            self.audience.clone_from(&head.audience);
             // From the disk, shown already.
             self.ack(head.position, Level::Visible, false);
         }
@@ -50,10 +56,11 @@ impl Keeper {
         let key = self.socket.with(|r, _| r.wait_key());
         loop {
             let pause = self.unsaved.map(|at| at.saturating_duration_since(Instant::now()));
-            match self.socket.wait(key, pause, |r, cx| next(r, cx, &self.known)) {
+            match self.socket.wait(key, pause, |r, cx| next(r, cx, &self.known, &self.audience)) {
                 Ok(Next::Update(update)) => self.on_update(*update),
                 Ok(Next::StaleBoot(boot)) => self.rise(boot),
                 Ok(Next::Evidence) => self.keep_evidence(),
+                Ok(Next::Promoted) => self.save_again(),
                 Err(WaitError::TimedOut) => {
                     self.save_again();
                     self.keep_evidence();
@@ -85,6 +92,7 @@ impl Keeper {
     /// Whether it is on disk now.
     fn save(&mut self, head: &Head, state: &State) -> bool {
         self.unsaved = None;
+        self.audience.clone_from(&head.audience);
         match self.cache.save(head, state) {
             None => false,
             Some(Ok(())) => {
@@ -109,9 +117,10 @@ impl Keeper {
     }
 
     fn save_again(&mut self) {
-        let now = self.board.now();
-        if let Some(head) = now.head()
-            && self.save(head, now.state())
+        let visible =
+            |r: &mut Replica, _: &mut Cx<'_>| r.visible().map(|(head, state)| (head.clone(), state.clone()));
+        if let Some((head, state)) = self.socket.with(visible)
+            && self.save(&head, &state)
         {
             self.ack(head.position, Level::Visible, false);
         }
@@ -157,7 +166,12 @@ impl Drop for Keeper {
     }
 }
 
-fn next(replica: &mut Replica, cx: &mut Cx<'_>, known: &Option<(Head, Head)>) -> Option<Next> {
+fn next(
+    replica: &mut Replica,
+    cx: &mut Cx<'_>,
+    known: &Option<(Head, Head)>,
+    audience: &Bytes,
+) -> Option<Next> {
     let status = replica.status(cx.now());
     if let Some(boot) = status.stale_boot {
         return Some(Next::StaleBoot(boot));
@@ -165,7 +179,10 @@ fn next(replica: &mut Replica, cx: &mut Cx<'_>, known: &Option<(Head, Head)>) ->
     if status.evidence != *known {
         return Some(Next::Evidence);
     }
-    replica.recv(cx).map(|update| Next::Update(Box::new(update)))
+    if let Some(update) = replica.recv(cx) {
+        return Some(Next::Update(Box::new(update)));
+    }
+    replica.visible().is_some_and(|(head, _)| head.audience != *audience).then_some(Next::Promoted)
 }
 
 /// A panic of the application's is a refusal.

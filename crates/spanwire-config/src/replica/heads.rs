@@ -89,7 +89,7 @@ impl Replica {
 
     /// Whether what is for a cohort, if it is news, stands on what is held: for all, and the one before it. A relay serves
     /// both.
-    fn stands(&self, head: &Head) -> bool {
+    pub(super) fn stands(&self, head: &Head) -> bool {
         let tip = self.tip().map(|held| &held.head);
         let news = tip.is_none_or(|tip| tip.position < head.position);
         let next = tip.is_some_and(|tip| {
@@ -166,8 +166,9 @@ impl Replica {
             && head.seq > held.head.seq
             && !planted("promotion-not-kept")
         {
+            let promoted = held.head.audience != head.audience;
             held.head = head.clone();
-            if self.relays() {
+            if promoted || self.relays() {
                 cx.wake(CHANGED);
             }
         }

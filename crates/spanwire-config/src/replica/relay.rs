@@ -9,8 +9,8 @@ use spanwire::protocol::{Cx, PipeId, Reason, Receives as _};
 
 use super::{CHANGED, Held, Replica, Update};
 use crate::faults::planted;
-use crate::wire::{Frame, Goodbye, GoodbyeCode, MAX_PATH, NodeKind, Report, Welcome};
-use crate::{Head, Id, Key, RelayAction, RelayEvent, Unexpected, Upstream};
+use crate::wire::{Frame, Goodbye, GoodbyeCode, MAX_PATH, NodeKind, Report, WantReason, Welcome};
+use crate::{Head, Id, Key, Position, RelayAction, RelayEvent, Unexpected, Upstream};
 
 /// Words of STALE that wait to be routed; of more, the oldest are dropped, and come again.
 const MOST_STALE: usize = 1_000;
@@ -27,6 +27,8 @@ pub(super) struct Relayed {
     for_all: Option<Head>,
     /// A state for all that was verified and not told when the canary's came on top of it, and the keys that it changed.
     under: Option<(Held, BTreeSet<Key>)>,
+    /// A canary whose data came before what it stands on was known to be for all. The server takes it for sent.
+    out_of_turn: Option<Position>,
     conversations: u64,
     /// In which the pipe in use is.
     conversation: Option<(PipeId, u64)>,
@@ -63,6 +65,20 @@ impl Replica {
         {
             self.relayed.for_all = Some(head.clone());
             cx.wake(CHANGED);
+        }
+    }
+
+    /// Data of a canary that does not stand on what is held is not taken; once it does, it is asked for.
+    pub(super) fn note_out_of_turn(&mut self, head: &Head) {
+        if !self.stands(head) {
+            self.relayed.out_of_turn = Some(head.position);
+        }
+    }
+
+    /// A beacon shows news, which may have come too early: the server would not send it again by itself.
+    pub(super) fn ask_in_turn(&mut self, cx: &mut Cx<'_>, news: &Head) {
+        if self.relayed.out_of_turn.take_if(|early| *early == news.position).is_some() {
+            self.ask(cx, WantReason::Other);
         }
     }
 
@@ -170,6 +186,7 @@ impl Replica {
         let welcomed = |pipe: &PipeId| self.pipes.get(*pipe).is_some_and(|up| up.server.is_some());
         if let Some(pipe) = self.active.filter(welcomed) {
             self.relayed.conversations += 1;
+            self.relayed.out_of_turn = None;
             self.relayed.conversation = Some((pipe, self.relayed.conversations));
         }
     }

@@ -30,6 +30,7 @@ impl Replica {
         let verdict = self.on_head(cx, &slice.head);
         if !matches!(verdict, Verdict::Newer) {
             self.assembly = None;
+            self.note_out_of_turn(&slice.head);
             cx.dropped(Some(pipe), DropReason::Own("not-news"));
             if matches!(verdict, Verdict::Same) && slice.last {
                 // The sender does not know that it is here.

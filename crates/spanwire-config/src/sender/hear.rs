@@ -74,7 +74,9 @@ impl Distributor {
         }
         let known = match self.published {
             Some(_) => NamespaceStatus::Known,
-            None => NamespaceStatus::Pending,
+            // A relay gets it from above; an authority waits for its operator.
+            None if self.passes => NamespaceStatus::Pending,
+            None => NamespaceStatus::Vacant,
         };
         let mut namespaces: Vec<_> =
             session.unknown.iter().map(|name| (name.clone(), NamespaceStatus::Unknown)).collect();

@@ -124,7 +124,7 @@ byte_enum!(
         Denied = 2,
         /// Does not exist here.
         Unknown = 3,
-        /// Exists, but the server's store is gone.
+        /// Exists, but the authority has no state: its store is new, or gone. An operator begins.
         Vacant = 4,
         /// Not loaded yet; data will follow.
         Pending = 5,

@@ -341,6 +341,30 @@ fn a_forged_epoch_number_uses_no_numbers_up() {
 }
 
 #[test]
+fn an_authority_without_a_state_says_vacant_to_every_node_and_known_once_it_has_one() {
+    let (_, holder, old) = pair();
+    // One that holds nothing, and one that holds what is lost here.
+    let mut nodes = [replica(2), holder];
+    nodes[1].lose(old.below);
+    let mut a = authority(Settings::default());
+    let mut links = nodes.each_mut().map(|n| Link::new(&mut a, n));
+    let says = |a: &mut Authority, nodes: &mut [Script<Replica>; 2], links: &mut [Link; 2]| {
+        links.iter_mut().zip(nodes.iter_mut()).for_each(|(link, n)| link.flow(a, n));
+        nodes.each_ref().map(|n| n.protocol.status(n.now()).namespace)
+    };
+    assert_eq!(says(&mut a, &mut nodes, &mut links), [Some(NamespaceStatus::Vacant); 2]);
+    a.advance(BEACON);
+    assert_eq!(says(&mut a, &mut nodes, &mut links), [Some(NamespaceStatus::Vacant); 2]);
+    for link in &links {
+        assert!(link.slices().is_empty());
+        assert!(link.down.iter().all(|f| !matches!(f, Frame::Beacon(heads) if !heads.is_empty())));
+    }
+    a.new_epoch(2);
+    assert_eq!(says(&mut a, &mut nodes, &mut links), [Some(NamespaceStatus::Known); 2]);
+    nodes.iter_mut().for_each(|n| drop(accept(n, Level::Applied)));
+}
+
+#[test]
 fn a_node_that_shows_two_things_to_a_vacant_authority_keeps_it_busy_once() {
     let (a, mut r, link) = pair();
     let first = a.protocol.head().cloned().expect("committed");

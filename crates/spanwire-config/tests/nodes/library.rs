@@ -441,7 +441,8 @@ fn on_a_hand_made_executor_the_same() {
 mod cache {
     use std::fs;
 
-    use spanwire_config::NodeError;
+    use spanwire_config::rollout::{Plan, Stage, WHOLE};
+    use spanwire_config::{AuthorityEvent, Intent, NodeError, Request, Step, Ticket, store};
 
     use super::*;
 
@@ -530,6 +531,40 @@ mod cache {
         assert_eq!(node.cache_trouble(), None);
         node.close(PATIENCE);
         assert!(folder.path().join("slot-a").exists());
+    }
+
+    #[test]
+    fn a_promotion_is_kept_on_disk_as_it_comes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut server = server();
+        let node = start(node(&server).cache(folder.path()));
+        let first = server.put([("a", "1")]);
+        let all = Stage { share: WHOLE, ..Stage::default() };
+        let (at, left) = server.memory.commit_as(Request {
+            request: Id([9; 16]),
+            expect: Some(first.into()),
+            intent: Intent::Change(puts([("a", "2")])),
+            author: String::new(),
+            note: String::new(),
+            stamp: 0,
+            rollout: Some(Plan { salt: Id::default(), stages: vec![all] }),
+            supersede: false,
+        });
+        server.bring(left);
+        server.await_node("the canary on disk", |node| node.stored == Some(at));
+        let kept =
+            || store::peek(folder.path(), 1 << 20).map(|(head, _)| (head.position, head.audience.len()));
+        assert!(kept().is_some_and(|(held, audience)| held == at && audience > 0));
+        let promote = AuthorityEvent::Rollout(Ticket(0), Id([10; 16]), at.into(), Step::Promote);
+        let left = server.memory.tell(promote);
+        server.bring(left);
+        let latest = Instant::now() + PATIENCE;
+        // Nobody tells of files.
+        while kept() != Some((at, 0)) {
+            assert!(Instant::now() < latest, "waited for the promotion on disk");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        node.close(PATIENCE);
     }
 
     #[test]

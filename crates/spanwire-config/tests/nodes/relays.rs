@@ -69,7 +69,10 @@ impl Relay {
             match self.upper.call(|r, cx| r.perform_relay(cx, left)).expect("in order") {
                 Some(RelayAction::Persist(head, state)) => {
                     let at = head.position;
-                    self.before = self.cache.replace((head, state));
+                    let other = self.cache.as_ref().is_none_or(|(old, _)| old.position != at);
+                    let old = self.cache.replace((head, state));
+                    // A later HEAD takes the place of the one before, as in a state folder.
+                    self.before = if other { old } else { self.before.take() };
                     self.tell(RelayEvent::Stored(at, Ok(())));
                 }
                 Some(RelayAction::Report { whole }) => {
@@ -272,11 +275,14 @@ fn a_relay_with_nothing_says_pending_and_serves_once_it_has_something() {
     let mut lower = Wire::new(&mut r, &mut n);
     lower.flow(&mut r, &mut n);
     assert!(lower.heads().is_empty());
+    let says = |n: &Script<Replica>| n.protocol.status(n.now()).namespace;
+    assert_eq!(says(&n), Some(NamespaceStatus::Pending));
     let mut upper = Wire::new(&mut a, &mut r);
     commit(&mut a, &puts([("a", "1")]));
     upper.flow(&mut a, &mut r);
     lower.flow(&mut r, &mut n);
     accept(&mut n, Level::Applied);
+    assert_eq!(says(&n), Some(NamespaceStatus::Known));
 }
 
 #[test]

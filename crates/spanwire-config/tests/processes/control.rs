@@ -3,34 +3,33 @@
 use std::time::Duration;
 
 use spanwire_config::client::{Client, ClientError, Commit, Committed, Revert};
-use spanwire_config::rollout::{Gate, Plan, Stage, WHOLE};
 use spanwire_config::wire::client::{
-    Ask, BeginWith, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, Step, WaitAsk,
+    Ask, BeginWith, CommitAsk, InvalidCode, LogAsk, Named, Order, Reply, Selector, StatusAsk, WaitAsk,
     Writable,
 };
 use spanwire_config::{ChangeSet, Entry, Id, Key, Level, Limits, Place, State, serve};
 
 use super::harness::{Running, World, await_that};
 
-const FIRST: Place = Place { epoch: 0, rev: 0 };
+pub(crate) const FIRST: Place = Place { epoch: 0, rev: 0 };
 
 fn key(key: &str) -> Key {
     Key::new(key).expect("1 to 1,024 bytes")
 }
 
-fn put(pairs: &[(&str, &str)]) -> ChangeSet {
+pub(crate) fn put(pairs: &[(&str, &str)]) -> ChangeSet {
     let mut changes = ChangeSet::new();
     pairs.iter().for_each(|(name, value)| changes.put(key(name), 0, value.to_string()));
     changes
 }
 
-fn state(pairs: &[(&str, &str)]) -> State {
+pub(crate) fn state(pairs: &[(&str, &str)]) -> State {
     let mut state = State::new();
     state.apply(&put(pairs));
     state
 }
 
-fn expecting(at: Place, changes: ChangeSet) -> Commit {
+pub(crate) fn expecting(at: Place, changes: ChangeSet) -> Commit {
     Commit { expect: Some(at), ..Commit::new(changes).expect("randomness") }
 }
 
@@ -45,19 +44,19 @@ fn await_taken(asker: &spanwire::Req) {
 }
 
 impl World {
-    fn control(&self) -> String {
+    pub(crate) fn control(&self) -> String {
         format!("ipc://{}", self.path("control.ipc").display())
     }
 
     /// A server without a directory.
-    fn log_config(&self) -> serve::Config {
+    pub(crate) fn log_config(&self) -> serve::Config {
         let mut config = serve::Config::without_dir(self.path("state"));
         (config.bind, config.control) = (vec![self.url.clone()], vec![self.control()]);
         config.beacon = Duration::from_millis(100);
         config
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(&self.control(), "config").expect("an address")
     }
 }
@@ -520,87 +519,4 @@ fn many_clients_at_once_commit_each_once_and_in_their_order() {
     let (tip, held) = first.list(b"", None).expect("read");
     assert_eq!((tip.position.rev, held.keys()), ((CLIENTS * EACH) as u64 + 1, CLIENTS as u32 + 1));
     assert!(held.iter().skip(1).all(|(_, entry)| &entry.value()[..] == b"19"));
-}
-
-fn canaries(gate: Option<Gate>) -> Plan {
-    let labels = vec![("canary".into(), "yes".into())];
-    Plan { salt: Id([1; 16]), stages: vec![Stage { labels, share: WHOLE, gate }] }
-}
-
-fn rolled(changes: ChangeSet, gate: Option<Gate>) -> Commit {
-    Commit { rollout: Some(canaries(gate)), ..Commit::new(changes).expect("randomness") }
-}
-
-#[test]
-fn promise_19_a_rollout_goes_to_its_cohort_is_aborted_and_the_next_passes_its_gate() {
-    let w = World::new();
-    let server = Running::serve(w.log_config());
-    let client = w.client();
-    client.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first");
-    let mut config = w.agent_config("canary");
-    config.labels = vec![("canary".into(), "yes".into())];
-    let canary = Running::agent(config.clone());
-    let _other = Running::agent(w.agent_config("other"));
-    let has = |out: &str, value: &str| w.tree(out) == state(&[("a", value)]);
-    await_that("the first revision", || has("canary", "1") && has("other", "1"));
-    let one = client.commit(&rolled(put(&[("a", "2")]), None)).expect("opened");
-    // Who is outside of the cohort is not waited for.
-    let all = Selector::default();
-    let waited = client.wait(one.at, Level::Applied, Duration::from_secs(10), &all).expect("waited");
-    assert_eq!((waited.ok.len(), waited.ok[0].name.as_str()), (1, "canary"));
-    assert!(has("canary", "2") && has("other", "1"));
-    let Err(ClientError::Rollout { at }) =
-        client.commit(&Commit::new(put(&[("b", "1")])).expect("randomness"))
-    else {
-        panic!("a commit is taken while a rollout is open");
-    };
-    assert_eq!(at, one.at);
-    // It is there after a restart of both, and the canary stays a canary.
-    server.ends();
-    canary.ends();
-    let _server = Running::serve(w.log_config());
-    let _canary = Running::agent(config);
-    let open = client.status().expect("status").rollout.expect("open");
-    assert_eq!((open.at, open.for_all.rev, open.stage, open.paused), (one.at, 1, 0, false));
-    let request = Id::random().expect("randomness");
-    let aborted = client.rollout(request, one.at, Step::Abort).expect("aborted");
-    assert_eq!(aborted.at.rev, one.at.rev + 1);
-    assert_eq!(
-        client.rollout(request, one.at, Step::Abort).expect("again"),
-        Committed { replay: true, ..aborted }
-    );
-    await_that("the old content", || has("canary", "1") && has("other", "1"));
-    let gone = client.wait(one.at, Level::Applied, Duration::from_secs(10), &all);
-    assert!(matches!(gone, Err(ClientError::Aborted)), "{gone:?}");
-    // A new release, whose gate is passed once the canary has applied it.
-    let gate = Gate { applied: WHOLE, refusals: 0, bake: Duration::ZERO };
-    let two = client.commit(&rolled(put(&[("a", "3")]), Some(gate))).expect("opened");
-    await_that("the gate", || has("canary", "3") && has("other", "3"));
-    let status = client.status().expect("status");
-    assert_eq!((status.rollout, Place::from(status.tip.position)), (None, two.at), "the same revision");
-}
-
-#[test]
-fn a_wait_ends_when_its_rollout_is_aborted() {
-    let w = World::new();
-    let _server = Running::serve(w.log_config());
-    let client = w.client();
-    client.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first");
-    let mut config = w.agent_config("canary");
-    config.labels = vec![("canary".into(), "yes".into())];
-    let agent = Running::agent(config);
-    await_that("the node", || {
-        client.status().is_ok_and(|status| status.nodes.iter().any(|n| n.applied.rev == 1))
-    });
-    agent.ends();
-    let one = client.commit(&rolled(put(&[("a", "2")]), None)).expect("opened");
-    let waiting = std::thread::spawn({
-        let client = w.client();
-        move || client.wait(one.at, Level::Applied, Duration::from_secs(60), &Selector::default())
-    });
-    let expect = Some(one.at);
-    let next = Commit { expect, supersede: true, ..Commit::new(put(&[("b", "1")])).expect("randomness") };
-    let done = client.commit(&next).expect("superseded");
-    assert_eq!(client.list(b"", Some(done.at)).expect("read").1, state(&[("a", "1"), ("b", "1")]));
-    assert!(matches!(waiting.join().expect("no panic"), Err(ClientError::Aborted)));
 }

@@ -123,7 +123,11 @@ impl Relay {
                 RelayAction::Persist(head, state) => {
                     let (at, before) = (head.position, io.disk.read().clone());
                     let folder = io.disk.write();
-                    folder.before = folder.history.replace((head, state));
+                    let old = folder.history.replace((head, state));
+                    // A later HEAD takes the place of the one before.
+                    if old.as_ref().is_none_or(|(old, _)| old.position != at) {
+                        folder.before = old;
+                    }
                     match io.disk.sync() {
                         Ok(()) => self.tell(io, RelayEvent::Stored(at, Ok(()))),
                         Err(SyncError::Crashed) => return,

@@ -1,9 +1,15 @@
 //! Rollouts through relays: both states go down, each node takes its own, and what a relay passes on is as it came.
 
 use super::*;
-use crate::rollouts::{ask, labelled, open, step};
+use crate::rollouts::{ask, labelled, labels, open, step};
 use spanwire_config::rollout::{Audience, Stage};
 use spanwire_config::{CohortNode, Step};
+
+/// Another rollout, after that of [`open`].
+fn open_next(a: &mut Authority) -> Position {
+    let all = Stage { share: 10_000, ..Stage::default() };
+    ask(a, 110, &puts([("a", "3")]), vec![all], false)
+}
 
 /// An authority, a relay, a relay below that, and below each a canary and another node.
 struct Tree {
@@ -169,14 +175,67 @@ fn a_promotion_and_the_next_rollout_may_reach_a_relay_that_stood_still() {
     open(&mut t.a, &puts([("a", "2")]));
     t.flow();
     step(&mut t.a, 101, Step::Promote);
-    let all = Stage { share: 10_000, ..Stage::default() };
-    ask(&mut t.a, 102, &puts([("a", "3")]), vec![all], false);
+    open_next(&mut t.a);
     let down = t.a.drain(t.up[0].above, usize::MAX);
     t.r[0].upper.arrive(t.up[0].below, down);
     t.r[0].turn();
     let revs =
         [t.r[0].machine.held(), t.r[0].machine.canary()].map(|held| held.map(|(head, _)| head.position.rev));
     assert_eq!(revs, [Some(2), Some(3)]);
+}
+
+#[test]
+fn who_holds_what_a_server_gets_to_know_hears_for_whom_that_is_before_the_next_canary_comes() {
+    let mut t = Tree::new();
+    // A server that knows the first revision alone, and a relay that holds the canary's, from another.
+    let mut behind = Relay::new(60);
+    let mut up = Wire::new(&mut t.a, &mut behind);
+    up.flow(&mut t.a, &mut behind);
+    open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    t.up[0].cut(&mut t.a, &mut t.r[0]);
+    let mut wire = Wire::new(&mut behind, &mut t.r[0]);
+    wire.flow(&mut behind, &mut t.r[0]);
+    // In one go it is for all, and the next is a canary.
+    step(&mut t.a, 101, Step::Promote);
+    let at = open_next(&mut t.a);
+    up.flow(&mut t.a, &mut behind);
+    wire.flow(&mut behind, &mut t.r[0]);
+    for r in [&behind, &t.r[0]] {
+        assert_eq!(r.machine.canary().map(|(head, _)| head.position), Some(at));
+    }
+    assert_eq!(t.r[0].upper.counted("canary-out-of-turn"), 0);
+}
+
+#[test]
+fn a_canary_out_of_turn_is_asked_for_as_soon_as_it_stands() {
+    let mut t = Tree::new();
+    let mut r = Relay::new(60);
+    // One message at a time finds room.
+    let (above, below) = (t.a.open(1), r.upper.open(64));
+    let mut wire = Wire { above, below, down: Vec::new(), up: Vec::new() };
+    let rev = |r: &Relay| r.machine.canary().map(|(head, _)| head.position.rev);
+    wire.flow(&mut t.a, &mut r);
+    open(&mut t.a, &puts([("a", "2")]));
+    wire.flow(&mut t.a, &mut r);
+    assert_eq!(rev(&r), Some(2));
+    // The word of the next stage takes the room of the one that it is for all.
+    step(&mut t.a, 101, Step::Next);
+    step(&mut t.a, 102, Step::Promote);
+    wire.flow(&mut t.a, &mut r);
+    let at = open_next(&mut t.a);
+    wire.flow(&mut t.a, &mut r);
+    assert_eq!((rev(&r), r.upper.counted("canary-out-of-turn")), (Some(2), 1));
+    // The next beacon says it.
+    t.a.advance(BEACON);
+    wire.flow(&mut t.a, &mut r);
+    assert_eq!(rev(&r), Some(at.rev));
+    for _ in 0..3 {
+        t.a.advance(BEACON);
+        wire.flow(&mut t.a, &mut r);
+    }
+    let wants = wire.up.iter().filter(|f| matches!(f, Frame::Want(..))).count();
+    assert_eq!(wants, 1, "once");
 }
 
 #[test]
@@ -199,6 +258,67 @@ fn a_relay_that_starts_again_serves_both_states_from_its_cache() {
     assert!(
         r.machine.held().is_none() && r.machine.canary().is_none() && r.upper.protocol.visible().is_none()
     );
+}
+
+#[test]
+fn a_relay_that_starts_again_after_a_stage_or_a_promotion_serves_what_was_for_whom_last() {
+    let mut t = Tree::new();
+    open(&mut t.a, &puts([("a", "2")]));
+    t.flow();
+    // Who there is without a server above: nodes that hold nothing, a canary and another.
+    let serves = |r: &Relay| {
+        let mut r = Relay::restored_of(50, 1, r.cache.clone(), r.before.clone());
+        let nodes = [labelled(7, &[("canary", "yes")]), labelled(8, &[])];
+        nodes.map(|settings| {
+            let mut n = Script::new(Replica::new(settings));
+            Wire::new(&mut r, &mut n).flow(&mut r, &mut n);
+            accept(&mut n, Level::Applied).position().rev
+        })
+    };
+    assert_eq!(serves(&t.r[0]), [2, 1]);
+    step(&mut t.a, 101, Step::Next);
+    t.flow();
+    assert_eq!(serves(&t.r[0]), [2, 2], "the second stage is for all nodes");
+    let for_all = |r: &Relay| Relay::restored_of(50, 1, r.cache.clone(), r.before.clone()).machine;
+    assert_eq!(for_all(&t.r[0]).held().map(|(head, _)| head.position.rev), Some(1));
+    step(&mut t.a, 102, Step::Promote);
+    t.flow();
+    assert_eq!(serves(&t.r[0]), [2, 2]);
+    assert_eq!(for_all(&t.r[0]).held().map(|(head, _)| head.position.rev), Some(2));
+    let canary = vec![Stage { labels: labels(&[("canary", "yes")]), share: 10_000, gate: None }];
+    ask(&mut t.a, 103, &puts([("a", "3")]), canary, false);
+    t.flow();
+    assert_eq!(serves(&t.r[0]), [3, 2], "the next canary stands on what was promoted");
+}
+
+#[test]
+fn what_is_promoted_while_the_disk_is_busy_is_written_before_the_next_canary() {
+    let mut t = Tree::new();
+    let canary = open(&mut t.a, &puts([("a", "2")]));
+    let upper = ReplicaSettings { node: Id([60; 16]), kind: NodeKind::Relay, ..ReplicaSettings::default() };
+    let mut upper = Script::new(Replica::new(upper));
+    let settings = RelaySettings { node: Id([60; 16]), ..RelaySettings::default() };
+    let mut machine = NsRelay::new(settings, None);
+    let mut wire = Wire::new(&mut t.a, &mut upper);
+    let mut writes = |t: &mut Tree, stored: Option<u64>| {
+        wire.flow(&mut t.a, &mut upper);
+        let stored = stored.map(|rev| RelayEvent::Stored(Position { rev, ..canary }, Ok(())));
+        let events = stored.into_iter().chain(upper.call(|r, cx| r.relay_events(cx)));
+        let actions: Vec<_> = events.flat_map(|event| machine.handle(event, upper.now())).collect();
+        let write = |action| match action {
+            RelayAction::Persist(head, _) => Some((head.position.rev, head.audience.is_empty())),
+            _ => None,
+        };
+        actions.into_iter().filter_map(write).collect::<Vec<_>>()
+    };
+    assert_eq!(writes(&mut t, None), [(1, true)]);
+    assert_eq!(writes(&mut t, Some(1)), [(2, false)]);
+    step(&mut t.a, 101, Step::Promote);
+    open_next(&mut t.a);
+    assert_eq!(writes(&mut t, None), [], "one at a time");
+    assert_eq!(writes(&mut t, Some(2)), [(2, true)]);
+    assert_eq!(writes(&mut t, Some(2)), [(3, false)]);
+    assert_eq!(writes(&mut t, Some(3)), []);
 }
 
 #[test]
