@@ -57,13 +57,13 @@ impl Store {
         for name in SLOTS.into_iter().chain(["applied"]) {
             self.remove(name)?;
         }
-        self.next = 0;
+        (self.held, self.newest) = Default::default();
         self.sync_dir()?;
         // The last: as long as anything else is there, so is this.
         self.set_conflict(None)
     }
 
-    fn remove(&self, name: &str) -> Result<(), StoreError> {
+    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
