@@ -7,6 +7,8 @@
 //! Owns: the output directory and the state folder of one node. Never: shows what was not verified; touches
 //! anything outside both.
 
+mod act;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,13 +17,13 @@ use spanwire::{RecvError, Socket};
 
 use crate::check::Check;
 use crate::command::Failure;
-use crate::hook::{Hook, Owed, lines};
+use crate::hook::{Owed, lines};
 use crate::layout::Kept;
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
-use crate::store::{Evidence, Identity, Store};
+use crate::store::{Evidence, Identity, Loaded, Store};
 use crate::tree::{self, TreeError};
 use crate::wire::NackCode;
 use crate::{
@@ -31,6 +33,7 @@ use crate::{
 
 pub use crate::layout::Layout;
 pub use crate::render::{Template, TemplateError};
+pub use act::OnFailure;
 
 /// Note in the state folder: which templates made what is applied, and the keys of what they made.
 const MADE: &str = "made";
@@ -71,6 +74,8 @@ pub struct Config {
     pub on_change: Option<String>,
     /// How long the command may take. Default: 30 s.
     pub hook_limit: Duration,
+    /// What becomes of the files of a revision whose hook failed. Default: they stay.
+    pub on_failure: OnFailure,
     /// Bounds of what the node takes.
     pub limits: Limits,
     /// Take over a directory that holds something already and was not this agent's: what is not published
@@ -103,6 +108,7 @@ impl Config {
             validate_limit: Duration::from_secs(30),
             on_change: None,
             hook_limit: Duration::from_secs(30),
+            on_failure: OnFailure::default(),
             limits: Limits::default(),
             take_over: false,
             progress: false,
@@ -150,8 +156,13 @@ struct Agent<'a> {
     templates: Templates,
     check: Option<Check>,
     socket: Socket<Replica>,
-    /// What the directory is to hold: what is published, and what templates make of it.
+    /// What the directory is to hold: what is published, and what templates make of it. The newest revision, but after
+    /// its hook failed.
     shown: Option<(Head, State)>,
+    /// The same, of the revision that the hook succeeded for last.
+    applied: Option<(Head, State)>,
+    /// It is shown in the place of the newest.
+    fallen: Option<act::Fallen>,
     /// What the hook is to be told of.
     owed: Owed,
     /// The directory may not hold what is shown.
@@ -223,6 +234,8 @@ impl<'a> Agent<'a> {
             check,
             socket: Socket::new(replica.in_conflict(conflict.clone()))?,
             shown: None,
+            applied: None,
+            fallen: None,
             owed: Owed::default(),
             // Whatever is in the directory before the first revision was not put there by this process.
             dirty: true,
@@ -233,9 +246,7 @@ impl<'a> Agent<'a> {
             evidence: Evidence::new(conflict),
             status: None,
         };
-        if let Some((head, state)) = loaded.newest {
-            agent.resume(head, state, loaded.before, applied);
-        }
+        agent.resume(loaded);
         follow(agent.socket.events(), log.clone());
         for url in &config.connect {
             agent.socket.connect(url)?;
@@ -244,13 +255,9 @@ impl<'a> Agent<'a> {
     }
 
     /// Puts the last good revision in place before any server is asked.
-    fn resume(
-        &mut self,
-        head: Head,
-        state: State,
-        before: Option<(Head, State)>,
-        applied: Option<crate::Base>,
-    ) {
+    fn resume(&mut self, Loaded { newest, applied, .. }: Loaded) {
+        let Some((head, state)) = newest else { return };
+        let applied = applied.and_then(|(head, state)| Some((head, self.templates.render(&state).ok()?)));
         let files = match self.templates.render(&state) {
             Ok(files) => files,
             // Other templates than those that it was accepted with. What is there stays, and a revision that they can
@@ -261,16 +268,16 @@ impl<'a> Agent<'a> {
                 return self.nack(head.position, NackCode::Hook, &why);
             }
         };
-        if applied != Some(head.base()) {
-            // The hook has not acted on it. What it is owed was noted before the revision was stored; if that
-            // is lost, all may have changed but what differs from the one that it did act on.
-            let noted = Owed::noted(&self.store);
-            let known = before.filter(|(old, _)| noted.is_some() || applied == Some(old.base()));
-            let known = known.and_then(|(_, state)| self.templates.render(&state).ok());
-            let changes = known.unwrap_or_default().diff(&files);
-            self.owed = noted.unwrap_or_default();
-            self.owed.add(changes.keys(), self.most_owed());
+        if self.store.applied() != Some(head.base()) {
+            // The hook has not acted on it. It is owed what was noted before the revision was stored, and all that
+            // differs from the one that it did act on; if that is lost, all may have changed.
+            let known = applied.as_ref().map(|(_, files)| files.clone()).unwrap_or_default();
+            self.owed = Owed::noted(&self.store).unwrap_or_default();
+            self.owed.add(known.diff(&files).keys(), self.most_owed());
         }
+        // Files of other templates are not what it acted on.
+        let same = self.store.note(MADE).unwrap_or_default() == self.made();
+        self.applied = applied.filter(|_| same);
         self.owe_made();
         let position = head.position;
         let holds = format!("{position}: {} keys, digest {:?}", head.keys, head.digest);
@@ -355,10 +362,13 @@ impl<'a> Agent<'a> {
         let mut owed = self.owed.clone();
         owed.add(changes.keys(), self.most_owed());
         // What needs room on the disk comes before anything is said or shown.
+        // Not noted, what the hook succeeded for could lose its slot.
+        let noted = self.note_applied();
         let stored = (|| -> Result<_, String> {
             let shown = self.shown.as_ref().map(|(head, state)| (head, state));
             let staged = self.output.stage(&update.head, &files, shown, &changes);
             let staged = staged.map_err(|e| e.to_string())?;
+            noted.map_err(|e| e.to_string())?;
             if self.config.on_change.is_some() {
                 owed.note(&self.store).map_err(|e| e.to_string())?;
             }
@@ -375,7 +385,7 @@ impl<'a> Agent<'a> {
         self.owed = owed;
         self.ack(position, Level::Stored);
         let switched = if self.dirty { Err(None) } else { staged.switch().map_err(Some) };
-        self.shown = Some((update.head.clone(), files));
+        (self.shown, self.fallen) = (Some((update.head.clone(), files)), None);
         self.log.say(format_args!(
             "revision {position}: {} keys, digest {:?}{}",
             update.head.keys,
@@ -421,7 +431,9 @@ impl<'a> Agent<'a> {
     /// The directory holds what is shown.
     fn in_place(&mut self, position: Position) {
         (self.dirty, self.repair) = (false, None);
-        self.ack(position, Level::Visible);
+        if self.fallen.is_none() {
+            self.ack(position, Level::Visible);
+        }
         self.act();
     }
 
@@ -431,49 +443,7 @@ impl<'a> Agent<'a> {
         (self.repair, self.act) = (self.later(), None);
         let why = format!("files are not in place: {error}");
         self.log.say(&why);
-        self.nack(position, NackCode::Hook, &why);
-    }
-
-    /// Runs the hook for the revision shown.
-    fn act(&mut self) {
-        let Some((head, _)) = self.shown.clone() else { return };
-        self.act = None;
-        if let Some(command) = &self.config.on_change
-            && !self.owed.is_empty()
-        {
-            let started = Instant::now();
-            let (out, tree) = (&self.config.out, self.output.path(&self.config.out, &head));
-            let hook = Hook { command, limit: self.config.hook_limit, out, tree: &tree };
-            match hook.run(&self.store, &head, &self.owed, self.shutdown) {
-                Ok(()) => self.log.say(format_args!("hook: done in {:?}", started.elapsed())),
-                Err(Failure::Ended) => {
-                    return self.log.say("hook: ended with this process; it runs again at the next start");
-                }
-                Err(Failure::NotRun(why)) => {
-                    self.act = self.later();
-                    return self.hook_failed(head.position, &format!("not run: {why}"));
-                }
-                Err(Failure::Failed(why)) => return self.hook_failed(head.position, &why),
-            }
-        }
-        if self.store.applied() != Some(head.base())
-            && let Err(error) = self.store.set_applied(head.base())
-        {
-            // After a restart the hook runs once more for it.
-            self.log.say(format_args!("not noted as applied: {error}"));
-        }
-        if self.store.note(MADE).unwrap_or_default() != self.made()
-            && let Err(error) = self.store.set_note(MADE, &self.made())
-        {
-            self.log.say(format_args!("not noted which templates were used: {error}"));
-        }
-        self.owed = Owed::default();
-        self.ack(head.position, Level::Applied);
-    }
-
-    fn hook_failed(&self, position: Position, why: &str) {
-        self.log.say(format_args!("hook: {why}"));
-        self.nack(position, NackCode::Hook, why);
+        self.not_applied(position, &why);
     }
 
     fn ack(&self, position: Position, level: Level) {

@@ -10,4 +10,5 @@ mod folders;
 mod histories;
 mod hooks;
 mod relays;
+mod restore;
 mod trust;
