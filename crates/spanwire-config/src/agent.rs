@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use spanwire::{RecvError, Socket};
 
+use crate::again::{self, Again};
 use crate::check::Check;
 use crate::command::Failure;
 use crate::hook::{Owed, lines};
@@ -83,8 +84,11 @@ pub struct Config {
     pub take_over: bool,
     /// Say once a second how far a snapshot is that takes longer. Default: false.
     pub progress: bool,
-    /// How long to wait before a failed step is tried again. Default: 5 s.
+    /// How long to wait before a failed step is tried again for the first time; each wait is twice the one before, but for
+    /// up to half of it, by chance. Default: 1 s.
     pub again: Duration,
+    /// The longest of these waits. Default: 60 s.
+    pub again_most: Duration,
 }
 
 impl Config {
@@ -112,7 +116,8 @@ impl Config {
             limits: Limits::default(),
             take_over: false,
             progress: false,
-            again: Duration::from_secs(5),
+            again: again::WAIT.0,
+            again_most: again::WAIT.1,
         }
     }
 }
@@ -167,11 +172,15 @@ struct Agent<'a> {
     owed: Owed,
     /// The directory may not hold what is shown.
     dirty: bool,
-    /// Refused for want of room: ask again then.
-    retry: Option<Instant>,
-    repair: Option<Instant>,
+    /// Held for want of room on the disk, or of a process: ask for it again then.
+    retry: Again,
+    /// The disk took nothing when that was tried last.
+    full: bool,
+    repair: Again,
     /// The hook could not be run: try again then.
-    act: Option<Instant>,
+    act: Again,
+    /// What was applied is not noted: try again then.
+    note: Again,
     renewed: bool,
     evidence: Evidence,
     status: Option<(Data, Option<Id>)>,
@@ -224,6 +233,7 @@ impl<'a> Agent<'a> {
             None => Replica::new(settings(config, identity)),
         };
         let conflict = store.conflict(loaded.newest.as_ref().map(|(head, _)| head));
+        let again = Again::new(config.again, config.again_most);
         let mut agent = Agent {
             config,
             shutdown,
@@ -239,9 +249,11 @@ impl<'a> Agent<'a> {
             owed: Owed::default(),
             // Whatever is in the directory before the first revision was not put there by this process.
             dirty: true,
-            retry: None,
-            repair: None,
-            act: None,
+            retry: again.clone(),
+            full: false,
+            repair: again.clone(),
+            act: again.clone(),
+            note: again,
             renewed: false,
             evidence: Evidence::new(conflict),
             status: None,
@@ -322,14 +334,9 @@ impl<'a> Agent<'a> {
         (self.config.limits.keys as usize).saturating_mul(2)
     }
 
-    /// When to try again what failed. Later than the clock can tell is never.
-    fn later(&self) -> Option<Instant> {
-        Instant::now().checked_add(self.config.again)
-    }
-
     fn pause(&self) -> Duration {
         let now = Instant::now();
-        let next = self.retry.into_iter().chain(self.repair).chain(self.act).min();
+        let next = [&self.retry, &self.repair, &self.act, &self.note].into_iter().filter_map(Again::at).min();
         next.map_or(Duration::from_secs(1), |at| at.saturating_duration_since(now))
             .min(Duration::from_secs(1))
     }
@@ -352,9 +359,12 @@ impl<'a> Agent<'a> {
             .map(|check| check.run(&update.head, &files, &changes, &self.config.out, self.shutdown))
         {
             None | Some(Ok(())) => {}
-            Some(Err(Failure::Failed(why))) => return self.refuse(position, NackCode::Check, &why),
+            Some(Err(Failure::Failed(why))) => {
+                self.retry.done();
+                return self.refuse(position, NackCode::Check, &why);
+            }
             Some(Err(Failure::NotRun(why))) => {
-                self.retry = self.later();
+                self.retry.failed(Instant::now(), again::random());
                 return self.refuse(position, NackCode::Check, &format!("not run: {why}"));
             }
             Some(Err(Failure::Ended)) => return,
@@ -378,10 +388,14 @@ impl<'a> Agent<'a> {
         let staged = match stored {
             Ok(staged) => staged,
             Err(why) => {
-                self.retry = self.later();
-                return self.refuse(position, NackCode::Storage, &why);
+                self.refuse(position, NackCode::Storage, &why);
+                return self.no_room();
             }
         };
+        self.retry.done();
+        if std::mem::take(&mut self.full) {
+            self.log.say("the disk takes revisions again");
+        }
         self.owed = owed;
         self.ack(position, Level::Stored);
         let switched = if self.dirty { Err(None) } else { staged.switch().map_err(Some) };
@@ -430,7 +444,8 @@ impl<'a> Agent<'a> {
 
     /// The directory holds what is shown.
     fn in_place(&mut self, position: Position) {
-        (self.dirty, self.repair) = (false, None);
+        self.dirty = false;
+        self.repair.done();
         if self.fallen.is_none() {
             self.ack(position, Level::Visible);
         }
@@ -439,8 +454,9 @@ impl<'a> Agent<'a> {
 
     fn not_in_place(&mut self, position: Position, error: &TreeError) {
         self.dirty = true;
+        self.repair.failed(Instant::now(), again::random());
         // The hook waits for that.
-        (self.repair, self.act) = (self.later(), None);
+        self.act.done();
         let why = format!("files are not in place: {error}");
         self.log.say(&why);
         self.not_applied(position, &why);
@@ -460,18 +476,34 @@ impl<'a> Agent<'a> {
         self.nack(position, code, why);
     }
 
+    /// A revision is held since it cannot be kept: nothing is shown that a restart would lose.
+    fn no_room(&mut self) {
+        self.retry.failed(Instant::now(), again::random());
+        if !std::mem::replace(&mut self.full, true) {
+            self.log.say(format_args!(
+                "ALARM: nothing new can be kept on the disk ({}, {}): what was last kept stays in place; tried again, \
+                 with pauses up to {:?}",
+                self.config.state.display(),
+                self.config.out.display(),
+                self.config.again_most
+            ));
+        }
+    }
+
     /// What time brings: retries, another identity, news of the connection.
     fn on_time(&mut self) {
         let now = Instant::now();
-        if self.retry.is_some_and(|at| at <= now) {
-            self.retry = None;
+        if self.retry.is_due(now) {
             self.socket.with(|r, cx| r.retry(cx));
         }
-        if self.repair.is_some_and(|at| at <= now) {
+        if self.repair.is_due(now) {
             self.repair(&ChangeSet::new());
         }
-        if self.act.is_some_and(|at| at <= now) {
+        if self.act.is_due(now) {
             self.act();
+        }
+        if self.note.is_due(now) {
+            self.note();
         }
         let status: ReplicaStatus = self.socket.with(|r, cx| r.status(cx.now()));
         if let Some(boot) = status.stale_boot {
@@ -482,7 +514,7 @@ impl<'a> Agent<'a> {
             let (came, of) = (came >> 10, of >> 10);
             self.log.say(format_args!("receiving {newest}: {came} of {of} KiB"));
         }
-        if let Err(why) = self.evidence.keep(&self.store, status.evidence.as_ref()) {
+        if let Err(why) = self.evidence.keep(&self.store, status.evidence.as_ref(), now) {
             self.log.say(why);
         }
         let seen = (status.data, status.upstream);

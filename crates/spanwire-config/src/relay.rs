@@ -29,6 +29,7 @@ use spanwire::protocol::Time;
 #[cfg(all(unix, feature = "sync"))]
 pub use process::{Config, run};
 
+use crate::again::{self, Again};
 use crate::faults::planted;
 use crate::sign::Keyring;
 use crate::wire::{Level, MAX_PATH};
@@ -166,8 +167,9 @@ pub enum RelayAction {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RelayAlarm {
-    /// It serves on, and would begin with less after a restart.
-    #[error("{position} is not kept on disk: {why}")]
+    /// It serves on, and would begin with less after a restart. Said once until the disk takes something again; it is
+    /// tried again after a second, then ever later, up to a minute.
+    #[error("{position} is not kept on disk, tried again: {why}")]
     NotStored {
         /// What.
         position: Position,
@@ -214,8 +216,10 @@ pub struct NsRelay {
     chains: VecDeque<Base>,
     /// What is not on disk yet.
     persisting: Option<Position>,
-    /// The newest that was to be written, whether it is on disk or not.
+    /// The newest that is on disk, and with it what it stands on.
     written: Option<Position>,
+    /// The disk did not take it: try again then.
+    again: Again<Time>,
     upstream: Option<Upstream>,
     /// The conversation to which the table was told.
     told: Option<u64>,
@@ -236,6 +240,7 @@ impl NsRelay {
             chains,
             persisting: None,
             written,
+            again: Again::default(),
             upstream: None,
             told: None,
             report: None,
@@ -279,6 +284,10 @@ impl NsRelay {
 
     /// When [`RelayEvent::Time`] is to be said.
     pub fn due(&self) -> Option<Time> {
+        self.report_due().into_iter().chain(self.again.at()).min()
+    }
+
+    fn report_due(&self) -> Option<Time> {
         self.report.filter(|_| self.upstream.is_some())
     }
 
@@ -300,10 +309,13 @@ impl NsRelay {
             RelayEvent::Changed => self.report = self.report.or(Some(now + self.settings.flush)),
             RelayEvent::Stale { .. } if planted("stale-not-routed") => {}
             RelayEvent::Stale { node, boot } => out.push(RelayAction::Stale { node, boot }),
-            RelayEvent::Stored(position, stored) => self.on_stored(&mut out, position, stored),
+            RelayEvent::Stored(position, stored) => self.on_stored(&mut out, position, stored, now),
             RelayEvent::Time => {
-                if self.due().is_some_and(|due| due <= now) {
+                if self.report_due().is_some_and(|due| due <= now) {
                     self.tell(&mut out);
+                }
+                if self.again.is_due(now) {
+                    self.persist(&mut out);
                 }
             }
             RelayEvent::Renamed(node) => {
@@ -360,21 +372,31 @@ impl NsRelay {
         let new = |head: &Head| self.written.is_none_or(|written| written < head.position);
         let mut states = [&self.held, &self.canary].into_iter().flatten();
         if let (Some((head, state)), None) = (states.find(|(head, _)| new(head)), self.persisting) {
-            (self.persisting, self.written) = (Some(head.position), Some(head.position));
+            self.persisting = Some(head.position);
             out.push(RelayAction::Persist(head.clone(), state.clone()));
         }
     }
 
-    fn on_stored(&mut self, out: &mut Actions, position: Position, stored: Result<(), String>) {
+    fn on_stored(&mut self, out: &mut Actions, position: Position, stored: Result<(), String>, now: Time) {
         self.persisting = None;
-        let newest = self.newest().map(|(head, _)| head.position);
-        if newest != Some(position) {
-            return self.persist(out);
-        }
         match stored {
-            Ok(()) => out.push(RelayAction::Ack { position, level: Level::Stored, volatile: false }),
-            // The next revision is the next try.
-            Err(why) => out.push(RelayAction::Alarm(RelayAlarm::NotStored { position, why })),
+            Ok(()) => {
+                self.again.done();
+                self.written = Some(position);
+                match self.newest().map(|(head, _)| head.position) {
+                    Some(newest) if newest == position => {
+                        out.push(RelayAction::Ack { position, level: Level::Stored, volatile: false });
+                    }
+                    _ => self.persist(out),
+                }
+            }
+            // The same relay waits for as long each time, another one for longer or shorter. The next revision is a
+            // try, too.
+            Err(why) => {
+                if self.again.failed(now, again::chance_of(self.settings.node)) {
+                    out.push(RelayAction::Alarm(RelayAlarm::NotStored { position, why }));
+                }
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Two slots are written in turn, each beside and then renamed, so that a crash at any moment leaves at least
 //! one whole. The revision that the node acted on last keeps its slot until a later one takes that part; while newer
-//! ones fail, a third slot takes its turn. A slot is believed only if its own hash is right *and* its content has the digest that its HEAD
-//! names. Files have permissions 0600, the folder 0700.
+//! ones fail, a third slot takes its turn. A slot is believed only if its own hash is right *and* its content has the
+//! digest that its HEAD names. Files have permissions 0600, the folder 0700.
 //!
 //! With keys ([`Store::set_trust`]) a slot remembers under which one its HEAD was accepted, and is believed under that
 //! one, also when it is no longer trusted for what is new; a revoked key voids it.

@@ -487,6 +487,36 @@ fn an_option_goes_before_the_environment_and_that_before_the_file() {
 }
 
 #[test]
+fn status_says_what_is_not_on_a_disk() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    // Where directories stand in the way nothing can be written.
+    let blocked = ["slot-a.new", "slot-b.new"].map(|name| w.path("relay").join(name));
+    blocked.iter().for_each(|path| std::fs::create_dir_all(path).expect("writable"));
+    let relay = w.run(&format!("relay --connect {} --bind ipc://{{}}/r.ipc --state {{}}/relay", w.url));
+    assert!(relay.says("not kept on disk").starts_with("ALARM: "));
+    let latest = Instant::now() + PATIENCE;
+    let await_status = |volatile: bool| {
+        loop {
+            let status = json(&w.ok(&["status", "--json"]));
+            if status["nodes"][0]["volatile"] == volatile {
+                break;
+            }
+            assert!(Instant::now() < latest, "{volatile} in {status}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        w.ok(&["status"])
+    };
+    let table = await_status(true);
+    assert!(table.contains("relay  here, volatile  "), "{table}");
+    blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("ours"));
+    relay.says("the disk takes revisions again");
+    let table = await_status(false);
+    assert!(table.contains("relay  here  1:1 "), "{table}");
+}
+
+#[test]
 fn every_option_does_what_it_says() {
     let w = World::new();
     std::fs::create_dir(w.path("out")).expect("writable");

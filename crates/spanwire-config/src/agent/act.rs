@@ -9,6 +9,7 @@
 use std::time::Instant;
 
 use super::{Agent, MADE};
+use crate::again;
 use crate::command::Failure;
 use crate::hook::{Hook, Owed};
 use crate::store::StoreError;
@@ -37,17 +38,17 @@ impl Agent<'_> {
     /// Runs the hook for the revision shown.
     pub(super) fn act(&mut self) {
         let Some((head, _)) = self.shown.clone() else { return };
-        self.act = None;
         match self.hook(&head) {
             Ok(()) => self.acted(&head),
             Err(Failure::Ended) => {
                 self.log.say("hook: ended with this process; it runs again at the next start");
             }
             Err(Failure::NotRun(why)) => {
-                self.act = self.later();
+                self.act.failed(Instant::now(), again::random());
                 self.hook_failed(head.position, &format!("not run: {why}"));
             }
             Err(Failure::Failed(why)) => {
+                self.act.done();
                 self.hook_failed(head.position, &why);
                 self.go_back(&head, why);
             }
@@ -69,21 +70,29 @@ impl Agent<'_> {
     /// The hook has nothing more to do for the revision shown.
     fn acted(&mut self, head: &Head) {
         self.owed = Owed::default();
+        self.act.done();
         if let Some(Fallen { position, why }) = &self.fallen {
             self.log.say(format_args!("restored: {}", head.position));
             return self.nack(*position, NackCode::Hook, &format!("{why}; restored {}", head.position));
         }
         self.applied = self.shown.clone();
-        if let Err(error) = self.note_applied() {
-            // After a restart the hook runs once more for it.
-            self.log.say(format_args!("not noted as applied: {error}"));
-        }
-        if self.store.note(MADE).unwrap_or_default() != self.made()
-            && let Err(error) = self.store.set_note(MADE, &self.made())
-        {
-            self.log.say(format_args!("not noted which templates were used: {error}"));
-        }
+        self.note();
         self.ack(head.position, Level::Applied);
+    }
+
+    /// Notes what was applied, and by which templates; what is not noted by the next start is acted on once more.
+    pub(super) fn note(&mut self) {
+        let noted = self.note_applied().and_then(|()| match self.made() {
+            made if self.store.note(MADE).unwrap_or_default() == made => Ok(()),
+            made => self.store.set_note(MADE, &made),
+        });
+        match noted {
+            Ok(()) => drop(self.note.done()),
+            Err(error) if self.note.failed(Instant::now(), again::random()) => {
+                self.log.say(format_args!("not noted as applied, tried again: {error}"));
+            }
+            Err(_) => {}
+        }
     }
 
     /// Notes what the hook succeeded for last, so that its slot is not written.

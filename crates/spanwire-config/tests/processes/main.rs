@@ -5,6 +5,7 @@ mod harness;
 
 mod control;
 mod directories;
+mod disks;
 mod files;
 mod folders;
 mod histories;
