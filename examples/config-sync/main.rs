@@ -173,6 +173,9 @@ struct AgentArgs {
     /// Seconds that the command may take.
     #[arg(long, env = "CONFIG_SYNC_HOOK_LIMIT", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     hook_limit: u64,
+    /// What becomes of the files of a revision for which the command failed.
+    #[arg(long, env = "CONFIG_SYNC_ON_FAILURE", value_enum, default_value = "keep")]
+    on_failure: OnFailureArg,
     /// Name of the cluster.
     #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
     cluster: String,
@@ -215,6 +218,14 @@ enum LayoutArg {
     Flat,
     /// A directory for each revision, and a link `current` to the newest, switched by one rename.
     Versioned,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnFailureArg {
+    /// They stay.
+    Keep,
+    /// Those of the revision for which it succeeded last are put back, and it runs for that one.
+    Restore,
 }
 
 fn template(text: &str) -> Result<agent::Template, String> {
@@ -278,6 +289,10 @@ fn agent_config(args: AgentArgs) -> Result<agent::Config, ProcessError> {
     config.validate_limit = Duration::from_secs(args.validate_limit.max(1));
     config.on_change = args.on_change;
     config.hook_limit = Duration::from_secs(args.hook_limit);
+    config.on_failure = match args.on_failure {
+        OnFailureArg::Keep => agent::OnFailure::Keep,
+        OnFailureArg::Restore => agent::OnFailure::Restore,
+    };
     config.cluster = args.cluster;
     config.namespace = args.namespace;
     config.take_over = args.take_over;

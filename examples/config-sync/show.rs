@@ -194,9 +194,10 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
             Some((at, code, text)) => format!("{} {code:?}: {}", place(*at), plain(text.trim_end())),
             None => String::new(),
         };
+        let here = if node.connected { "here" } else { "away" };
         rows.push(vec![
             plain(&node.node.name),
-            if node.connected { "here" } else { "away" }.into(),
+            format!("{here}{}", if node.is_volatile() { ", volatile" } else { "" }),
             place(node.stored),
             place(node.visible),
             place(node.applied),
@@ -215,8 +216,8 @@ fn node_json(tip: Place, node: &NodeLine) -> Value {
         node.labels.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     json!({
         "id": node.node.node.to_string(), "name": node.node.name, "labels": labels, "here": node.connected,
-        "conflict": node.conflict, "stored": place_json(node.stored), "visible": place_json(node.visible),
-        "applied": place_json(node.applied), "lag": lag(tip, node), "refused": refused,
+        "conflict": node.conflict, "volatile": node.is_volatile(), "stored": place_json(node.stored),
+        "visible": place_json(node.visible), "applied": place_json(node.applied), "lag": lag(tip, node), "refused": refused,
     })
 }
 

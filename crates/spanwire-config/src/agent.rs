@@ -7,6 +7,8 @@
 //! Owns: the output directory and the state folder of one node. Never: shows what was not verified; touches
 //! anything outside both.
 
+mod act;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,15 +16,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use spanwire::{RecvError, Socket};
 
+use crate::again::{self, Again};
 use crate::check::Check;
 use crate::command::Failure;
-use crate::hook::{Hook, Owed, lines};
+use crate::hook::{Owed, lines};
 use crate::layout::Kept;
 use crate::process::{Log, ProcessError, Shutdown, follow, ours};
 use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
-use crate::store::{Evidence, Identity, Store};
+use crate::store::{Evidence, Identity, Loaded, Store};
 use crate::tree::{self, TreeError};
 use crate::wire::NackCode;
 use crate::{
@@ -32,6 +35,7 @@ use crate::{
 
 pub use crate::layout::Layout;
 pub use crate::render::{Template, TemplateError};
+pub use act::OnFailure;
 
 /// Note in the state folder: which templates made what is applied, and the keys of what they made.
 const MADE: &str = "made";
@@ -72,6 +76,8 @@ pub struct Config {
     pub on_change: Option<String>,
     /// How long the command may take. Default: 30 s.
     pub hook_limit: Duration,
+    /// What becomes of the files of a revision whose hook failed. Default: they stay.
+    pub on_failure: OnFailure,
     /// Bounds of what the node takes.
     pub limits: Limits,
     /// Take over a directory that holds something already and was not this agent's: what is not published
@@ -79,8 +85,11 @@ pub struct Config {
     pub take_over: bool,
     /// Say once a second how far a snapshot is that takes longer. Default: false.
     pub progress: bool,
-    /// How long to wait before a failed step is tried again. Default: 5 s.
+    /// How long to wait before a failed step is tried again for the first time; each wait is twice the one before, but for
+    /// up to half of it, by chance. Default: 1 s.
     pub again: Duration,
+    /// The longest of these waits. Default: 60 s.
+    pub again_most: Duration,
 }
 
 impl Config {
@@ -104,10 +113,12 @@ impl Config {
             validate_limit: Duration::from_secs(30),
             on_change: None,
             hook_limit: Duration::from_secs(30),
+            on_failure: OnFailure::default(),
             limits: Limits::default(),
             take_over: false,
             progress: false,
-            again: Duration::from_secs(5),
+            again: again::WAIT.0,
+            again_most: again::WAIT.1,
         }
     }
 }
@@ -151,17 +162,28 @@ struct Agent<'a> {
     templates: Templates,
     check: Option<Check>,
     socket: Socket<Replica>,
-    /// What the directory is to hold: what is published, and what templates make of it.
+    /// What the directory is to hold: what is published, and what templates make of it. The newest revision, but after
+    /// its hook failed.
     shown: Option<(Head, State)>,
+    /// The same, of the revision that the hook succeeded for last.
+    applied: Option<(Head, State)>,
+    /// It is shown in the place of the newest.
+    fallen: Option<act::Fallen>,
     /// What the hook is to be told of.
     owed: Owed,
     /// The directory may not hold what is shown.
     dirty: bool,
-    /// Refused for want of room: ask again then.
-    retry: Option<Instant>,
-    repair: Option<Instant>,
+    /// Held for want of room on the disk, or of a process: ask for it again then.
+    retry: Again,
+    /// The disk took nothing when that was tried last.
+    full: bool,
+    repair: Again,
     /// The hook could not be run: try again then.
-    act: Option<Instant>,
+    act: Again,
+    /// What was applied is not noted: try again then.
+    note: Again,
+    /// For whom it is by now is not on disk: try again then.
+    promote: Again,
     renewed: bool,
     /// For whom that is which is on disk.
     audience: Bytes,
@@ -216,6 +238,7 @@ impl<'a> Agent<'a> {
             None => Replica::new(settings(config, identity)),
         };
         let conflict = store.conflict(loaded.newest.as_ref().map(|(head, _)| head));
+        let again = Again::new(config.again, config.again_most);
         let mut agent = Agent {
             config,
             shutdown,
@@ -226,20 +249,23 @@ impl<'a> Agent<'a> {
             check,
             socket: Socket::new(replica.in_conflict(conflict.clone()))?,
             shown: None,
+            applied: None,
+            fallen: None,
             owed: Owed::default(),
             // Whatever is in the directory before the first revision was not put there by this process.
             dirty: true,
-            retry: None,
-            repair: None,
-            act: None,
+            retry: again.clone(),
+            full: false,
+            repair: again.clone(),
+            act: again.clone(),
+            note: again.clone(),
+            promote: again,
             renewed: false,
             audience: loaded.newest.as_ref().map(|(head, _)| head.audience.clone()).unwrap_or_default(),
             evidence: Evidence::new(conflict),
             status: None,
         };
-        if let Some((head, state)) = loaded.newest {
-            agent.resume(head, state, loaded.before, applied);
-        }
+        agent.resume(loaded);
         follow(agent.socket.events(), log.clone());
         for url in &config.connect {
             agent.socket.connect(url)?;
@@ -248,13 +274,9 @@ impl<'a> Agent<'a> {
     }
 
     /// Puts the last good revision in place before any server is asked.
-    fn resume(
-        &mut self,
-        head: Head,
-        state: State,
-        before: Option<(Head, State)>,
-        applied: Option<crate::Base>,
-    ) {
+    fn resume(&mut self, Loaded { newest, applied, .. }: Loaded) {
+        let Some((head, state)) = newest else { return };
+        let applied = applied.and_then(|(head, state)| Some((head, self.templates.render(&state).ok()?)));
         let files = match self.templates.render(&state) {
             Ok(files) => files,
             // Other templates than those that it was accepted with. What is there stays, and a revision that they can
@@ -265,16 +287,16 @@ impl<'a> Agent<'a> {
                 return self.nack(head.position, NackCode::Hook, &why);
             }
         };
-        if applied != Some(head.base()) {
-            // The hook has not acted on it. What it is owed was noted before the revision was stored; if that
-            // is lost, all may have changed but what differs from the one that it did act on.
-            let noted = Owed::noted(&self.store);
-            let known = before.filter(|(old, _)| noted.is_some() || applied == Some(old.base()));
-            let known = known.and_then(|(_, state)| self.templates.render(&state).ok());
-            let changes = known.unwrap_or_default().diff(&files);
-            self.owed = noted.unwrap_or_default();
-            self.owed.add(changes.keys(), self.most_owed());
+        if self.store.applied() != Some(head.base()) {
+            // The hook has not acted on it. It is owed what was noted before the revision was stored, and all that
+            // differs from the one that it did act on; if that is lost, all may have changed.
+            let known = applied.as_ref().map(|(_, files)| files.clone()).unwrap_or_default();
+            self.owed = Owed::noted(&self.store).unwrap_or_default();
+            self.owed.add(known.diff(&files).keys(), self.most_owed());
         }
+        // Files of other templates are not what it acted on.
+        let same = self.store.note(MADE).unwrap_or_default() == self.made();
+        self.applied = applied.filter(|_| same);
         self.owe_made();
         let position = head.position;
         let holds = format!("{position}: {} keys, digest {:?}", head.keys, head.digest);
@@ -319,14 +341,12 @@ impl<'a> Agent<'a> {
         (self.config.limits.keys as usize).saturating_mul(2)
     }
 
-    /// When to try again what failed. Later than the clock can tell is never.
-    fn later(&self) -> Option<Instant> {
-        Instant::now().checked_add(self.config.again)
-    }
-
     fn pause(&self) -> Duration {
         let now = Instant::now();
-        let next = self.retry.into_iter().chain(self.repair).chain(self.act).min();
+        let next = [&self.retry, &self.repair, &self.act, &self.note, &self.promote]
+            .into_iter()
+            .filter_map(Again::at)
+            .min();
         next.map_or(Duration::from_secs(1), |at| at.saturating_duration_since(now))
             .min(Duration::from_secs(1))
     }
@@ -349,9 +369,12 @@ impl<'a> Agent<'a> {
             .map(|check| check.run(&update.head, &files, &changes, &self.config.out, self.shutdown))
         {
             None | Some(Ok(())) => {}
-            Some(Err(Failure::Failed(why))) => return self.refuse(position, NackCode::Check, &why),
+            Some(Err(Failure::Failed(why))) => {
+                self.retry.done();
+                return self.refuse(position, NackCode::Check, &why);
+            }
             Some(Err(Failure::NotRun(why))) => {
-                self.retry = self.later();
+                self.retry.failed(Instant::now(), again::random());
                 return self.refuse(position, NackCode::Check, &format!("not run: {why}"));
             }
             Some(Err(Failure::Ended)) => return,
@@ -359,10 +382,13 @@ impl<'a> Agent<'a> {
         let mut owed = self.owed.clone();
         owed.add(changes.keys(), self.most_owed());
         // What needs room on the disk comes before anything is said or shown.
+        // Not noted, what the hook succeeded for could lose its slot.
+        let noted = self.note_applied();
         let stored = (|| -> Result<_, String> {
             let shown = self.shown.as_ref().map(|(head, state)| (head, state));
             let staged = self.output.stage(&update.head, &files, shown, &changes);
             let staged = staged.map_err(|e| e.to_string())?;
+            noted.map_err(|e| e.to_string())?;
             if self.config.on_change.is_some() {
                 owed.note(&self.store).map_err(|e| e.to_string())?;
             }
@@ -372,15 +398,19 @@ impl<'a> Agent<'a> {
         let staged = match stored {
             Ok(staged) => staged,
             Err(why) => {
-                self.retry = self.later();
-                return self.refuse(position, NackCode::Storage, &why);
+                self.refuse(position, NackCode::Storage, &why);
+                return self.no_room();
             }
         };
+        self.retry.done();
+        if std::mem::take(&mut self.full) {
+            self.log.say("the disk takes revisions again");
+        }
         self.owed = owed;
         self.audience = update.head.audience.clone();
         self.ack(position, Level::Stored);
         let switched = if self.dirty { Err(None) } else { staged.switch().map_err(Some) };
-        self.shown = Some((update.head.clone(), files));
+        (self.shown, self.fallen) = (Some((update.head.clone(), files)), None);
         self.log.say(format_args!(
             "revision {position}: {} keys, digest {:?}{}",
             update.head.keys,
@@ -425,60 +455,22 @@ impl<'a> Agent<'a> {
 
     /// The directory holds what is shown.
     fn in_place(&mut self, position: Position) {
-        (self.dirty, self.repair) = (false, None);
-        self.ack(position, Level::Visible);
+        self.dirty = false;
+        self.repair.done();
+        if self.fallen.is_none() {
+            self.ack(position, Level::Visible);
+        }
         self.act();
     }
 
     fn not_in_place(&mut self, position: Position, error: &TreeError) {
         self.dirty = true;
+        self.repair.failed(Instant::now(), again::random());
         // The hook waits for that.
-        (self.repair, self.act) = (self.later(), None);
+        self.act.done();
         let why = format!("files are not in place: {error}");
         self.log.say(&why);
-        self.nack(position, NackCode::Hook, &why);
-    }
-
-    /// Runs the hook for the revision shown.
-    fn act(&mut self) {
-        let Some((head, _)) = self.shown.clone() else { return };
-        self.act = None;
-        if let Some(command) = &self.config.on_change
-            && !self.owed.is_empty()
-        {
-            let started = Instant::now();
-            let (out, tree) = (&self.config.out, self.output.path(&self.config.out, &head));
-            let hook = Hook { command, limit: self.config.hook_limit, out, tree: &tree };
-            match hook.run(&self.store, &head, &self.owed, self.shutdown) {
-                Ok(()) => self.log.say(format_args!("hook: done in {:?}", started.elapsed())),
-                Err(Failure::Ended) => {
-                    return self.log.say("hook: ended with this process; it runs again at the next start");
-                }
-                Err(Failure::NotRun(why)) => {
-                    self.act = self.later();
-                    return self.hook_failed(head.position, &format!("not run: {why}"));
-                }
-                Err(Failure::Failed(why)) => return self.hook_failed(head.position, &why),
-            }
-        }
-        if self.store.applied() != Some(head.base())
-            && let Err(error) = self.store.set_applied(head.base())
-        {
-            // After a restart the hook runs once more for it.
-            self.log.say(format_args!("not noted as applied: {error}"));
-        }
-        if self.store.note(MADE).unwrap_or_default() != self.made()
-            && let Err(error) = self.store.set_note(MADE, &self.made())
-        {
-            self.log.say(format_args!("not noted which templates were used: {error}"));
-        }
-        self.owed = Owed::default();
-        self.ack(head.position, Level::Applied);
-    }
-
-    fn hook_failed(&self, position: Position, why: &str) {
-        self.log.say(format_args!("hook: {why}"));
-        self.nack(position, NackCode::Hook, why);
+        self.not_applied(position, &why);
     }
 
     fn ack(&self, position: Position, level: Level) {
@@ -495,20 +487,36 @@ impl<'a> Agent<'a> {
         self.nack(position, code, why);
     }
 
+    /// A revision is held since it cannot be kept: nothing is shown that a restart would lose.
+    fn no_room(&mut self) {
+        self.retry.failed(Instant::now(), again::random());
+        if !std::mem::replace(&mut self.full, true) {
+            self.log.say(format_args!(
+                "ALARM: nothing new can be kept on the disk ({}, {}): what was last kept stays in place; tried again, \
+                 with pauses up to {:?}",
+                self.config.state.display(),
+                self.config.out.display(),
+                self.config.again_most
+            ));
+        }
+    }
+
     /// What time brings: retries, another identity, news of the connection.
     fn on_time(&mut self) {
         let now = Instant::now();
-        if self.retry.is_some_and(|at| at <= now) {
-            self.retry = None;
+        if self.retry.is_due(now) {
             self.socket.with(|r, cx| r.retry(cx));
         }
-        if self.repair.is_some_and(|at| at <= now) {
+        if self.repair.is_due(now) {
             self.repair(&ChangeSet::new());
         }
-        if self.act.is_some_and(|at| at <= now) {
+        if self.act.is_due(now) {
             self.act();
         }
-        self.keep_promotion();
+        self.keep_promotion(now);
+        if self.note.is_due(now) {
+            self.note();
+        }
         let status: ReplicaStatus = self.socket.with(|r, cx| r.status(cx.now()));
         if let Some(boot) = status.stale_boot {
             self.take_identity(boot);
@@ -518,7 +526,7 @@ impl<'a> Agent<'a> {
             let (came, of) = (came >> 10, of >> 10);
             self.log.say(format_args!("receiving {newest}: {came} of {of} KiB"));
         }
-        if let Err(why) = self.evidence.keep(&self.store, status.evidence.as_ref()) {
+        if let Err(why) = self.evidence.keep(&self.store, status.evidence.as_ref(), now) {
             self.log.say(why);
         }
         let seen = (status.data, status.upstream);
@@ -542,16 +550,28 @@ impl<'a> Agent<'a> {
     }
 
     /// What is visible is for more nodes than it was, or for all: after a restart, too.
-    fn keep_promotion(&mut self) {
+    fn keep_promotion(&mut self, now: Instant) {
+        if self.promote.at().is_some_and(|at| now < at) {
+            return;
+        }
         let promoted = self.socket.with(|r, _| {
             let (head, state) = r.visible().filter(|(head, _)| head.audience != self.audience)?;
             Some((head.clone(), state.clone()))
         });
         let Some((head, state)) = promoted else { return };
-        if let Err(error) = self.store.save(&head, &state) {
-            self.log.say(format_args!("not noted for whom {} is by now: {error}", head.position));
+        match self.store.save(&head, &state) {
+            Ok(()) => {
+                self.promote.done();
+                self.audience = head.audience;
+            }
+            Err(error) if self.promote.failed(now, again::random()) => {
+                self.log.say(format_args!(
+                    "not noted for whom {} is by now, tried again: {error}",
+                    head.position
+                ));
+            }
+            Err(_) => {}
         }
-        self.audience = head.audience;
     }
 
     /// A server knows a later start of this node: the folder was put back, or it has a living twin.

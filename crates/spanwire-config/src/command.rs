@@ -1,5 +1,9 @@
 //! A command of the operator's, run by `sh -c` with a change in its environment.
 //!
+//! It runs in a process group with a guard, a process that waits for the agent's end and then kills the group: an agent
+//! that was killed cannot, and the next one would run a command beside that of the last. What a command that has ended
+//! left in the background has no guard.
+//!
 //! Owns: the process with its group, its time, the last words of its error output. Never: outlives the agent, needs
 //! a thread, keeps a descriptor of a command that has ended.
 
@@ -59,9 +63,7 @@ pub(crate) fn shell(command: &str, told: &Told<'_>) -> Command {
         .env("CONFIG_SYNC_CHANGED_FILE", changed_file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        // A group of its own: what it started can be ended with it.
-        .process_group(0);
+        .stderr(Stdio::piped());
     if changed.len() <= ENVIRONMENT {
         let lines = changed.strip_suffix(b"\n").unwrap_or(changed);
         run.env("CONFIG_SYNC_CHANGED", OsStr::from_bytes(lines));
@@ -71,9 +73,12 @@ pub(crate) fn shell(command: &str, told: &Told<'_>) -> Command {
 
 /// Runs it to its end, for `limit` at most; its error output is the reason if it fails.
 pub(crate) fn run(command: &mut Command, limit: Duration, shutdown: &Shutdown) -> Result<(), Failure> {
-    let mut child = command.spawn().map_err(|e| Failure::NotRun(format!("cannot start sh: {e}")))?;
+    let not_run = |e| Failure::NotRun(format!("cannot start sh: {e}"));
+    let guard = Guard::start().map_err(not_run)?;
+    // In the guard's group: what it starts can be ended with it.
+    let mut child = command.process_group(guard.group()).spawn().map_err(not_run)?;
     let mut words = Words::of(&mut child);
-    let status = wait(&mut child, &mut words, limit, shutdown).inspect_err(|_| end(&mut child))?;
+    let status = wait(&mut child, &mut words, limit, shutdown).inspect_err(|_| guard.end(&mut child))?;
     if status.success() {
         return Ok(());
     }
@@ -140,12 +145,36 @@ impl Words {
     }
 }
 
-fn end(child: &mut Child) {
-    if let Ok(id) = i32::try_from(child.id())
-        && let Some(group) = rustix::process::Pid::from_raw(id)
-    {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+/// The first process of the group: when this process ends in whatever way, the pipe to it ends, and it kills the group.
+struct Guard(Child);
+
+impl Guard {
+    fn start() -> std::io::Result<Guard> {
+        let mut command = Command::new("sh");
+        command.args(["-c", "read -r end || kill -s KILL 0"]).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().map(Guard)
     }
-    let _ = child.kill();
-    let _ = child.wait();
+
+    fn group(&self) -> i32 {
+        // A process id always fits; 0, a group of its own, would only lose the guard.
+        i32::try_from(self.0.id()).unwrap_or_default()
+    }
+
+    /// Ends the command and all in its group.
+    fn end(&self, command: &mut Child) {
+        if let Some(group) = rustix::process::Pid::from_raw(self.group()) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = command.kill();
+        let _ = command.wait();
+    }
+}
+
+impl Drop for Guard {
+    /// Ended before its pipe is, it kills nobody.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

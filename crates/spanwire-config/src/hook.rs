@@ -90,6 +90,7 @@ impl Hook<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::time::Instant;
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -155,6 +156,54 @@ mod tests {
         assert!(matches!(ended, Err(Failure::Ended)), "{ended:?}");
         assert!(began.elapsed() < LONG);
         drop(ending.join().expect("it does not panic"));
+    }
+
+    /// Both ends of a pipe of this name, which commands open too.
+    fn pipe(w: &World, name: &str) -> std::fs::File {
+        let path = w.temp.path().join(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).expect("writable");
+        std::fs::File::options().read(true).write(true).open(path).expect("ours")
+    }
+
+    /// What comes out of it at the end of all who write to it, at the latest after a while.
+    fn all_of(pipe: std::fs::File, path: &Path) -> Option<String> {
+        // A reader that does not write, or it would wait for itself.
+        let mut reader = std::fs::File::open(path).expect("ours");
+        drop(pipe);
+        let (sender, words) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(std::io::read_to_string(&mut reader)));
+        words.recv_timeout(LONG).ok().and_then(Result::ok)
+    }
+
+    #[test]
+    fn at_the_limit_all_ends_that_a_command_started() {
+        let w = world();
+        let command = "exec > \"$CONFIG_SYNC_OUT/$CONFIG_SYNC_CHANGED\"; sleep 1000 & (sleep 1000; true) & \
+                       trap '' TERM; echo begun; sh -c 'sleep 1000; true'";
+        let begun = (0..8).any(|n| {
+            let name = n.to_string();
+            let alive = pipe(&w, &name);
+            // Until the limit is long enough for it to begin.
+            let ended = w.run(command, Duration::from_millis(100 << n), &[&name]);
+            assert!(
+                matches!(&ended, Err(Failure::Failed(why)) if why.starts_with("not done after")),
+                "{ended:?}"
+            );
+            let said = all_of(alive, &w.temp.path().join(&name)).expect("nobody writes any more");
+            said == "begun\n"
+        });
+        assert!(begun);
+    }
+
+    #[test]
+    fn what_a_command_left_in_the_background_outlives_it() {
+        let w = world();
+        let (mut go, alive) = (pipe(&w, "go"), pipe(&w, "alive"));
+        let command = "cd \"$CONFIG_SYNC_OUT\"; exec > alive; (read -r word < go; echo $word) &";
+        w.run(command, LONG, &["a"]).expect("it runs");
+        // It waits, though nobody waits for it.
+        go.write_all(b"go\n").expect("ours");
+        assert_eq!(all_of(alive, &w.temp.path().join("alive")).as_deref(), Some("go\n"));
     }
 
     #[test]

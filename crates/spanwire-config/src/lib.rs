@@ -44,6 +44,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod again;
 #[cfg(all(unix, feature = "sync"))]
 pub mod agent;
 mod authority;

@@ -48,6 +48,7 @@ use spanwire::Socket;
 pub use board::Snapshot;
 pub use watch::{Changed, NotReached, WaitFor, Watch, WatchStream};
 
+use crate::again::{self, Again};
 use crate::sign::Keyring;
 use crate::{Id, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, Update};
 use board::Board;
@@ -186,7 +187,8 @@ impl NodeBuilder {
         self
     }
 
-    /// How long to wait before a full or failing disk is tried again. Default: 5 s.
+    /// How long to wait before a full or failing disk is tried again for the first time; each wait is twice the one
+    /// before, up to a minute, but for up to half of it, by chance. Default: 1 s.
     pub fn again(mut self, time: Duration) -> Self {
         self.again = time;
         self
@@ -231,9 +233,8 @@ impl NodeBuilder {
             validator: self.validator,
             on_change: self.on_change,
             cache,
-            again: self.again,
             acted: crate::State::new(),
-            unsaved: None,
+            unsaved: Again::new(self.again, again::WAIT.1),
             audience: Bytes::new(),
             known: None,
         };
@@ -316,7 +317,7 @@ impl Node {
             cache: None,
             validator: None,
             on_change: None,
-            again: Duration::from_secs(5),
+            again: again::WAIT.0,
         }
     }
 

@@ -30,6 +30,7 @@ use spanwire::protocol::Time;
 #[cfg(all(unix, feature = "sync"))]
 pub use process::{Config, run};
 
+use crate::again::{self, Again};
 use crate::faults::planted;
 use crate::sign::Keyring;
 use crate::wire::{Level, MAX_PATH};
@@ -168,8 +169,9 @@ pub enum RelayAction {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RelayAlarm {
-    /// It serves on, and would begin with less after a restart.
-    #[error("{position} is not kept on disk: {why}")]
+    /// It serves on, and would begin with less after a restart. Said once until the disk takes something again; it is
+    /// tried again after a second, then ever later, up to a minute.
+    #[error("{position} is not kept on disk, tried again: {why}")]
     NotStored {
         /// What.
         position: Position,
@@ -214,10 +216,12 @@ pub struct NsRelay {
     canary: Option<(Head, State)>,
     /// HEADs of the epoch held, oldest first: what they say of history.
     chains: VecDeque<Base>,
-    /// What is not on disk yet.
-    persisting: Option<Position>,
-    /// The newest that was to be written, and for whom it is there, whether it is on disk or not.
+    /// What is not on disk yet, and for whom it is.
+    persisting: Option<(Position, Bytes)>,
+    /// The newest that is on disk, and for whom it is there; with it what it stands on.
     written: Option<(Position, Bytes)>,
+    /// The disk did not take it: try again then.
+    again: Again<Time>,
     upstream: Option<Upstream>,
     /// The conversation to which the table was told.
     told: Option<u64>,
@@ -238,6 +242,7 @@ impl NsRelay {
             chains,
             persisting: None,
             written,
+            again: Again::default(),
             upstream: None,
             told: None,
             report: None,
@@ -281,6 +286,10 @@ impl NsRelay {
 
     /// When [`RelayEvent::Time`] is to be said.
     pub fn due(&self) -> Option<Time> {
+        self.report_due().into_iter().chain(self.again.at()).min()
+    }
+
+    fn report_due(&self) -> Option<Time> {
         self.report.filter(|_| self.upstream.is_some())
     }
 
@@ -302,10 +311,13 @@ impl NsRelay {
             RelayEvent::Changed => self.report = self.report.or(Some(now + self.settings.flush)),
             RelayEvent::Stale { .. } if planted("stale-not-routed") => {}
             RelayEvent::Stale { node, boot } => out.push(RelayAction::Stale { node, boot }),
-            RelayEvent::Stored(position, stored) => self.on_stored(&mut out, position, stored),
+            RelayEvent::Stored(position, stored) => self.on_stored(&mut out, position, stored, now),
             RelayEvent::Time => {
-                if self.due().is_some_and(|due| due <= now) {
+                if self.report_due().is_some_and(|due| due <= now) {
                     self.tell(&mut out);
+                }
+                if self.again.is_due(now) {
+                    self.persist(&mut out);
                 }
             }
             RelayEvent::Renamed(node) => {
@@ -367,23 +379,31 @@ impl NsRelay {
             })
         };
         let mut states = [&self.held, &self.canary].into_iter().flatten();
-        if let (Some((head, state)), None) = (states.find(|(head, _)| new(head)), self.persisting) {
-            self.persisting = Some(head.position);
-            self.written = Some((head.position, head.audience.clone()));
+        if let (Some((head, state)), None) = (states.find(|(head, _)| new(head)), &self.persisting) {
+            self.persisting = Some((head.position, head.audience.clone()));
             out.push(RelayAction::Persist(head.clone(), state.clone()));
         }
     }
 
-    fn on_stored(&mut self, out: &mut Actions, position: Position, stored: Result<(), String>) {
-        self.persisting = None;
-        let newest = self.newest().map(|(head, _)| head.position);
+    fn on_stored(&mut self, out: &mut Actions, position: Position, stored: Result<(), String>, now: Time) {
+        let persisted = self.persisting.take();
         match stored {
-            _ if newest != Some(position) => {}
-            Ok(()) => out.push(RelayAction::Ack { position, level: Level::Stored, volatile: false }),
-            // The next revision is the next try.
-            Err(why) => out.push(RelayAction::Alarm(RelayAlarm::NotStored { position, why })),
+            Ok(()) => {
+                self.again.done();
+                self.written = persisted;
+                if self.newest().is_some_and(|(head, _)| head.position == position) {
+                    out.push(RelayAction::Ack { position, level: Level::Stored, volatile: false });
+                }
+                self.persist(out);
+            }
+            // The same relay waits for as long each time, another one for longer or shorter. The next revision is a
+            // try, too.
+            Err(why) => {
+                if self.again.failed(now, again::chance_of(self.settings.node)) {
+                    out.push(RelayAction::Alarm(RelayAlarm::NotStored { position, why }));
+                }
+            }
         }
-        self.persist(out);
     }
 
     fn path(&self) -> RelayAction {

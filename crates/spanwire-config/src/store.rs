@@ -1,8 +1,10 @@
 //! The state folder of a node or an authority: who it is, and the last verified revisions.
 //!
 //! Two slots are written in turn, each beside and then renamed, so that a crash at any moment leaves at least
-//! one whole. A later HEAD of the newest revision (it is for more nodes, or for all) takes the place of that. A slot is believed only if its own hash is right *and* its content has the digest that its HEAD
-//! names. Files have permissions 0600, the folder 0700.
+//! one whole. The revision that the node acted on last keeps its slot until a later one takes that part; while newer
+//! ones fail, a third slot takes its turn. A later HEAD of the newest revision (it is for more nodes, or for all) takes the
+//! place of that. A slot is believed only if its own hash is right *and* its content has the digest that its HEAD names.
+//! Files have permissions 0600, the folder 0700.
 //!
 //! With keys ([`Store::set_trust`]) a slot remembers under which one its HEAD was accepted, and is believed under that
 //! one, also when it is no longer trusted for what is new; a revoked key voids it.
@@ -34,7 +36,9 @@ const OLD_MAGIC: &[u8; 8] = b"spwcfg\x00\x01";
 const IDENTITY: &[u8; 8] = b"spwnode\x01";
 /// How long a lock may stay that a process before this one held: a command that it started has a copy until it runs.
 const LET_GO: Duration = Duration::from_millis(500);
-const SLOTS: [&str; 2] = ["slot-a", "slot-b"];
+/// The last is in use only while the others hold the newest revision and the one acted on last.
+const SLOTS: [&str; 3] = ["slot-a", "slot-b", "slot-c"];
+const THIRD: usize = SLOTS.len() - 1;
 
 /// Why a state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +79,8 @@ pub struct Loaded {
     pub newest: Option<(Head, State)>,
     /// The one before it.
     pub before: Option<(Head, State)>,
+    /// The one that the node acted on last ([`Store::set_applied`]); it may be the newest.
+    pub applied: Option<(Head, State)>,
     /// What was found damaged and passed over, for people.
     pub damaged: Vec<String>,
 }
@@ -88,10 +94,10 @@ pub struct Store {
     identity: Identity,
     /// What was found damaged when it was opened.
     damaged: Vec<String>,
-    /// The slot to write next.
-    next: usize,
-    /// What the other holds.
-    newest: Option<Position>,
+    /// What each slot holds, as far as it is whole; believed or not.
+    held: [Option<Base>; SLOTS.len()],
+    /// The slot of the newest revision.
+    newest: Option<usize>,
     /// Whose HEADs are believed.
     trust: Keyring,
 }
@@ -121,7 +127,7 @@ impl Store {
             _lock: lock,
             identity: fresh(None, 0)?,
             damaged: Vec::new(),
-            next: 0,
+            held: Default::default(),
             newest: None,
             trust: Keyring::new(),
         };
@@ -223,16 +229,24 @@ impl Store {
         self.sync_dir()
     }
 
-    /// Reads both slots. `most` bounds the bytes in keys and values.
+    /// Reads the slots. `most` bounds the bytes in keys and values.
     pub fn load(&mut self, most: u64) -> Loaded {
-        let mut loaded = Loaded::default();
+        let (mut loaded, applied) = (Loaded::default(), self.applied());
         let mut found: Vec<(usize, Head, State)> = Vec::new();
+        (self.held, self.newest) = Default::default();
         for (index, name) in SLOTS.iter().enumerate() {
             let path = self.path(name);
-            let read = read_slot(&path, most)
-                .and_then(|slot| slot.map(|slot| slot.believed(&self.trust)).transpose());
+            let read = read_slot(&path, most).and_then(|slot| {
+                self.held[index] = slot.as_ref().map(|slot| slot.head.base());
+                slot.map(|slot| slot.believed(&self.trust)).transpose()
+            });
             match read {
-                Ok(Some((head, state))) => found.push((index, head, state)),
+                Ok(Some((head, state))) => {
+                    if applied == Some(head.base()) {
+                        loaded.applied = Some((head.clone(), state.clone()));
+                    }
+                    found.push((index, head, state));
+                }
                 Ok(None) => {}
                 Err(why) => loaded.damaged.push(format!("{}: {why}", path.display())),
             }
@@ -240,18 +254,18 @@ impl Store {
         // Two incarnations of one epoch number have no order; a node never stores the second.
         found.sort_by(|a, b| a.1.position.partial_cmp(&b.1.position).unwrap_or(std::cmp::Ordering::Equal));
         if let Some((index, head, state)) = found.pop() {
-            (self.next, self.newest) = (1 - index, Some(head.position));
+            self.newest = Some(index);
             loaded.newest = Some((head, state));
         }
         loaded.before = found.pop().map(|(_, head, state)| (head, state));
         loaded
     }
 
-    /// Writes a revision into the older slot; a later HEAD of the newest one into the slot of that. When this returns,
-    /// it is on disk.
+    /// Writes a revision into a slot that holds neither the newest nor the one acted on last; a later HEAD of the newest
+    /// one into the slot of that. When this returns, it is on disk.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; the newer slot is as it was, and the older may be.
+    /// [`StoreError::Io`]; the slots of those two are as they were, and the one written may be.
     pub fn save(&mut self, head: &Head, state: &State) -> Result<(), StoreError> {
         let mut bytes = MAGIC.to_vec();
         bytes.raw(&self.trust.signer(head).map_or([0; 32], |key| key.to_bytes()));
@@ -261,11 +275,33 @@ impl Store {
         bytes.raw(&entries);
         let hash = blake3::hash(&bytes);
         bytes.raw(hash.as_bytes());
-        let again = self.newest == Some(head.position);
-        let slot = if again { 1 - self.next } else { self.next };
+        let acted = self.acted();
+        let renewed = self
+            .newest
+            .filter(|slot| self.held[*slot].as_ref().is_some_and(|held| held.position == head.position));
+        let slot = renewed.unwrap_or_else(|| self.free(acted));
         self.replace(SLOTS[slot], &bytes)?;
-        (self.next, self.newest) = (1 - slot, Some(head.position));
+        (self.held[slot], self.newest) = (Some(head.base()), Some(slot));
+        if slot != THIRD && acted != Some(THIRD) {
+            // Nobody needs it any more. If it stays, it is taken away or written another time.
+            let _ = self.remove(SLOTS[THIRD]);
+            self.held[THIRD] = None;
+        }
         Ok(())
+    }
+
+    /// The slot of the revision that the node acted on last.
+    fn acted(&self) -> Option<usize> {
+        let applied = self.applied()?;
+        let holds = |slot: &usize| self.held[*slot] == Some(applied);
+        self.newest.filter(holds).or_else(|| (0..SLOTS.len()).find(holds))
+    }
+
+    /// The slot to write next: of the first two, the one that holds nothing or the older, unless both are needed.
+    fn free(&self, acted: Option<usize>) -> usize {
+        let age = |slot: &usize| self.held[*slot].map(|base| (base.position.epoch.number, base.position.rev));
+        let unneeded = |slot: &usize| self.newest != Some(*slot) && acted != Some(*slot);
+        (0..THIRD).filter(unneeded).min_by_key(age).unwrap_or(THIRD)
     }
 
     /// Notes that the node acted on this revision.
@@ -593,6 +629,74 @@ mod tests {
         assert_eq!(store.applied(), Some(base));
         fs::write(store.path("applied"), b"garbage").expect("writable");
         assert_eq!(store.applied(), None);
+    }
+
+    /// What a process finds that starts upon a copy of the folder as it is now.
+    fn found(store: &Store) -> (Option<u64>, Option<u64>) {
+        let copy = tempfile::tempdir().expect("a folder");
+        for file in fs::read_dir(store.dir()).expect("it exists") {
+            let file = file.expect("readable");
+            fs::copy(file.path(), copy.path().join(file.file_name())).expect("writable");
+        }
+        let loaded = Store::open(copy.path()).expect("writable").load(1 << 20);
+        let rev = |found: Option<(Head, State)>| found.map(|(head, _)| head.position.rev);
+        (rev(loaded.newest), rev(loaded.applied))
+    }
+
+    #[test]
+    fn the_revision_acted_on_last_is_there_after_each_step_however_many_newer_ones_failed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut store = open(&dir);
+        let (mut newest, mut applied) = (None, None);
+        // Which of them are acted on: every pattern of four.
+        for (round, pattern) in (0..16_u32).enumerate() {
+            for step in 0..4 {
+                let rev = round as u64 * 4 + step + 1;
+                let (head, state) = revision(rev, &rev.to_string());
+                // Killed in the midst of writing.
+                fs::write(store.path(&format!("{}.new", SLOTS[0])), b"half").expect("writable");
+                assert_eq!(found(&store), (newest, applied));
+                store.save(&head, &state).expect("saved");
+                newest = Some(rev);
+                assert_eq!(found(&store), (newest, applied));
+                if pattern >> step & 1 == 1 {
+                    store.set_applied(head.base()).expect("written");
+                    applied = Some(rev);
+                    assert_eq!(found(&store), (newest, applied));
+                }
+                if rev.is_multiple_of(7) {
+                    drop(store);
+                    store = open(&dir);
+                    store.load(1 << 20);
+                }
+            }
+        }
+        // Where all are acted on, two are kept.
+        for rev in 3000..3004 {
+            let (head, state) = revision(rev, "x");
+            store.save(&head, &state).expect("saved");
+            store.set_applied(head.base()).expect("written");
+        }
+        let there: Vec<bool> = SLOTS.iter().map(|name| store.path(name).exists()).collect();
+        assert_eq!(there, [true, true, false]);
+    }
+
+    #[test]
+    fn a_newer_revision_never_takes_the_slot_of_one_that_is_needed_though_two_hold_the_same() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut store = open(&dir);
+        let (head, state) = revision(1, "one");
+        store.set_applied(head.base()).expect("written");
+        for _ in 0..3 {
+            store.save(&head, &state).expect("saved");
+        }
+        for rev in 2..6 {
+            let (head, state) = revision(rev, "more");
+            let newest = store.newest.expect("saved");
+            store.save(&head, &state).expect("saved");
+            assert_ne!(store.newest, Some(newest));
+            assert_eq!(found(&store), (Some(rev), Some(1)));
+        }
     }
 
     #[test]

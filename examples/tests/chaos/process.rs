@@ -97,7 +97,7 @@ impl Drop for Process {
     }
 }
 
-/// Waits for the end of what killed processes left behind: the hook of an agent goes on without it, and its words would
+/// Waits for the end of what killed processes left behind: the hook of an agent ends a little after it, and its words could
 /// stand among those of the next life.
 ///
 /// This process has to be the one that orphans are given to.

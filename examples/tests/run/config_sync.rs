@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use spanwire_config::store::Store;
@@ -484,6 +484,75 @@ fn an_option_goes_before_the_environment_and_that_before_the_file() {
         assert!(ended == Some(code) && words.contains(why), "{text}: {ended:?} {words}");
     }
     assert_eq!(w.run("agent --settings {}/none --out {}/other").ends().0, Some(3));
+}
+
+/// Gives the words that are written to this pipe as they come; ends when all who write have ended.
+fn piped(path: &Path) -> Receiver<String> {
+    assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo is there").success());
+    let (sender, words) = channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        // Opened when the other end is.
+        let lines = BufReader::new(std::fs::File::open(path).expect("ours")).lines();
+        lines.map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    words
+}
+
+#[test]
+fn what_a_killed_agent_ran_ends_with_it_and_all_that_it_started() {
+    let w = World::new();
+    let _server = w.serve("");
+    for option in ["validate", "on-change"] {
+        let alive = w.path(option);
+        // A process in the background, and one that waits for another: each holds the pipe open while it lives.
+        let script = format!(
+            "exec > {}\nsleep 1000 &\necho $CONFIG_SYNC_REVISION\nsh -c 'sleep 1000; true'\n",
+            alive.display()
+        );
+        std::fs::write(w.path("script"), script).expect("writable");
+        for round in 0..2 {
+            let words = piped(&alive);
+            // The last of its kind is no more when another runs.
+            let agent = w.agent(&format!(" --{option} sh\t{{}}/script --name {option}"));
+            assert_eq!(words.recv_timeout(PATIENCE).as_deref(), Ok("1"), "{option}, {round}");
+            // By SIGKILL.
+            drop(agent);
+            let ended = words.recv_timeout(PATIENCE);
+            assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "{option}, {round}");
+            std::fs::remove_file(&alive).expect("ours");
+        }
+    }
+}
+
+#[test]
+fn status_says_what_is_not_on_a_disk() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    // Where directories stand in the way nothing can be written.
+    let blocked = ["slot-a.new", "slot-b.new"].map(|name| w.path("relay").join(name));
+    blocked.iter().for_each(|path| std::fs::create_dir_all(path).expect("writable"));
+    let relay = w.run(&format!("relay --connect {} --bind ipc://{{}}/r.ipc --state {{}}/relay", w.url));
+    assert!(relay.says("not kept on disk").starts_with("ALARM: "));
+    let latest = Instant::now() + PATIENCE;
+    let await_status = |volatile: bool| {
+        loop {
+            let status = json(&w.ok(&["status", "--json"]));
+            if status["nodes"][0]["volatile"] == volatile {
+                break;
+            }
+            assert!(Instant::now() < latest, "{volatile} in {status}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        w.ok(&["status"])
+    };
+    let table = await_status(true);
+    assert!(table.contains("relay  here, volatile  "), "{table}");
+    blocked.iter().for_each(|path| std::fs::remove_dir(path).expect("ours"));
+    relay.says("the disk takes revisions again");
+    let table = await_status(false);
+    assert!(table.contains("relay  here  1:1 "), "{table}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use spanwire::protocol::{Cx, Receives};
 use spanwire::{Socket, WaitError};
 
 use super::{Board, Changed, OnChange, Snapshot, Validator};
+use crate::again::{self, Again};
 #[cfg(all(unix, feature = "sync"))]
 use crate::store::{Evidence, Store};
 use crate::wire::NackCode;
@@ -23,12 +24,10 @@ pub(super) struct Keeper {
     pub(super) validator: Option<Box<dyn Validator>>,
     pub(super) on_change: Option<OnChange>,
     pub(super) cache: Cache,
-    /// How long to wait before the disk is tried again.
-    pub(super) again: Duration,
     /// What the application acted on last.
     pub(super) acted: State,
     /// What is visible is not on disk: try again then.
-    pub(super) unsaved: Option<Instant>,
+    pub(super) unsaved: Again,
     /// For whom that was which the disk was given last.
     pub(super) audience: Bytes,
     /// The contradiction that was taken notice of.
@@ -55,14 +54,17 @@ impl Keeper {
         self.act();
         let key = self.socket.with(|r, _| r.wait_key());
         loop {
-            let pause = self.unsaved.map(|at| at.saturating_duration_since(Instant::now()));
+            let due = self.unsaved.at().into_iter().chain(self.cache.due()).min();
+            let pause = due.map(|at| at.saturating_duration_since(Instant::now()));
             match self.socket.wait(key, pause, |r, cx| next(r, cx, &self.known, &self.audience)) {
                 Ok(Next::Update(update)) => self.on_update(*update),
                 Ok(Next::StaleBoot(boot)) => self.rise(boot),
                 Ok(Next::Evidence) => self.keep_evidence(),
                 Ok(Next::Promoted) => self.save_again(),
                 Err(WaitError::TimedOut) => {
-                    self.save_again();
+                    if self.unsaved.is_due(Instant::now()) {
+                        self.save_again();
+                    }
                     self.keep_evidence();
                 }
                 Err(_) => break,
@@ -91,18 +93,17 @@ impl Keeper {
 
     /// Whether it is on disk now.
     fn save(&mut self, head: &Head, state: &State) -> bool {
-        self.unsaved = None;
         self.audience.clone_from(&head.audience);
         match self.cache.save(head, state) {
             None => false,
             Some(Ok(())) => {
+                self.unsaved.done();
                 self.board.set_trouble(None);
                 true
             }
             Some(Err(why)) => {
                 self.board.set_trouble(Some(why));
-                // Later than the clock can tell is never.
-                self.unsaved = Instant::now().checked_add(self.again);
+                self.unsaved.failed(Instant::now(), again::random());
                 false
             }
         }
@@ -110,9 +111,11 @@ impl Keeper {
 
     fn keep_evidence(&mut self) {
         self.known = self.socket.with(|r, cx| r.status(cx.now()).evidence);
+        let failed = self.cache.due().is_some();
         if let Err(why) = self.cache.keep(self.known.as_ref()) {
             self.board.set_trouble(Some(why));
-            self.unsaved = Instant::now().checked_add(self.again);
+        } else if failed && self.cache.due().or(self.unsaved.at()).is_none() {
+            self.board.set_trouble(None);
         }
     }
 
@@ -218,7 +221,18 @@ impl Cache {
     /// Keeps the word of a conflict over restarts.
     #[cfg(all(unix, feature = "sync"))]
     fn keep(&mut self, now: Option<&(Head, Head)>) -> Result<(), String> {
-        self.store.as_ref().map_or(Ok(()), |store| self.evidence.keep(store, now))
+        self.store.as_ref().map_or(Ok(()), |store| self.evidence.keep(store, now, Instant::now()))
+    }
+
+    /// When to keep again what could not be kept of a conflict.
+    #[cfg(all(unix, feature = "sync"))]
+    fn due(&self) -> Option<Instant> {
+        self.evidence.at()
+    }
+
+    #[cfg(not(all(unix, feature = "sync")))]
+    fn due(&self) -> Option<Instant> {
+        None
     }
 
     #[cfg(not(all(unix, feature = "sync")))]

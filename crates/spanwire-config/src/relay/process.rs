@@ -293,7 +293,7 @@ impl Relay {
         if inner.evidence.is_news(status.evidence.as_ref()) {
             let store = inner.store.clone();
             let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(why) = inner.evidence.keep(&store, status.evidence.as_ref()) {
+            if let Err(why) = inner.evidence.keep(&store, status.evidence.as_ref(), Instant::now()) {
                 self.log.say(why);
             }
         }
@@ -331,11 +331,15 @@ impl Relay {
 
     /// Writes what is verified to disk, one after the other.
     fn keep(&self, (store, kept): &Kept) {
+        let mut full = false;
         for (head, state) in kept {
             let position = head.position;
             let mut open = store.lock().unwrap_or_else(PoisonError::into_inner);
             let stored = open.save(&head, &state).map_err(|error| error.to_string());
             drop(open);
+            if std::mem::replace(&mut full, stored.is_err()) && !full {
+                self.log.say("the disk takes revisions again");
+            }
             let mut inner = self.lock();
             self.tell(&mut inner, RelayEvent::Stored(position, stored), self.now());
         }

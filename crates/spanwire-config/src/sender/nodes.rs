@@ -64,6 +64,12 @@ impl NodeStatus {
         }
     }
 
+    /// What its readers see is not on its disk: a restart may lose it.
+    pub fn is_volatile(&self) -> bool {
+        // A report without the mark raises what is stored first.
+        self.visible.is_some_and(|visible| self.stored.is_none_or(|stored| stored < visible))
+    }
+
     /// Highest position at this level.
     pub fn at(&self, level: Level) -> Option<Position> {
         match level {

@@ -2,15 +2,16 @@
 //!
 //! Owns: the words, and how many of them. Never: leaves out a node in trouble.
 
-use crate::{NodeStatus, Position};
+use crate::{NodeKind, NodeStatus, Position};
 
 /// Most nodes that get a line each at a time.
 const MOST_LINES: usize = 20;
 
 /// What changed between two looks at the nodes, for people; both in the order of their ids.
 pub(super) fn lines(last: &[NodeStatus], now: &[NodeStatus]) -> Vec<String> {
-    // The steps between a change and its end are not worth a line for each node.
-    let told = |n: &NodeStatus| (n.connected, n.applied, n.refused.clone(), n.conflict);
+    // The steps between a change and its end are not worth a line for each node; a relay shows before it stores.
+    let lasting = |n: &NodeStatus| n.kind == NodeKind::Replica && n.is_volatile();
+    let told = |n: &NodeStatus| (n.connected, n.applied, n.refused.clone(), n.conflict, lasting(n));
     let before =
         |node: &NodeStatus| last.binary_search_by_key(&node.node, |old| old.node).ok().map(|at| &last[at]);
     let changed = now.iter().filter(|node| before(node).map(told) != Some(told(node)));
@@ -53,6 +54,9 @@ fn line(node: &NodeStatus) -> String {
         let path: Vec<String> = node.path.iter().map(|relay| format!("{relay:?}")).collect();
         line.push_str(&format!("; through {}", path.join(", ")));
     }
+    if node.is_volatile() {
+        line.push_str("; volatile: not on its disk");
+    }
     if node.conflict {
         line.push_str("; ALARM: holds another history");
     }
@@ -74,6 +78,16 @@ mod tests {
         let mut few = before.clone();
         few[3].applied = at(2);
         assert_eq!(lines(&before, &few), [line(&few[3])]);
+        // Applied as before, and kept now; at a relay that is a step and not news.
+        for kind in [NodeKind::Replica, NodeKind::Relay] {
+            let mut before = before.clone();
+            (before[4].kind, before[4].visible) = (kind, at(1));
+            let mut kept = before.clone();
+            kept[4].stored = at(1);
+            let told = lines(&before, &kept);
+            assert_eq!(told.len(), usize::from(kind == NodeKind::Replica), "{told:?}");
+            assert!(lines(&kept, &before).iter().all(|line| line.ends_with("volatile: not on its disk")));
+        }
         let mut many: Vec<NodeStatus> = (0..100).map(|n| node(n, at(2))).collect();
         many[5].conflict = true;
         let told = lines(&before, &many);

@@ -4,11 +4,13 @@
 
 use std::fs;
 use std::io;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::{SLOTS, Store, StoreError, at};
 use crate::Head;
+use crate::again::{self, Again};
 use crate::wire::{Reader, Write};
 
 const FILE: &str = "conflict";
@@ -57,13 +59,13 @@ impl Store {
         for name in SLOTS.into_iter().chain(["applied"]) {
             self.remove(name)?;
         }
-        self.next = 0;
+        (self.held, self.newest) = Default::default();
         self.sync_dir()?;
         // The last: as long as anything else is there, so is this.
         self.set_conflict(None)
     }
 
-    fn remove(&self, name: &str) -> Result<(), StoreError> {
+    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
@@ -85,13 +87,19 @@ fn parse(bytes: &[u8]) -> Option<Contradiction> {
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
     noted: Option<Contradiction>,
-    failed: bool,
+    /// It could not be noted: try again then.
+    again: Again,
 }
 
 impl Evidence {
     /// What the folder holds already.
     pub(crate) fn new(noted: Option<Contradiction>) -> Evidence {
-        Evidence { noted, failed: false }
+        Evidence { noted, again: Again::default() }
+    }
+
+    /// When to note again what could not be noted.
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.again.at()
     }
 
     /// Whether this is still to be noted.
@@ -99,17 +107,26 @@ impl Evidence {
         self.noted.as_ref() != now
     }
 
-    /// Notes what stands now. What failed is tried again when this is called again, and told once.
-    pub(crate) fn keep(&mut self, store: &Store, now: Option<&Contradiction>) -> Result<(), String> {
-        if !self.is_news(now) {
+    /// Notes what stands at `now`. What failed is tried again when this is called after a while, and told once.
+    pub(crate) fn keep(
+        &mut self,
+        store: &Store,
+        stands: Option<&Contradiction>,
+        now: Instant,
+    ) -> Result<(), String> {
+        if !self.is_news(stands) {
+            self.again.done();
             return Ok(());
         }
-        match store.set_conflict(now) {
+        if self.again.at().is_some_and(|at| at > now) {
+            return Ok(());
+        }
+        match store.set_conflict(stands) {
             Ok(()) => {
-                *self = Evidence::new(now.cloned());
+                *self = Evidence::new(stands.cloned());
                 Ok(())
             }
-            Err(error) if !std::mem::replace(&mut self.failed, true) => {
+            Err(error) if self.again.failed(now, again::random()) => {
                 Err(format!("the conflict is not noted, and forgotten at a restart: {error}"))
             }
             Err(_) => Ok(()),
@@ -158,12 +175,19 @@ mod tests {
         let store = Store::open(dir.path()).expect("writable");
         let (heads, mut evidence) = ((head(3, 7), head(3, 8)), Evidence::default());
         fs::create_dir(store.path("conflict.new")).expect("writable");
-        let kept = [1, 2].map(|_| evidence.keep(&store, Some(&heads)).is_ok());
-        assert_eq!(kept, [false, true]);
+        let begin = Instant::now();
+        assert_eq!(evidence.at(), None);
+        assert!(evidence.keep(&store, Some(&heads), begin).is_err());
+        let due = evidence.at().expect("tried again");
+        assert!(due > begin);
+        evidence.keep(&store, Some(&heads), due).expect("told already");
+        let later = evidence.at().filter(|at| *at > due).expect("tried again and again");
         fs::remove_dir(store.path("conflict.new")).expect("ours");
-        evidence.keep(&store, Some(&heads)).expect("written");
-        assert_eq!(store.conflict(None), Some(heads));
-        evidence.keep(&store, None).expect("written");
+        evidence.keep(&store, Some(&heads), due).expect("not yet");
+        assert_eq!(store.conflict(None), None);
+        evidence.keep(&store, Some(&heads), later).expect("written");
+        assert_eq!((store.conflict(None), evidence.at()), (Some(heads), None));
+        evidence.keep(&store, None, later).expect("written");
         assert_eq!(store.conflict(None), None);
     }
 }

@@ -827,6 +827,11 @@ fn get_refusal(r: &mut Reader<'_>) -> Result<(Place, NackCode, String)> {
 }
 
 impl NodeLine {
+    /// What its readers see is not on its disk: a restart may lose it.
+    pub fn is_volatile(&self) -> bool {
+        self.stored < self.visible
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         put_named(out, &self.node);
         put_labels(out, &self.labels);

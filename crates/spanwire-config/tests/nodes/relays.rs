@@ -1,5 +1,6 @@
 //! Relays: between an authority and nodes, and between each other.
 
+mod disks;
 mod rollouts;
 
 use super::*;

@@ -5,10 +5,12 @@ mod harness;
 
 mod control;
 mod directories;
+mod disks;
 mod files;
 mod folders;
 mod histories;
 mod hooks;
 mod relays;
+mod restore;
 mod rollouts;
 mod trust;
