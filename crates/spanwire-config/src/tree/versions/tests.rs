@@ -152,8 +152,8 @@ fn a_reader_that_entered_by_the_link_sees_one_revision() {
         let reading = scope.spawn(|| {
             let (mut seen, mut last) = (0, 0);
             while last < 60 {
-                let inside = fs::canonicalize(w.path("out/current")).expect("the link is always there");
-                let read = |file: &str| fs::read_to_string(inside.join(file));
+                let link = fs::read_link(w.path("out/current")).expect("it is always there");
+                let read = |file: &str| fs::read_to_string(w.path("out").join(&link).join(file));
                 // Taken away meanwhile: enter again.
                 let (Ok(a), Ok(z)) = (read("a"), read("z")) else { continue };
                 assert_eq!(a, z);
