@@ -1,5 +1,6 @@
-//! What the engine does under a socket's lock, step by step as in its `core.rs`, `deliver.rs`, `flush.rs`, `close.rs`
-//! and `driver.rs`, for a socket with one pipe and a protocol of nothing but a queue, keys and a timer.
+//! What the engine does under a socket's lock, step by step as in its `core.rs`, `waiting.rs`, `deliver.rs`,
+//! `flush.rs`, `close.rs` and `driver.rs`, for a socket with one pipe and a protocol of nothing but a queue, keys and a
+//! timer.
 //!
 //! Owns: the state. Never: decides who is told (that is `lead.rs`, the real one).
 

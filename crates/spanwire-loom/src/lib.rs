@@ -26,8 +26,8 @@
 //!   a source that needs no lock of its own may rely on.
 //!
 //! What it does not:
-//! - `core.rs`, `driver.rs` and `socket/poller.rs` themselves: `core` follows their steps by hand. A change there
-//!   is to be made here as well.
+//! - `core.rs`, `waiting.rs`, `driver.rs` and `socket/poller.rs` themselves: `core` follows their steps by hand. A
+//!   change there is to be made here as well.
 //! - Time, but for its order: a clock that a scenario moves, ticks that may come at any moment, deadlines of
 //!   callers that may pass at any moment. *How soon* the driver steps in is not seen.
 //! - Protocols, several pipes, several sockets, forks, exported descriptors, linger beyond "close waits until all

@@ -12,9 +12,10 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
-use super::core::{Core, Fresh, Guard, Phase, Trash, count_gone};
+use super::core::{Core, Fresh, Guard, Phase, Trash};
 use super::drive::Drive;
 use super::driver::driver;
+use super::ending::count_gone;
 use crate::events::Event;
 use crate::protocol::{Cx, Effects, PipeId, Protocol, ProtocolInfo, Readiness, Reason, Reject};
 

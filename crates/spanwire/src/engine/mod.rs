@@ -8,7 +8,10 @@
 //! | file | what it does |
 //! |---|---|
 //! | `lead` | who drives, and who is woken: the bookkeeping alone, checked by a loom model |
-//! | `core` | the state behind its lock; calls into the protocol; waiting |
+//! | `core` | the state behind its lock; calls into the protocol; leaving it |
+//! | `config` | the settings of a socket |
+//! | `waiting` | how a thread, a task or a `Poller` waits, and leads meanwhile |
+//! | `ending` | the ends of pipes, and the count of what is lost with one |
 //! | `drive` | the event loop: polls, accepts, dials, serves in turn |
 //! | `handshake` | a connection on its way to become a pipe |
 //! | `rx` | the reading half of a connection |
@@ -28,11 +31,13 @@
 //! wake; polls at intervals; lets one peer cost another its pipe.
 
 mod close;
+mod config;
 mod contain;
 mod core;
 mod deliver;
 mod drive;
 mod driver;
+mod ending;
 mod endpoint;
 mod flush;
 mod handshake;
@@ -46,8 +51,10 @@ mod sync;
 mod sys;
 mod tx;
 mod waiters;
+mod waiting;
 
-pub(crate) use self::core::{Accept, Config, Core, END, PEERS};
+pub(crate) use self::core::{Core, END, PEERS};
+pub(crate) use config::{Accept, Config};
 pub(crate) use drive::Drive;
 pub(crate) use endpoint::EndpointConfig;
 pub(crate) use lead::Want;
