@@ -2,15 +2,17 @@
 //!
 //! Owns: the processes, the links, what nodes said. Never: helps a node in any way but by starting it again.
 
+mod end;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use spanwire_config::client::{Client, ClientError, Commit};
+use spanwire_config::client::{Client, ClientError, Commit, Committed};
 use spanwire_config::wire::client::NodeLine;
-use spanwire_config::{Limits, Place, store, tree};
+use spanwire_config::{Limits, Place, store};
 use spanwire_testkit::sim::Rng;
 
 use super::history::{Change, Claim, History, Track, counters};
@@ -151,7 +153,7 @@ impl Cluster {
                 ),
                 _ => {
                     let canary = format!(" --label {}={}", LABEL.0, LABEL.1);
-                    let label = if rng.one_in(4) { canary } else { String::new() };
+                    let label = if n == 1 + RELAYS || rng.one_in(4) { canary } else { String::new() };
                     let args = format!("agent --out {at}/agent-{n} --name agent-{n}{label}{connect}{trust}");
                     (format!("agent-{n}"), words(&args))
                 }
@@ -205,14 +207,8 @@ impl Cluster {
         self.healed = Instant::now();
         let mut first = Commit::new(writers::first()).map_err(|e| e.to_string())?;
         first.expect = Some(Place::default());
-        self.wait("the first commit is answered", |all| match all.client.commit(&first) {
-            Ok(done) => {
-                let first = Change::Set(first.changes.clone());
-                all.history.committed(done.at.rev, first, done.digest).map(|()| true)
-            }
-            Err(ClientError::Unanswered(_)) => Ok(false),
-            Err(error) => Err(format!("the first commit: {error}")),
-        })?;
+        let done = self.answer("the first commit", |client| client.commit(&first))?;
+        self.history.committed(done.at.rev, Change::Set(first.changes), done.digest)?;
         self.converge()?;
         // A cold start is no heal.
         self.nodes.clear();
@@ -409,6 +405,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Asks until there is an answer.
+    fn answer(
+        &mut self,
+        what: &str,
+        ask: impl Fn(&Client) -> Result<Committed, ClientError>,
+    ) -> Res<Committed> {
+        let mut answer = Err(format!("{what}: no answer"));
+        self.wait(what, |all| match ask(&all.client) {
+            Err(ClientError::Unanswered(_)) => Ok(false),
+            answered => {
+                answer = answered.map_err(|error| format!("{what}: {error}"));
+                Ok(true)
+            }
+        })?;
+        answer
+    }
+
     fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Cluster) -> Res<bool>) -> Res<()> {
         while !done(self)? {
             if self.healed.elapsed() > PATIENCE {
@@ -464,47 +477,6 @@ impl Cluster {
                 if let Some(NodeLine { node, labels, .. }) = node {
                     self.history.may_hold(claim.rev, node.node, labels).map_err(at)?;
                 }
-            }
-        }
-        Ok(())
-    }
-
-    /// The trees, the state folders, the hooks' notes and the authority's content, byte for byte.
-    pub(crate) fn look_at_everything(&mut self) -> Res<()> {
-        let (newest, limits) = (self.history.newest(), Limits::default());
-        // Whoever starts again now, without a server, has it as what is for all.
-        self.wait("a promotion is on every disk", |all| {
-            let folders = all.members[1..].iter().zip(1..).map(|(member, n)| {
-                let of_agent = if n > RELAYS { ".state" } else { "" };
-                all.dir.join(format!("{}{of_agent}", member.name))
-            });
-            let mut heads = folders.filter_map(|folder| store::peek(&folder, limits.bytes));
-            Ok(heads.all(|(head, _)| head.audience.is_empty()))
-        })?;
-        let (tip, state) = self.client.list(b"", None).map_err(|e| e.to_string())?;
-        if tip.position.rev != newest || state != *self.history.state() {
-            return Err(format!(
-                "the authority ends at {}, not at revision {newest} as it was committed",
-                tip.position
-            ));
-        }
-        for member in &self.members[1 + RELAYS..] {
-            let at = |why: String| format!("{}: {why}", member.name);
-            let tree = tree::read(&self.dir.join(&member.name), &limits).map_err(|e| at(e.to_string()))?;
-            if tree.state != state {
-                return Err(at("its directory is not what was committed".into()));
-            }
-            let stored = store::peek(&self.dir.join(format!("{}.state", member.name)), limits.bytes);
-            let (head, content) = stored.ok_or_else(|| at("nothing is on its disk".into()))?;
-            self.history.holds(head.position.rev, &content).map_err(at)?;
-            let notes = self.dir.join(member.name.replace("agent", "hooks"));
-            let notes = std::fs::read_to_string(notes).map_err(|e| at(e.to_string()))?;
-            let last = self.history.hooks(&notes).map_err(at)?;
-            if !self.history.is_same(last, newest).map_err(at)? || head.position.rev != newest {
-                return Err(at(format!(
-                    "its hook ran last for {last}, on its disk is {}",
-                    head.position.rev
-                )));
             }
         }
         Ok(())

@@ -44,6 +44,7 @@ fn play(cluster: &mut Cluster, rng: &mut Rng, seconds: u64) -> Res<()> {
         cluster.heal()?;
         cluster.converge()?;
     }
+    cluster.promote_the_last()?;
     cluster.look_at_everything()
 }
 

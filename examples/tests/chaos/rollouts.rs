@@ -16,11 +16,16 @@ use super::writers::{Done, Shared, Written};
 /// Some agents have it.
 pub(crate) const LABEL: (&str, &str) = ("canary", "yes");
 
+/// Those with the label.
+pub(crate) fn labelled() -> Stage {
+    Stage { labels: vec![(LABEL.0.into(), LABEL.1.into())], share: WHOLE, gate: None }
+}
+
 /// Those with the label or a share of all, then perhaps more.
 fn plan(rng: &mut Rng) -> Vec<Stage> {
     let share = |share| Stage { share, ..Stage::default() };
     let first = match rng.one_in(2) {
-        true => Stage { labels: vec![(LABEL.0.into(), LABEL.1.into())], ..share(WHOLE) },
+        true => labelled(),
         false => share(1 + rng.below(usize::from(WHOLE)) as u16),
     };
     let mut stages = vec![first];
