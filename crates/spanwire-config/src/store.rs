@@ -276,9 +276,7 @@ impl Store {
         let hash = blake3::hash(&bytes);
         bytes.raw(hash.as_bytes());
         let acted = self.acted();
-        let renewed = self
-            .newest
-            .filter(|slot| self.held[*slot].as_ref().is_some_and(|held| held.position == head.position));
+        let renewed = self.newest.filter(|slot| self.held[*slot] == Some(head.base()));
         let slot = renewed.unwrap_or_else(|| self.free(acted));
         self.replace(SLOTS[slot], &bytes)?;
         (self.held[slot], self.newest) = (Some(head.base()), Some(slot));
