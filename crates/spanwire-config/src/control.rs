@@ -466,8 +466,8 @@ fn read(machine: &NsAuthority, ask: &ReadAsk) -> Reply {
     };
     let of = Tip { position, digest: state.digest(), keys: state.keys(), bytes: state.bytes() };
     let mut page = Entries { of, more: false, entries: State::new() };
-    for (key, entry) in state.iter() {
-        if key.as_bytes() <= &ask.after[..] || key.as_bytes() < &ask.prefix[..] {
+    for (key, entry) in state.iter_from((&ask.after).max(&ask.prefix)) {
+        if *key.as_bytes() == ask.after[..] {
             continue;
         }
         if !key.as_bytes().starts_with(&ask.prefix) {

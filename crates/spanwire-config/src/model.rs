@@ -359,6 +359,18 @@ impl State {
         self.chunks.iter().flat_map(|chunk| chunk.iter().map(|(key, entry)| (key, entry)))
     }
 
+    /// Entries from `key` on, in key order, found without a look at those before.
+    pub fn iter_from(&self, key: impl AsRef<[u8]>) -> impl Iterator<Item = (&Key, &Entry)> {
+        let (at, found) = self.find(key.as_ref()).unwrap_or((0, Ok(0)));
+        let first = found.unwrap_or_else(|before| before);
+        self.chunks
+            .iter()
+            .skip(at)
+            .flat_map(|chunk| chunk.iter())
+            .skip(first)
+            .map(|(key, entry)| (key, entry))
+    }
+
     /// Number of keys.
     pub fn keys(&self) -> u32 {
         self.keys
@@ -518,6 +530,9 @@ mod tests {
                 }
             }
             prop_assert!(state.iter().eq(model.iter()));
+            for from in [key(0), key(57), key(199), key(400)].iter().chain(model.keys().nth(model.len() / 2)) {
+                prop_assert!(state.iter_from(from.as_bytes()).eq(model.range(from.clone()..)));
+            }
             prop_assert!(state.iter().all(|(k, e)| state.get(k.as_bytes()) == Some(e)));
             prop_assert_eq!(state.keys() as usize, model.len());
             prop_assert_eq!(state.digest(), state.recompute());

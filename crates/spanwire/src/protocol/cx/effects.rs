@@ -18,6 +18,7 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
+    #[inline]
     pub(super) fn set(&mut self, key: TimerKey, at: Time) {
         if let Some(old) = self.by_key.insert(key, at) {
             if old == at {

@@ -39,6 +39,7 @@ impl<'a> Cx<'a> {
     }
 
     /// The time of this call: the same for all of it.
+    #[inline]
     pub fn now(&self) -> Time {
         match &self.clock {
             #[cfg(any(test, feature = "testkit"))]
@@ -269,6 +270,7 @@ impl<'a> Cx<'a> {
     }
 
     /// Sets or moves a timer.
+    #[inline]
     pub fn set_timer(&mut self, key: TimerKey, at: Time) {
         self.fx.timers.set(key, at);
     }

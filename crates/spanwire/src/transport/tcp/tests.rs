@@ -69,7 +69,8 @@ fn a_wildcard_takes_both_families_unless_told_otherwise() {
             let six = Tcp.dialer(&format!("tcp://[::1]:{port}"), &Bag::default()).unwrap();
             turn.meet(&*six, &mut listener);
         }
-        let four = Tcp.dialer(&format!("tcp://127.0.0.1:{port}"), &Bag::default()).unwrap();
+        // An address of the loopback that nobody else listens on.
+        let four = Tcp.dialer(&format!("tcp://127.13.7.99:{port}"), &Bag::default()).unwrap();
         if !v6only {
             turn.meet(&*four, &mut listener);
             continue;
