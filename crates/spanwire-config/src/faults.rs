@@ -78,6 +78,8 @@ mod on {
         ("audience-ignored", "a HEAD for a cohort is taken by everybody"),
         ("one-refusal-remembered", "of two revisions that were refused the first is forgotten"),
         ("promotion-not-kept", "a later HEAD of the revision that is held does not take its place"),
+        ("announced-size-allocated", "a transfer is given the memory that its HEAD announces"),
+        ("transfer-size-unchecked", "a transfer grows beyond what its HEAD announces"),
         ("limits-ignored", "a state over the node's limits is taken"),
         ("changes-forgotten", "of several steps only the keys of the last are named as changed"),
         ("nack-does-not-go-back", "after a refusal, what is built on the refused one stays"),

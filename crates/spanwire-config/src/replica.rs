@@ -10,6 +10,7 @@
 //! [`recv`](spanwire::protocol::Receives::recv) and [`Replica::ack`] or [`Replica::nack`]).
 
 mod heads;
+mod memory;
 mod offer;
 mod relay;
 mod transfer;
@@ -33,6 +34,8 @@ use crate::wire::{
     WantReason, Welcome,
 };
 use crate::{Base, ClusterId, Head, Id, Key, Limits, Position, RECEIVER, SENDER, ServerId, State};
+
+pub use memory::{Arriving, Memory};
 
 const TICK: TimerKey = TimerKey(0, 0);
 const CHANGED: WaitKey = WaitKey(RECEIVER as u32, 0);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use spanwire::Message;
 use spanwire_config::rollout::{Gate, Plan, Stage};
 use spanwire_config::sign::{Keyring, Secret};
-use spanwire_config::wire::Frame;
+use spanwire_config::wire::{Frame, Slice, snapshot_size};
 use spanwire_config::{
     ChangeSet, Epoch, Head, Id, Key, Limits, Place, ReplicaSettings, Settings, State, Step as Move,
 };
@@ -388,6 +388,13 @@ fn changes(puts: &[(usize, usize, u8)], deletes: &[usize], poison: Option<[u8; 2
     changes
 }
 
+/// A slice that goes on beyond the end of what its HEAD announces.
+fn swell(slice: &mut Slice) {
+    let mut bytes = slice.bytes.to_vec();
+    bytes.resize(bytes.len() + snapshot_size(slice.head.keys, slice.head.bytes) as usize + 1, 7);
+    (slice.bytes, slice.last) = (bytes.into(), false);
+}
+
 /// What somebody without the key can make of a HEAD.
 fn forge(head: &mut Head, random: u64) {
     match random % 8 {
@@ -602,6 +609,7 @@ impl Model for Cluster {
                 heads.iter_mut().for_each(|head| forge(head, random >> 16));
             }
             Frame::Slice(slice) if cohort => slice.head.audience = "canary".into(),
+            Frame::Slice(slice) if random >> 20 & 3 == 0 => swell(slice),
             Frame::Slice(slice) => {
                 let mut bytes = slice.bytes.to_vec();
                 let at = (random >> 8) as usize % bytes.len().max(1);

@@ -3,6 +3,7 @@
 //! The oracle knows every state that was ever durable at a server, every message, and what each node really did.
 //! It asks the protocols only for what they claim. The first words of a failure name its invariant.
 
+pub(crate) mod memory;
 mod passage;
 mod state;
 
@@ -20,6 +21,7 @@ use spanwire_testkit::sim::{Link, Net, Passage, Route};
 
 use super::coverage;
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, Server};
+use memory::Intake;
 
 /// Un-acknowledged transfers on one pipe.
 const FLIGHT: usize = 8;
@@ -142,6 +144,8 @@ struct Truth {
     welcomed: BTreeMap<Link, Time>,
     /// Forged HEADs in a row, by pipe.
     forged: BTreeMap<Link, u32>,
+    /// What came to it.
+    intake: Intake,
 }
 
 /// What a server has on record of a node.
@@ -451,6 +455,9 @@ impl Oracle {
                     let truth = &mut self.truths[from];
                     truth.asked.insert(link);
                     (truth.waits, truth.asked_at) = (None, net.now());
+                    if let Some(node) = agent(net, from) {
+                        truth.intake.asked(node.socket.protocol());
+                    }
                 }
                 self.node_sent(from, &frame)
             }

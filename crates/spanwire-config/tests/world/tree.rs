@@ -10,10 +10,11 @@ use spanwire::Message;
 use spanwire::protocol::Time;
 use spanwire_config::rollout::admits;
 use spanwire_config::wire::Frame;
-use spanwire_config::{Epoch, Head, Id, Key, Level, Position, ReplicaSettings, Settings, State};
+use spanwire_config::{Epoch, Head, Id, Key, Level, Position, Replica, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
 
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, STALL, Server};
+use super::oracle::memory::Intake;
 use super::relay::Relay;
 use super::{Op, changes, commit, restart_if_failed, with_server};
 
@@ -34,12 +35,16 @@ struct Truth {
     /// Highest `seq` that arrived in this life, by epoch number, and when it rose.
     seqs: BTreeMap<u64, u64>,
     rose: Option<Time>,
+    /// What came to it in this life.
+    intake: Intake,
 }
 
 /// The model with its oracle.
 #[derive(Debug)]
 pub(crate) struct Tree {
     relays: usize,
+    /// Somebody on the way lies.
+    lies: bool,
     routes: Vec<Route>,
     log_commits: usize,
     committed: BTreeMap<Place, (Head, State)>,
@@ -140,6 +145,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     Setup {
         model: Tree {
             relays,
+            lies,
             routes: routes.clone(),
             log_commits: 1 + rng.below(8),
             committed: BTreeMap::new(),
@@ -162,6 +168,15 @@ fn agent(net: &Net<Party>, n: usize) -> Option<&Agent> {
 
 fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
     if let Some(Party::Relay(relay)) = net.node(n) { Some(relay) } else { None }
+}
+
+/// What receives on a node, and its window.
+fn receiver(net: &Net<Party>, n: usize) -> Option<(&Replica, u32)> {
+    match net.node(n)? {
+        Party::Agent(agent) => Some((agent.socket.protocol(), agent.settings.window)),
+        Party::Relay(relay) => Some((relay.upper.protocol(), relay.window)),
+        Party::Server(_) => None,
+    }
 }
 
 fn authority(net: &Net<Party>) -> Option<&Server> {
@@ -343,6 +358,15 @@ impl Model for Tree {
     fn passed(&mut self, net: &Net<Party>, passage: &Passage<'_>) -> Result<(), String> {
         let Ok(frame) = Frame::decode(&passage.message.clone().into_bytes()) else { return Ok(()) };
         let (from, to) = (passage.from, passage.to);
+        match &frame {
+            Frame::Slice(slice) if passage.arrived => self.truths[to].intake.took(passage.link, slice),
+            Frame::Hello(_) | Frame::Want(..) if !passage.arrived => {
+                if let Some((replica, _)) = receiver(net, from) {
+                    self.truths[from].intake.asked(replica);
+                }
+            }
+            _ => {}
+        }
         if passage.arrived {
             if agent(net, to).is_some() {
                 let truth = &mut self.truths[to];
@@ -402,12 +426,17 @@ impl Model for Tree {
 
     fn died(&mut self, _net: &Net<Party>, node: usize) {
         let truth = &mut self.truths[node];
-        (truth.seqs, truth.rose) = (BTreeMap::new(), None);
+        (truth.seqs, truth.rose, truth.intake) = (BTreeMap::new(), None, Intake::default());
     }
 
     fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
         self.learn(net);
         let Some(n) = node else { return Ok(()) };
+        if let Some((replica, window)) = receiver(net, n) {
+            let intake = &mut self.truths[n].intake;
+            intake.ended(|link| net.link(link).is_some_and(|view| view.dialer == (n, true)));
+            intake.check(n, replica, window, !self.lies)?;
+        }
         if let Some(relay) = relay(net, n) {
             let machine = &relay.machine;
             if let Some((canary, _)) = machine.canary()
@@ -474,6 +503,10 @@ impl Model for Tree {
     fn tamper(&mut self, message: &Message, random: u64) -> Option<Message> {
         let mut frame = Frame::decode(&message.clone().into_bytes()).ok()?;
         let Frame::Slice(slice) = &mut frame else { return None };
+        if random >> 20 & 3 == 0 {
+            super::swell(slice);
+            return Some(frame.encode().into());
+        }
         let mut bytes = slice.bytes.to_vec();
         let at = (random >> 8) as usize % bytes.len().max(1);
         *bytes.get_mut(at)? ^= 1 << (random >> 4 & 7);

@@ -303,6 +303,7 @@ impl Oracle {
             Frame::Beacon(heads) => heads.iter().collect(),
             Frame::Slice(slice) => {
                 self.truths[to].waits = None;
+                self.truths[to].intake.took(link, slice);
                 vec![&slice.head]
             }
             Frame::Welcome(_) => {

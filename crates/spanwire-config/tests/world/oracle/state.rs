@@ -9,6 +9,9 @@ impl Oracle {
         }
         let Some(node) = agent(net, n) else { return Ok(()) };
         let protocol = node.socket.protocol();
+        let intake = &mut self.truths[n].intake;
+        intake.ended(|link| net.link(link).is_some_and(|view| view.dialer.1));
+        intake.check(n, protocol, node.settings.window, !self.lies)?;
         let shown = node.shown.as_ref().map(|(head, _)| head.position);
         if protocol.visible().map(|(head, _)| head.position) != shown {
             return Err(format!("invariant 3: node {n}: protocol and readers disagree on what is visible"));
