@@ -130,6 +130,12 @@ mod on {
         ("gate-always-open", "a stage passes whoever has applied it"),
         ("rollout-lost-by-restart", "after a restart an open rollout is not known"),
         ("abort-step-empty", "canaries get an empty step by an abort, as all others do"),
+        ("wait-for-visible", "a wait for what is applied ends when it is visible"),
+        ("wait-over-epochs", "a wait goes on when its epoch is over"),
+        ("wait-without-end", "a wait goes on when its time is over"),
+        ("wait-forgets-refusals", "a wait leaves out who refused"),
+        ("wait-away-is-behind", "a wait says of who is away that it is here and behind"),
+        ("wait-selects-anew", "a wait is for the nodes that have come since as well"),
         // The relay.
         ("relay-issues", "relay: HEADs go down with a seq of the relay's own"),
         ("relay-acks-early", "relay: what is forwarded is reported as stored"),

@@ -85,6 +85,7 @@ pub mod source;
 pub mod store;
 #[cfg(all(unix, feature = "sync"))]
 pub mod tree;
+pub mod wait;
 pub mod wire;
 
 pub use authority::{

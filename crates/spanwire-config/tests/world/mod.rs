@@ -8,13 +8,15 @@ mod nodes;
 pub(crate) mod oracle;
 mod relay;
 pub(crate) mod tree;
+mod waits;
 
 use std::time::Duration;
 
 use spanwire::Message;
 use spanwire_config::rollout::{Gate, Plan, Stage};
 use spanwire_config::sign::{Keyring, Secret};
-use spanwire_config::wire::{Frame, Slice, snapshot_size};
+use spanwire_config::wire::client::{Selector, WaitAsk};
+use spanwire_config::wire::{Frame, Level, Slice, snapshot_size};
 use spanwire_config::{
     ChangeSet, Epoch, Head, Id, Key, Limits, Place, ReplicaSettings, Settings, State, Step as Move,
 };
@@ -64,6 +66,9 @@ pub(crate) enum Op {
     Nurse,
     /// An operator begins a new epoch.
     NewEpoch { server: usize },
+    /// Somebody waits for nodes to reach what is so many revisions below the newest: those of these numbers, or all, and
+    /// of a group.
+    Wait { server: usize, back: u64, level: Level, nodes: Vec<usize>, group: Option<usize>, lasts: Duration },
     /// Two writers race: both expect the newest position of now.
     Race,
     /// The store is lost, and a new history begins above the old one.
@@ -177,6 +182,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
     });
     let mut plan = plan(&mut rng, second, servers, agents, &routes, lies);
     rollouts(seed, &mut plan);
+    wait_for(seed, servers, agents, &mut plan);
     Setup {
         model: Cluster {
             oracle: Oracle::new(servers, &routes, lies, second == Second::Twin, Keys { used: keys, foreign }),
@@ -361,6 +367,25 @@ fn rollouts(seed: u64, plan: &mut Vec<Step<Op>>) {
     plan.push(Step::op(RUN - Duration::from_millis(50), Op::Nurse));
 }
 
+/// Questions who has reached what.
+fn wait_for(seed: u64, servers: usize, agents: usize, plan: &mut Vec<Step<Op>>) {
+    // Apart from all else, as rollouts are.
+    let mut rng = Rng::new(seed ^ 0x0017_0017);
+    for _ in 0..rng.below(16) {
+        // Some last until long after the faults have ended.
+        let longest = Duration::from_millis([50, 1_000, 8_000][rng.below(3)]);
+        let op = Op::Wait {
+            server: rng.below(servers),
+            back: if rng.one_in(2) { 0 } else { rng.below(4) as u64 },
+            level: [Level::Stored, Level::Visible, Level::Applied][rng.below(3)],
+            nodes: if rng.one_in(3) { vec![rng.below(agents + 1), rng.below(agents)] } else { Vec::new() },
+            group: rng.one_in(4).then(|| rng.below(2)),
+            lasts: rng.time(Duration::ZERO..longest),
+        };
+        plan.push(Step::op(rng.time(Duration::ZERO..RUN + Duration::from_secs(2)), op));
+    }
+}
+
 fn commit(rng: &mut Rng, server: usize, poisoned: bool) -> Op {
     let (mut puts, mut deletes) = (Vec::new(), Vec::new());
     for _ in 0..=rng.below(4) {
@@ -419,7 +444,11 @@ fn with_server<R>(
     f: impl FnOnce(&mut Server, &mut Io<'_, Folder>) -> R,
 ) -> Option<R> {
     net.with(server, |party, io| match party {
-        Party::Server(server) => Some(f(server, io)),
+        Party::Server(server) => {
+            let result = f(server, io);
+            server.answer(io);
+            Some(result)
+        }
         _ => None,
     })
     .flatten()
@@ -504,6 +533,26 @@ impl Model for Cluster {
                     return Err("invariant 12: a second epoch under a number that was seen".into());
                 }
                 restart_if_failed(net, *server);
+            }
+            Op::Wait { server, back, level, nodes, group: of, lasts } => {
+                let until = net.now() + *lasts;
+                let begun = with_server(net, *server, |server, _| {
+                    let (head, audience) = server.newest();
+                    let mut position = head.map(Place::from).unwrap_or_default();
+                    position.rev = position.rev.saturating_sub(*back);
+                    let selector = Selector {
+                        names: nodes.iter().map(|n| format!("n{n}")).collect(),
+                        labels: of.map(group).unwrap_or_default(),
+                    };
+                    let (namespace, timeout_ms) = ("config".into(), lasts.as_millis() as u32);
+                    let ask = WaitAsk { namespace, position, level: *level, timeout_ms, selector };
+                    let known = server.socket.protocol().status();
+                    let number = server.wait(&ask, until);
+                    (number, ask, known, (head, audience.filter(|_| *back == 0)))
+                });
+                if let Some((number, ask, known, newest)) = begun {
+                    self.oracle.waits.begins((*server, number), ask, until, &known, newest);
+                }
             }
             Op::Race => {
                 let both = with_server(net, 0, |server, io| {

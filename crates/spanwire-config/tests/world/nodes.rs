@@ -5,12 +5,14 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use spanwire::protocol::{Protocol, Receives, Time};
 use spanwire_config::rollout::{Plan, WHOLE};
 use spanwire_config::sign::Secret;
 use spanwire_config::source::{
     Batch, Disk, Embedded, Health, Record, Recovered, Snapshot, Source, SourceError,
 };
+use spanwire_config::wire::client::WaitAsk;
 use spanwire_config::{
     Answer, AuthorityAction, AuthorityEvent, ChangeSet, Distributor, Driver, Epoch, Head, Id, Intent, Key,
     Level, Mode, NackCode, NsSettings, Opening, Place, Position, ReadOnly, Replica, ReplicaSettings, Request,
@@ -19,6 +21,7 @@ use spanwire_config::{
 use spanwire_testkit::sim::{self, Event, Io, Node, Scripted, SyncError};
 
 use super::relay::Relay;
+use super::waits::Desk;
 use super::{RUN, coverage, planted};
 
 pub(crate) const BEACON: Duration = Duration::from_millis(200);
@@ -89,6 +92,8 @@ pub(crate) struct Server {
     count: Option<Time>,
     /// A stage passed that should not have.
     pub(crate) wrong: Option<String>,
+    /// Who waits for nodes to reach a position.
+    pub(crate) desk: Desk,
 }
 
 impl Server {
@@ -136,6 +141,7 @@ impl Server {
             due: None,
             count: None,
             wrong: None,
+            desk: Desk::default(),
         };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
@@ -156,6 +162,26 @@ impl Server {
             io.wake_at(due);
         }
         self.count(io);
+        self.answer(io);
+    }
+
+    /// Answers who has waited long enough.
+    pub(crate) fn answer(&mut self, io: &mut Io<'_, Folder>) {
+        let next = self.desk.look(self.driver.machine(), self.socket.protocol(), io.now());
+        if let Some(next) = next {
+            io.wake_at(next);
+        }
+    }
+
+    /// Somebody asks who has reached a position.
+    pub(crate) fn wait(&mut self, ask: &WaitAsk, until: Time) -> u64 {
+        self.desk.ask(self.driver.machine(), self.socket.protocol(), ask, until)
+    }
+
+    /// The newest position, and for whom it is if its rollout is open.
+    pub(crate) fn newest(&self) -> (Option<Position>, Option<Bytes>) {
+        let machine = self.driver.machine();
+        (machine.position(), machine.cohort().map(|(_, audience)| audience))
     }
 
     /// The machine is told how far the cohort of an open rollout is; not so late that nobody starts it again if its

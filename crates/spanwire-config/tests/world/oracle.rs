@@ -21,6 +21,7 @@ use spanwire_testkit::sim::{Link, Net, Passage, Route};
 
 use super::coverage;
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, Server};
+use super::waits::Waits;
 use memory::Intake;
 
 /// Un-acknowledged transfers on one pipe.
@@ -47,6 +48,8 @@ pub(crate) struct Counts {
     pub(crate) canaries: u64,
     /// Revisions that became another's or everybody's.
     pub(crate) stages: u64,
+    /// Answers to WAIT.
+    pub(crate) waits: u64,
 }
 
 impl AddAssign for Counts {
@@ -65,6 +68,7 @@ impl AddAssign for Counts {
         self.rollouts += o.rollouts;
         self.canaries += o.canaries;
         self.stages += o.stages;
+        self.waits += o.waits;
     }
 }
 
@@ -146,6 +150,8 @@ struct Truth {
     forged: BTreeMap<Link, u32>,
     /// What came to it.
     intake: Intake,
+    /// What it refused, in all its lives.
+    nacked: BTreeSet<(u64, u64)>,
 }
 
 /// What a server has on record of a node.
@@ -181,6 +187,7 @@ pub(crate) struct Oracle {
     conversations: BTreeMap<Link, Conversation>,
     truths: Vec<Truth>,
     records: Vec<BTreeMap<Id, Record>>,
+    pub(crate) waits: Waits,
     /// Found where no failure could be returned.
     wrong: Option<String>,
     healed: Option<Time>,
@@ -286,6 +293,7 @@ impl Oracle {
             conversations: BTreeMap::new(),
             truths: vec![Truth::default(); nodes],
             records: vec![BTreeMap::new(); servers],
+            waits: Waits::default(),
             wrong: None,
             healed: None,
             at_heal: Vec::new(),
@@ -351,7 +359,8 @@ impl Oracle {
         let old = std::mem::take(&mut self.truths[node]);
         let mut earlier = old.earlier;
         earlier.iter_mut().zip(old.reached).for_each(|(earlier, mut reached)| earlier.append(&mut reached));
-        self.truths[node] = Truth { earlier, acked: old.acked, ..Truth::default() };
+        self.truths[node] = Truth { earlier, acked: old.acked, nacked: old.nacked, ..Truth::default() };
+        self.waits.died(node);
     }
 
     pub(crate) fn healed(&mut self, net: &Net<Party>) {
@@ -473,7 +482,8 @@ impl Oracle {
         match node {
             Some(node) if node < self.servers => self.check_server(net, node)?,
             Some(node) => self.check_node(net, node)?,
-            None => {}
+            // What people do at a server is answered at once.
+            None => (0..self.servers).try_for_each(|server| self.check_waits(net, server, false))?,
         }
         if let Some(healed) = self.healed {
             let since = net.now().saturating_since(healed);

@@ -158,6 +158,9 @@ impl Oracle {
 
     pub(super) fn node_sent(&mut self, from: usize, frame: &Frame) -> Checked {
         let truth = &mut self.truths[from];
+        if let Frame::Nack(nack) = frame {
+            truth.nacked.insert((nack.position.epoch.number, nack.position.rev));
+        }
         match frame {
             Frame::Ack(ack)
                 if !ack.volatile && truth.acked.is_none_or(|acked| !above(&acked, &ack.position)) =>
