@@ -94,6 +94,7 @@ mod on {
         ("slots-unlimited", "any number of large transfers at once"),
         ("slot-leaks", "the slot of a transfer that ended is not given back"),
         ("slot-kept-on-close", "the slot of a pipe that closed is not given back"),
+        ("stopped-reader-holds-up", "who comes after a pipe on which nothing is taken waits with it"),
         ("stopped-readers-kept", "a pipe on which nothing is taken is never closed"),
         ("hello-awaited-for-ever", "a pipe without HELLO is never closed"),
         ("late-end-counts", "the end of an old pipe says that the node has left"),
@@ -145,6 +146,8 @@ mod on {
         ("attempt-ignored", "relay: whichever report comes last says where a node is"),
         ("stale-not-routed", "relay: a node below is not told that a higher boot of it is known"),
         ("path-not-said-again", "relay: WELCOME is not said again when the path changes"),
+        ("fail-over-empty-handed", "relay: who comes to another upstream does not say what it has"),
+        ("newest-way-taken", "relay: a pipe that opens is used at once, whatever is in use"),
         // The world.
         ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),
     ];

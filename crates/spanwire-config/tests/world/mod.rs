@@ -4,6 +4,7 @@
 //! `oracle` checks the invariants; this file makes the world of a seed and does what its users do.
 
 pub(crate) mod coverage;
+mod failover;
 mod nodes;
 pub(crate) mod oracle;
 mod relay;
@@ -79,6 +80,8 @@ pub(crate) enum Op {
     Refresh,
     /// A relay talks on and takes notice of nothing.
     Freeze { relay: usize, lasts: Duration },
+    /// A relay dies when nothing else is wrong.
+    Kill { relay: usize, down: Duration },
     /// Every connection breaks once more; or the authority starts again.
     Shake { restart: bool },
 }
@@ -590,7 +593,7 @@ impl Model for Cluster {
                 }
             }
             // Only among relays.
-            Op::Freeze { .. } => {}
+            Op::Freeze { .. } | Op::Kill { .. } => {}
             Op::Refresh => {
                 self.fork = true;
                 net.crash(1, Duration::from_millis(30), false);

@@ -5,6 +5,7 @@
 
 pub(crate) mod memory;
 mod passage;
+mod served;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -114,6 +115,8 @@ struct Conversation {
     anew: bool,
     /// What the node said last that it has, for the first step after that.
     holds: Option<Position>,
+    /// The highest that it said to have; `None`: it said that what it has is of no use, or of another history.
+    reached: Option<Position>,
     /// The epoch in which what it showed contradicts the server's history.
     contradicts: Option<Epoch>,
     /// A snapshot above one window is under way.

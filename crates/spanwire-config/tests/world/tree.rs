@@ -13,6 +13,7 @@ use spanwire_config::wire::Frame;
 use spanwire_config::{Epoch, Head, Id, Key, Level, Position, Replica, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
 
+use super::failover::FailOvers;
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, STALL, Server};
 use super::oracle::memory::Intake;
 use super::relay::Relay;
@@ -53,6 +54,7 @@ pub(crate) struct Tree {
     /// What each relay has held: it forwards nothing else.
     held: Vec<BTreeSet<Place>>,
     pub(crate) counts: TreeCounts,
+    fail_overs: FailOvers,
 }
 
 /// What happened, so that a test can see that the mixture reaches what it is meant to test.
@@ -66,6 +68,8 @@ pub(crate) struct TreeCounts {
     /// Revisions that were for a cohort, and how often one was shown by a node behind a relay.
     pub(crate) rollouts: u64,
     pub(crate) canaries: u64,
+    /// Nodes whose relay died, and that had another way.
+    pub(crate) fail_overs: u64,
 }
 
 /// The world of a seed.
@@ -137,6 +141,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
         plan.push(Step::op(at, Op::Shake { restart: true }));
     }
     super::rollouts(seed, &mut plan);
+    kill(seed, relays, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
         id: Id([n as u8 + 1; 16]),
         begin: Epoch { number: 1, incarnation: Id([1; 16]) },
@@ -153,6 +158,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
             truths: (0..nodes).map(|_| Truth::default()).collect(),
             held: vec![BTreeSet::new(); nodes],
             counts: TreeCounts::default(),
+            fail_overs: FailOvers::default(),
         },
         disks: disks.collect(),
         routes,
@@ -162,16 +168,32 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     }
 }
 
+/// In half of the worlds a relay dies long after all else, and there is something new at once.
+fn kill(seed: u64, relays: usize, plan: &mut Vec<Step<Op>>) {
+    // Apart from all else, as rollouts are.
+    let mut rng = Rng::new(seed ^ 0x0026_0026);
+    if rng.one_in(2) {
+        return;
+    }
+    let at = RUN + rng.time(Duration::from_secs(9)..Duration::from_secs(11));
+    let (relay, down) = (1 + rng.below(relays), rng.time(Duration::ZERO..Duration::from_millis(600)));
+    plan.push(Step::op(at, Op::Kill { relay, down }));
+    plan.push(Step::op(
+        at + rng.time(Duration::ZERO..Duration::from_millis(100)),
+        commit(&mut rng, 0, false),
+    ));
+}
+
 fn agent(net: &Net<Party>, n: usize) -> Option<&Agent> {
     if let Some(Party::Agent(agent)) = net.node(n) { Some(agent) } else { None }
 }
 
-fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
+pub(super) fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
     if let Some(Party::Relay(relay)) = net.node(n) { Some(relay) } else { None }
 }
 
 /// What receives on a node, and its window.
-fn receiver(net: &Net<Party>, n: usize) -> Option<(&Replica, u32)> {
+pub(super) fn receiver(net: &Net<Party>, n: usize) -> Option<(&Replica, u32)> {
     match net.node(n)? {
         Party::Agent(agent) => Some((agent.socket.protocol(), agent.settings.window)),
         Party::Relay(relay) => Some((relay.upper.protocol(), relay.window)),
@@ -340,6 +362,10 @@ impl Model for Tree {
                     Party::Server(_) | Party::Agent(_) => {}
                 });
             }
+            Op::Kill { relay, down } => {
+                self.fail_overs.dies(net, *relay);
+                net.crash(*relay, *down, false);
+            }
             Op::Shake { .. } => net.crash(0, Duration::from_millis(30), false),
             Op::PutBack { node, starts, .. } => {
                 net.crash(*node, Duration::from_millis(50), false);
@@ -368,6 +394,7 @@ impl Model for Tree {
             _ => {}
         }
         if passage.arrived {
+            self.fail_overs.heard(passage.link, to, &frame);
             if agent(net, to).is_some() {
                 let truth = &mut self.truths[to];
                 for head in heads(&frame).into_iter() {
@@ -382,6 +409,7 @@ impl Model for Tree {
             return Ok(());
         }
         self.learn(net);
+        self.fail_overs.said(passage.link, from, &frame)?;
         match &frame {
             Frame::Ack(ack) if self.is_relay(from) => {
                 let durable = net.disk(from).and_then(|disk| disk.durable().history.as_ref());
@@ -425,12 +453,15 @@ impl Model for Tree {
     }
 
     fn died(&mut self, _net: &Net<Party>, node: usize) {
+        self.fail_overs.died(node);
         let truth = &mut self.truths[node];
         (truth.seqs, truth.rose, truth.intake) = (BTreeMap::new(), None, Intake::default());
     }
 
     fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
         self.learn(net);
+        self.fail_overs.check(net.now())?;
+        self.counts.fail_overs = self.fail_overs.seen;
         let Some(n) = node else { return Ok(()) };
         if let Some((replica, window)) = receiver(net, n) {
             let intake = &mut self.truths[n].intake;

@@ -166,6 +166,7 @@ impl Oracle {
         let protocol = server.socket.protocol();
 
         self.check_waits(net, s, true)?;
+        self.check_served(s, server)?;
         let (steps, bytes) = protocol.log_size();
         if steps > server.settings.log_commits || bytes > server.settings.log_bytes {
             return Err(format!("invariant 19: {steps} steps and {bytes} bytes in the log"));
