@@ -313,7 +313,7 @@ impl Replica {
     /// visible stays until a HEAD of a higher epoch comes.
     #[must_use]
     pub fn in_conflict(mut self, heads: Option<(Head, Head)>) -> Self {
-        self.conflict = heads;
+        self.conflict = heads.filter(|_| !planted("conflict-forgotten"));
         self
     }
 

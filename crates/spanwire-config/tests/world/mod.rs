@@ -74,6 +74,9 @@ pub(crate) enum Op {
     Race,
     /// The store is lost, and a new history begins above the old one.
     LoseStore { down: Duration },
+    /// The operator has the authority, if it has lost its store, take over what nodes hold: what is for all, or the one of
+    /// this number among what they show.
+    Adopt { named: Option<usize> },
     /// A node's folder is put back as it was so many starts ago, with its cache or without.
     PutBack { node: usize, starts: u32, cache: bool },
     /// The mirror (or the twin) starts again, on a copy of the authority's store.
@@ -186,6 +189,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
     let mut plan = plan(&mut rng, second, servers, agents, &routes, lies);
     rollouts(seed, &mut plan);
     wait_for(seed, servers, agents, &mut plan);
+    lose(seed, &mut plan);
     Setup {
         model: Cluster {
             oracle: Oracle::new(servers, &routes, lies, second == Second::Twin, Keys { used: keys, foreign }),
@@ -389,6 +393,25 @@ fn wait_for(seed: u64, servers: usize, agents: usize, plan: &mut Vec<Step<Op>>) 
     }
 }
 
+/// In some worlds: the store is lost, and the operator looks at what nodes hold.
+fn lose(seed: u64, plan: &mut Vec<Step<Op>>) {
+    // Apart from all else, as rollouts are.
+    let mut rng = Rng::new(seed ^ 0x0ff3_0ff3);
+    if !rng.one_in(5) {
+        return;
+    }
+    let (at, down) = (rng.time(RUN / 6..RUN / 2), rng.time(Duration::ZERO..Duration::from_millis(200)));
+    plan.push(Step::op(at, Op::LoseStore { down }));
+    for _ in 0..1 + rng.below(4) {
+        let named = rng.one_in(3).then(|| rng.below(4));
+        plan.push(Step::op(
+            at + down + rng.time(Duration::ZERO..Duration::from_millis(600)),
+            Op::Adopt { named },
+        ));
+    }
+    plan.push(Step::op(RUN - Duration::from_millis(50), Op::Nurse));
+}
+
 fn commit(rng: &mut Rng, server: usize, poisoned: bool) -> Op {
     let (mut puts, mut deletes) = (Vec::new(), Vec::new());
     for _ in 0..=rng.below(4) {
@@ -500,7 +523,9 @@ impl Model for Cluster {
                     let taken = server.put(io, &changes);
                     during = open && taken;
                     let stuck = server.is_vacant() || server.is_frozen() && io.rng().one_in(4);
-                    if !taken && stuck && !io.disk.is_crashed() {
+                    if server.is_vacant() && io.rng().one_in(2) {
+                        server.adopt(io, None);
+                    } else if !taken && stuck && !io.disk.is_crashed() {
                         // Nodes show another history: only an operator leads on.
                         let mut content = State::new();
                         content.apply(&changes);
@@ -580,13 +605,17 @@ impl Model for Cluster {
                     self.oracle.store_lost(folder);
                 }
             }
+            Op::Adopt { named } => {
+                with_server(net, 0, |server, io| server.adopt(io, *named));
+                restart_if_failed(net, 0);
+            }
             Op::PutBack { node, starts, cache } => {
                 net.crash(*node, Duration::from_millis(50), false);
                 if let Some(disk) = net.disk_mut(*node) {
                     let mut folder = disk.read().clone();
                     folder.opened = folder.opened.saturating_sub(*starts);
                     if !cache {
-                        (folder.history, folder.level) = (None, None);
+                        (folder.history, folder.level, folder.conflict) = (None, None, None);
                     }
                     disk.replace(folder);
                     self.oracle.folder_put_back(*node);

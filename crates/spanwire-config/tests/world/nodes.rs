@@ -14,9 +14,9 @@ use spanwire_config::source::{
 };
 use spanwire_config::wire::client::WaitAsk;
 use spanwire_config::{
-    Answer, AuthorityAction, AuthorityEvent, ChangeSet, Distributor, Driver, Epoch, Head, Id, Intent, Key,
-    Level, Mode, NackCode, NsSettings, Opening, Place, Position, ReadOnly, Replica, ReplicaSettings, Request,
-    Settings, State, Step, Ticket, Update,
+    Answer, AuthorityAction, AuthorityEvent, Base, ChangeSet, Distributor, Driver, Epoch, Head, Id, Intent,
+    Key, Level, Mode, NackCode, NsSettings, Opening, Place, Position, ReadOnly, Replica, ReplicaSettings,
+    Request, Settings, State, Step, Ticket, Update,
 };
 use spanwire_testkit::sim::{self, Event, Io, Node, Scripted, SyncError};
 
@@ -49,6 +49,18 @@ pub(crate) struct Folder {
     pub(crate) files: BTreeMap<String, Arc<Vec<u8>>>,
     /// The epoch with which an empty store begins.
     pub(crate) begin: Epoch,
+    /// A node's word of two histories that contradict each other: what it holds, and the other.
+    pub(crate) conflict: Option<Arc<(Head, Head)>>,
+}
+
+impl Folder {
+    /// What a node finds in it of a contradiction: a held HEAD of a higher epoch has ended it.
+    pub(crate) fn contradiction(&self) -> Option<(Head, Head)> {
+        let number = |head: &Head| head.position.epoch.number;
+        let noted = self.conflict.as_deref();
+        let holds = self.history.as_ref();
+        noted.filter(|(mine, _)| holds.is_none_or(|(held, _)| number(held) <= number(mine))).cloned()
+    }
 }
 
 #[derive(Debug)]
@@ -94,6 +106,20 @@ pub(crate) struct Server {
     pub(crate) wrong: Option<String>,
     /// Who waits for nodes to reach a position.
     pub(crate) desk: Desk,
+    adopting: Option<Adoption>,
+    /// Something is published.
+    begun: bool,
+    /// What came of adoptions, oldest first; and whether the namespace had begun in another way by then.
+    pub(crate) adopted: Vec<(Adoption, Answer, bool)>,
+}
+
+/// An operator has the authority take its state over from the nodes.
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    ticket: Ticket,
+    pub(crate) named: Option<Base>,
+    /// What nodes had shown by then: where, whether it is for all.
+    pub(crate) shown: Vec<(Base, bool)>,
 }
 
 impl Server {
@@ -142,6 +168,9 @@ impl Server {
             count: None,
             wrong: None,
             desk: Desk::default(),
+            adopting: None,
+            begun: false,
+            adopted: Vec::new(),
         };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
@@ -223,6 +252,7 @@ impl Server {
     fn look(&mut self, io: &mut Io<'_, Folder>) {
         while self.socket.protocol().has_shown() {
             for event in self.socket.call(io, |d, _| d.take_shown()) {
+                self.begun = self.driver.machine().position().is_some();
                 let left = self.shelf.clone().lend(io.disk, |_| self.driver.tell(event));
                 self.bring(io, left);
             }
@@ -233,7 +263,10 @@ impl Server {
         let mut answer = None;
         for action in actions {
             let left = self.socket.call(io, |d, cx| d.perform(cx, action)).expect("the machine's order");
-            if let Some(AuthorityAction::Reply(_, said)) = left {
+            if let Some(AuthorityAction::Reply(ticket, said)) = left {
+                if let Some(adoption) = self.adopting.take_if(|adoption| adoption.ticket == ticket) {
+                    self.adopted.push((adoption, said.clone(), self.begun));
+                }
                 answer = Some(said);
             }
         }
@@ -344,6 +377,22 @@ impl Server {
             _ if io.disk.is_crashed() => None,
             other => Some(format!("invariant 15: what is at {made} was asked for again, and is {other:?}")),
         }
+    }
+
+    /// An operator has it take over what nodes hold: what is for all, or the one of this number in what they show.
+    pub(crate) fn adopt(&mut self, io: &mut Io<'_, Folder>, named: Option<usize>) {
+        self.look(io);
+        if !self.is_vacant() {
+            return;
+        }
+        let shown = self.driver.machine().holdings().into_iter().map(|(at, _, for_all, _)| (at, for_all));
+        let shown: Vec<(Base, bool)> = shown.collect();
+        let named = named.and_then(|n| shown.get(n % shown.len().max(1))).map(|(at, _)| *at);
+        let incarnation = random_id(io);
+        if self.adopting.is_none() {
+            self.adopting = Some(Adoption { ticket: Ticket(self.tickets + 1), named, shown });
+        }
+        self.tell(io, |ticket| AuthorityEvent::Adopt(ticket, incarnation, named));
     }
 
     /// An operator begins a new epoch; its position, if it began.
@@ -580,6 +629,7 @@ impl Agent {
             }
             None => Replica::new(settings.clone()),
         };
+        let replica = replica.in_conflict(folder.contradiction());
         let seed = io.rng().next();
         let now = io.now();
         let agent = Agent {
@@ -606,8 +656,16 @@ impl Agent {
     /// The application does what is due.
     pub(crate) fn think(&mut self, io: &mut Io<'_, Folder>) {
         let now = io.now();
-        if let Some(boot) = self.socket.protocol().status(now).stale_boot {
+        let status = self.socket.protocol().status(now);
+        if let Some(boot) = status.stale_boot {
             self.rise(io, boot);
+        }
+        if status.evidence.as_ref() != io.disk.read().conflict.as_deref() {
+            let before = io.disk.read().conflict.clone();
+            io.disk.write().conflict = status.evidence.map(Arc::new);
+            if io.disk.sync() == Err(SyncError::Failed) {
+                io.disk.write().conflict = before;
+            }
         }
         let ready = self.socket.protocol().readiness().recv;
         // Some applications do not answer before they ask for the next.

@@ -3,6 +3,7 @@
 //! The oracle knows every state that was ever durable at a server, every message, and what each node really did.
 //! It asks the protocols only for what they claim. The first words of a failure name its invariant.
 
+mod adopted;
 pub(crate) mod memory;
 mod passage;
 mod served;
@@ -51,6 +52,10 @@ pub(crate) struct Counts {
     pub(crate) stages: u64,
     /// Answers to WAIT.
     pub(crate) waits: u64,
+    /// States that an authority took over from nodes.
+    pub(crate) adopted: u64,
+    /// Nodes that started with the word of a contradiction.
+    pub(crate) contradictions: u64,
 }
 
 impl AddAssign for Counts {
@@ -70,6 +75,8 @@ impl AddAssign for Counts {
         self.canaries += o.canaries;
         self.stages += o.stages;
         self.waits += o.waits;
+        self.adopted += o.adopted;
+        self.contradictions += o.contradictions;
     }
 }
 
@@ -190,6 +197,8 @@ pub(crate) struct Oracle {
     conversations: BTreeMap<Link, Conversation>,
     truths: Vec<Truth>,
     records: Vec<BTreeMap<Id, Record>>,
+    /// Adoptions of each server that were looked at, since it started.
+    adopted: Vec<usize>,
     pub(crate) waits: Waits,
     /// Found where no failure could be returned.
     wrong: Option<String>,
@@ -296,6 +305,7 @@ impl Oracle {
             conversations: BTreeMap::new(),
             truths: vec![Truth::default(); nodes],
             records: vec![BTreeMap::new(); servers],
+            adopted: vec![0; servers],
             waits: Waits::default(),
             wrong: None,
             healed: None,
@@ -344,11 +354,16 @@ impl Oracle {
                 Some(format!("invariant 4: node {node} said {acked} is stored, and found {found:?}"));
         }
         truth.shown = found;
+        // Invariant 12, over restarts too.
+        let contradicts = folder.contradiction().is_some();
+        truth.conflict = contradicts.then(|| found.map_or(0, |found| found.epoch.number));
+        self.counts.contradictions += u64::from(contradicts);
     }
 
     pub(crate) fn server_starts(&mut self, server: usize) {
         self.counts.starts += 1;
         self.records[server].clear();
+        self.adopted[server] = 0;
         self.seen[server] = 0;
         self.frozen[server] = None;
     }

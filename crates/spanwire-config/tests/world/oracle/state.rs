@@ -167,6 +167,7 @@ impl Oracle {
 
         self.check_waits(net, s, true)?;
         self.check_served(s, server)?;
+        self.check_adopted(s, server)?;
         let (steps, bytes) = protocol.log_size();
         if steps > server.settings.log_commits || bytes > server.settings.log_bytes {
             return Err(format!("invariant 19: {steps} steps and {bytes} bytes in the log"));
