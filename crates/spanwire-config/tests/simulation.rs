@@ -61,7 +61,7 @@ fn promises_03_04_05_13_invariants_01_to_25_hold_whatever_happens() {
         for few in [sum.refusals, sum.starts, sum.links, sum.tampered, sum.digest_failures, sum.conflicts] {
             assert!(few > ran / 10, "{sum:?}");
         }
-        assert!(sum.waits > ran, "{sum:?}");
+        assert!(sum.waits > ran && sum.adopted > 0, "{sum:?}");
         assert!(sum.stale > 0 && sum.fail_overs > ran / 10, "{sum:?}");
         assert!(sum.rollouts > ran / 4 && sum.canaries > ran / 4 && sum.stages > 0, "{sum:?}");
     }

@@ -4,6 +4,7 @@
 //! a wait begins, and compares the answer with that and with what the nodes really did.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use spanwire::protocol::Time;
@@ -12,12 +13,17 @@ use spanwire_config::wait::{Goal, Look, Outcome, Wait};
 use spanwire_config::wire::client::{Named, WaitAsk, Waited};
 use spanwire_config::{Distributor, Id, NackCode, NodeKind, NodeStatus, NsAuthority, Place, Position};
 
+/// Longer than a process stands still.
+const LATE: Duration = Duration::from_secs(4);
+
 /// The waits of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
     open: Vec<(u64, Time, Wait)>,
     ended: Vec<(u64, Outcome)>,
     asked: u64,
+    /// When it last looked; a message that is lost on its last step comes to no process.
+    pub(crate) looked: Time,
 }
 
 impl Desk {
@@ -41,6 +47,7 @@ impl Desk {
 
     /// Ends what is to end; when the next has to.
     pub(crate) fn look(&mut self, machine: &NsAuthority, sender: &Distributor, now: Time) -> Option<Time> {
+        self.looked = now;
         if self.open.is_empty() {
             return None;
         }
@@ -82,6 +89,8 @@ struct Expected {
 /// What the oracle knows of the world when a wait ends.
 pub(crate) struct Facts<'f> {
     pub(crate) now: Time,
+    /// When the server last looked.
+    pub(crate) looked: Time,
     /// The newest position of the server.
     pub(crate) head: Option<Position>,
     pub(crate) status: &'f [NodeStatus],
@@ -167,7 +176,10 @@ impl Waits {
 
 impl Expected {
     fn is_due(&self, facts: &Facts<'_>) -> bool {
-        facts.now >= self.until || facts.head.is_some_and(|head| head.epoch.number > self.ask.position.epoch)
+        let late = facts.now.saturating_since(self.until) > LATE;
+        facts.looked >= self.until
+            || late
+            || facts.head.is_some_and(|head| head.epoch.number > self.ask.position.epoch)
     }
 
     fn wrong(&self, outcome: &Outcome, facts: &Facts<'_>) -> Option<String> {

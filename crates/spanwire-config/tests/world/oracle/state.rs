@@ -294,8 +294,15 @@ impl Oracle {
         let status =
             if self.waits.has_news(s, &server.desk) { server.socket.protocol().status() } else { Vec::new() };
         let head = server.socket.protocol().head().map(|head| head.position);
-        let facts =
-            Facts { now, head, status: &status, reached: &reached, refused: &refused, for_some: &for_some };
+        let facts = Facts {
+            now,
+            looked: server.desk.looked,
+            head,
+            status: &status,
+            reached: &reached,
+            refused: &refused,
+            for_some: &for_some,
+        };
         self.waits.check_answers(s, &server.desk, &facts)?;
         if came {
             self.waits.check_open(s, &facts)?;
