@@ -231,7 +231,13 @@ impl Expected {
             return Some(format!("{named:?} is here"));
         }
         let mut open = open.filter_map(|named| known(named).map(|node| (named, node)));
-        let refuses = |node: &NodeStatus| node.refused.iter().any(|(at, ..)| place(*at) >= self.ask.position);
+        // In this history: of another with the same number it says nothing.
+        let here = |at: &Position| {
+            self.head.is_some_and(|head| at.epoch == head.epoch || head.epoch.number < at.epoch.number)
+        };
+        let refuses = |node: &NodeStatus| {
+            node.refused.iter().any(|(at, ..)| here(at) && place(*at) >= self.ask.position)
+        };
         if let Some((named, _)) = open.find(|(_, node)| node.conflict || refuses(node)) {
             return Some(format!("{named:?} said that it will not"));
         }

@@ -19,12 +19,14 @@ pub(crate) struct Intake {
     came: BTreeMap<Link, usize>,
     /// Bytes of its own that what was verified, and not taken, had when it asked: whoever answers does not count them.
     carried: u64,
+    /// What was on its way when it asked may be verified before the answer comes.
+    asked: bool,
 }
 
 impl Intake {
     /// It said HELLO with a want, or WANT.
     pub(crate) fn asked(&mut self, replica: &Replica) {
-        self.carried = waits(&replica.memory()).map_or(0, |(_, own)| own);
+        (self.carried, self.asked) = (waits(&replica.memory()).map_or(0, |(_, own)| own), true);
     }
 
     /// A slice was taken off a connection.
@@ -47,8 +49,13 @@ impl Intake {
         obeys: bool,
     ) -> Result<(), String> {
         let memory = replica.memory();
-        if memory.ready.is_none() {
-            self.carried = 0;
+        match waits(&memory).filter(|_| self.asked) {
+            Some((_, own)) => self.carried = self.carried.max(own),
+            None if memory.ready.is_none() => {
+                self.asked &= self.carried == 0;
+                self.carried = 0;
+            }
+            None => {}
         }
         let Some(transfer) = memory.transfer else { return Ok(()) };
         let at = transfer.head.position;
