@@ -509,7 +509,9 @@ impl Model for Cluster {
             self.oracle.store_copied(node);
         }
         self.oracle.server_starts(node);
-        Party::Server(Server::start(self.server_settings[node].clone(), self.lazy, io))
+        let mut server = Server::start(self.server_settings[node].clone(), self.lazy, io);
+        server.mirror = self.second == Second::Mirror && node == 1;
+        Party::Server(server)
     }
 
     fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {

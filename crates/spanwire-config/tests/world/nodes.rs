@@ -100,6 +100,8 @@ pub(crate) struct Server {
     /// What nodes show is looked at some time later: the thread that does it has to wait its turn.
     pub(crate) lazy: bool,
     due: Option<Time>,
+    /// It serves a copy of another's store, and decides nothing: an open rollout in it is the other's.
+    pub(crate) mirror: bool,
     /// When the nodes of a cohort are counted next.
     count: Option<Time>,
     /// A stage passed that should not have.
@@ -165,6 +167,7 @@ impl Server {
             last: None,
             lazy,
             due: None,
+            mirror: false,
             count: None,
             wrong: None,
             desk: Desk::default(),
@@ -216,7 +219,11 @@ impl Server {
     /// The machine is told how far the cohort of an open rollout is; not so late that nobody starts it again if its
     /// store fails by that.
     fn count(&mut self, io: &mut Io<'_, Folder>) {
-        let Some(of) = self.driver.machine().cohort().filter(|_| io.now() < Time::from_start(LAST_COUNT))
+        let Some(of) = self
+            .driver
+            .machine()
+            .cohort()
+            .filter(|_| io.now() < Time::from_start(LAST_COUNT) && !self.mirror)
         else {
             self.count = None;
             return;
