@@ -6,7 +6,6 @@
 //!
 //! Owns: the meaning of the client's messages. Never: decides a commit (the machine does), or waits for a client.
 
-mod wait;
 mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +18,7 @@ use spanwire::{Rep, WaitError};
 use crate::process::{Log, ProcessError};
 use crate::serve::{Authority, Config, bind};
 use crate::source::LogCommit;
+use crate::wait::{Goal, Look, Outcome, Wait};
 use crate::wire::client::{
     Ask, CommitLine, Commits, Entries, InvalidCode, LogAsk, MAX_COMMITS, MAX_LISTED, Named, NodeLine, Nodes,
     Order, PAGE, ReadAsk, Reply, RolloutLine, StatusAsk, Tip, WaitAsk, Writable,
@@ -27,7 +27,6 @@ use crate::{
     Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus, NsAuthority, Place, Position,
     ReadOnly, Request, State,
 };
-use wait::Wait;
 use write::{Write, begin, holdings, read_only, refused};
 
 /// Most requests that wait at once.
@@ -127,7 +126,6 @@ impl Open {
             return Vec::new();
         }
         let head = sender.head().map(|head| head.position).unwrap_or_default();
-        let canary = sender.canary().map(|head| head.position);
         let reports = self.parked.iter().any(|parked| matches!(parked.until, Until::Reached(_)));
         let status = if reports { sender.status() } else { Vec::new() };
         let mut ended = Vec::new();
@@ -135,10 +133,11 @@ impl Open {
             let parked = &self.parked[index];
             let over = now >= parked.deadline;
             let reply = match &parked.until {
-                Until::Reached(wait) if wait.is_settled(canary) && head.epoch == wait.epoch() => {
-                    Some(Ended::Settled(wait.for_all(), parked.deadline))
-                }
-                Until::Reached(wait) => wait_reply(wait, head, &status, over).map(Ended::With),
+                Until::Reached(wait) => match wait.look(sender, &status, over) {
+                    Look::Open => None,
+                    Look::Ended(outcome) => Some(Ended::With(wait_reply(outcome))),
+                    Look::Settled => Some(Ended::Settled(wait.clone(), parked.deadline)),
+                },
                 Until::Commit(ask) => {
                     (over || Place::from(head) > ask.bound).then(|| Ended::Look(ask.clone()))
                 }
@@ -151,13 +150,14 @@ impl Open {
     }
 }
 
-/// The answer to WAIT, once it is final or its time is over.
-fn wait_reply(wait: &Wait, head: Position, status: &[NodeStatus], over: bool) -> Option<Reply> {
-    if head.epoch != wait.epoch() {
-        return Some(Reply::Lost(head.into()));
+/// The answer to WAIT.
+fn wait_reply(outcome: Outcome) -> Reply {
+    match outcome {
+        Outcome::Waited(waited) => Reply::Waited(waited),
+        Outcome::Aborted => Reply::Aborted,
+        Outcome::Lost(head) => Reply::Lost(head),
+        Outcome::NoSuch => nothing_yet(),
     }
-    let (waited, done) = wait.look(status);
-    (done || over).then_some(Reply::Waited(waited))
 }
 
 struct Desk {
@@ -264,15 +264,15 @@ impl Desk {
                 let reply = match ended {
                     Ended::With(reply) => reply,
                     Ended::Look(ask) => self.log(&ask),
-                    Ended::Settled(wait, _)
-                        if self.authority.look(|machine| machine.is_aborted(wait.position())) =>
-                    {
-                        Reply::Aborted
-                    }
                     Ended::Settled(wait, deadline) => {
-                        let left = deadline.saturating_duration_since(Instant::now());
-                        self.park(request, Later(left, Until::Reached(wait)));
-                        continue;
+                        match self.authority.look(|machine| wait.settle(machine)) {
+                            Err(outcome) => wait_reply(outcome),
+                            Ok(wait) => {
+                                let left = deadline.saturating_duration_since(Instant::now());
+                                self.park(request, Later(left, Until::Reached(wait)));
+                                continue;
+                            }
+                        }
                     }
                 };
                 self.reply(request, &reply);
@@ -373,30 +373,21 @@ impl Desk {
     }
 
     fn wait(&self, ask: &WaitAsk) -> Result<Reply, Later> {
-        let (head, cohort, aborted) = self.authority.look(|machine| {
-            let cohort = machine.cohort().filter(|(at, _)| Place::from(*at) == ask.position);
-            (machine.position(), cohort.map(|(_, audience)| audience), machine.is_aborted(ask.position))
-        });
-        let Some(head) = head else {
-            return Ok(nothing_yet());
+        let goal = match self.authority.look(|machine| (Goal::of(machine, ask), machine.position())) {
+            (Ok(goal), _) => goal,
+            (Err(Outcome::NoSuch), Some(_)) => return Ok(refused(&Invalid::NoSuch(ask.position))),
+            (Err(outcome), _) => return Ok(wait_reply(outcome)),
         };
-        if ask.position.epoch < head.epoch.number {
-            return Ok(Reply::Lost(head.into()));
-        }
-        if ask.position > head.into() || ask.position.rev == 0 {
-            return Ok(refused(&Invalid::NoSuch(ask.position)));
-        }
-        if aborted {
-            return Ok(Reply::Aborted);
-        }
-        let position = Position { epoch: head.epoch, rev: ask.position.rev };
-        let (newest, status) =
-            self.authority.socket.with(|d, _| (d.head().map(|head| head.position), d.status()));
-        let wait = Wait::new(position, ask.level, &ask.selector, &status, cohort.as_ref());
-        match wait_reply(&wait, newest.unwrap_or(head), &status, ask.timeout_ms == 0) {
-            Some(reply) => Ok(reply),
-            None => Err(Later(Duration::from_millis(ask.timeout_ms.into()), Until::Reached(wait))),
-        }
+        self.authority.socket.with(|d, _| {
+            let status = d.status();
+            let wait = Wait::new(&goal, &ask.selector, &status);
+            match wait.look(d, &status, ask.timeout_ms == 0) {
+                Look::Ended(outcome) => Ok(wait_reply(outcome)),
+                Look::Open | Look::Settled => {
+                    Err(Later(Duration::from_millis(ask.timeout_ms.into()), Until::Reached(wait)))
+                }
+            }
+        })
     }
 }
 

@@ -86,6 +86,7 @@ pub mod source;
 pub mod store;
 #[cfg(all(unix, feature = "sync"))]
 pub mod tree;
+pub mod wait;
 pub mod wire;
 
 pub use authority::{
@@ -101,7 +102,7 @@ pub use node::{
 };
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};
-pub use replica::{Data, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
+pub use replica::{Arriving, Data, Memory, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
 pub use sender::{Distributor, NodeStatus, Origin, Settings, Stale};
 pub use wire::client::Step;
 pub use wire::{Level, NackCode, NodeKind};

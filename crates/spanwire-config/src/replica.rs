@@ -10,6 +10,7 @@
 //! [`recv`](spanwire::protocol::Receives::recv) and [`Replica::ack`] or [`Replica::nack`]).
 
 mod heads;
+mod memory;
 mod offer;
 mod relay;
 mod transfer;
@@ -33,6 +34,8 @@ use crate::wire::{
     WantReason, Welcome,
 };
 use crate::{Base, ClusterId, Head, Id, Key, Limits, Position, RECEIVER, SENDER, ServerId, State};
+
+pub use memory::{Arriving, Memory};
 
 const TICK: TimerKey = TimerKey(0, 0);
 const CHANGED: WaitKey = WaitKey(RECEIVER as u32, 0);
@@ -310,7 +313,7 @@ impl Replica {
     /// visible stays until a HEAD of a higher epoch comes.
     #[must_use]
     pub fn in_conflict(mut self, heads: Option<(Head, Head)>) -> Self {
-        self.conflict = heads;
+        self.conflict = heads.filter(|_| !planted("conflict-forgotten"));
         self
     }
 
@@ -651,7 +654,7 @@ impl Protocol for Replica {
     }
 
     fn pipe_opened(&mut self, cx: &mut Cx<'_>, pipe: PipeId) -> Result<(), Reject> {
-        let alone = self.active.is_none();
+        let alone = self.active.is_none() || planted("newest-way-taken");
         if alone {
             self.active = Some(pipe);
             self.active_since = cx.now();

@@ -21,7 +21,7 @@ const TIME: Duration = Duration::from_secs(15);
 const ENOUGH: u64 = 50;
 
 #[test]
-fn promises_03_04_05_13_invariants_01_to_24_hold_whatever_happens() {
+fn promises_03_04_05_13_invariants_01_to_25_hold_whatever_happens() {
     let range = seeds(0..100_000);
     let (start, asked) = (Instant::now(), std::env::var_os("SIM_SEEDS").is_some());
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
@@ -61,6 +61,7 @@ fn promises_03_04_05_13_invariants_01_to_24_hold_whatever_happens() {
         for few in [sum.refusals, sum.starts, sum.links, sum.tampered, sum.digest_failures, sum.conflicts] {
             assert!(few > ran / 10, "{sum:?}");
         }
+        assert!(sum.waits > ran && sum.adopted > 0, "{sum:?}");
         assert!(sum.stale > 0 && sum.fail_overs > ran / 10, "{sum:?}");
         assert!(sum.rollouts > ran / 4 && sum.canaries > ran / 4 && sum.stages > 0, "{sum:?}");
     }
@@ -86,11 +87,13 @@ fn invariants_07_14_18_23_26_hold_with_relays_between() {
         sum.deep += counts.deep;
         sum.rollouts += counts.rollouts;
         sum.canaries += counts.canaries;
+        sum.fail_overs += counts.fail_overs;
         ran += 1;
     }
     println!("{ran} trees in {:.1?}: {sum:?}", start.elapsed());
     if ran >= 50 {
         assert!(sum.forwarded > 100 * ran && sum.reports > 10 * ran && sum.behind > ran, "{sum:?}");
+        assert!(sum.fail_overs > ran / 20, "{sum:?}");
         assert!(sum.loops > 0 && sum.deep > 0, "{sum:?}");
         assert!(sum.rollouts > ran / 4 && sum.canaries > ran / 8, "{sum:?}");
     }

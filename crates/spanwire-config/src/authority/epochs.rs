@@ -74,7 +74,7 @@ impl NsAuthority {
         let mut lost: BTreeMap<_, (Position, usize)> = BTreeMap::new();
         for held in self.held.values().map(|head| head.position) {
             let beyond = from.is_none_or(|from| held.partial_cmp(&from).is_none_or(|order| order.is_gt()));
-            if beyond {
+            if beyond && !planted("losses-not-listed") {
                 let key = (held.epoch.number, held.rev, held.epoch.incarnation);
                 lost.entry(key).or_insert((held, 0)).1 += 1;
             }
@@ -110,10 +110,14 @@ impl NsAuthority {
             fits(head)
                 && match named {
                     Some(named) => head.base() == named,
-                    None => head.audience.is_empty(),
+                    None => head.audience.is_empty() || planted("adopts-canary"),
                 }
         };
-        let best = self.held.values().filter(eligible).max_by_key(|head| Place::from(head.position)).cloned();
+        let best = match planted("adopts-oldest") {
+            true => self.held.values().filter(eligible).min_by_key(|head| Place::from(head.position)),
+            false => self.held.values().filter(eligible).max_by_key(|head| Place::from(head.position)),
+        };
+        let best = best.cloned();
         let Some(best) = best else { return out.push(refuse("no node holds such a state")) };
         let rival = self.held.values().filter(eligible).any(|head| {
             let (a, b) = (head.position, best.position);
@@ -135,7 +139,8 @@ impl NsAuthority {
 
     pub(super) fn on_offered(&mut self, out: &mut Actions, node: Id, state: Option<State>) {
         let Some(mut adopting) = self.adopting.take_if(|adopting| adopting.node == node) else { return };
-        if !matches!(self.mode, Mode::Vacant) || self.writing.is_some() {
+        let begun = !matches!(self.mode, Mode::Vacant) && !planted("adopts-after-begin");
+        if begun || self.writing.is_some() {
             // It began in another way meanwhile, and what was committed since must not be undone.
             let why = Invalid::NotNow("the namespace has begun");
             return out.push(AuthorityAction::Reply(adopting.ticket, Answer::Invalid(why)));

@@ -10,7 +10,7 @@ use spanwire::protocol::{Cx, PipeId, Reason, Receives as _};
 use super::{CHANGED, Held, Replica, Update};
 use crate::faults::planted;
 use crate::wire::{Frame, Goodbye, GoodbyeCode, MAX_PATH, NodeKind, Report, WantReason, Welcome};
-use crate::{Head, Id, Key, Position, RelayAction, RelayEvent, Unexpected, Upstream};
+use crate::{Head, Id, Key, Position, RelayAction, RelayEvent, State, Unexpected, Upstream};
 
 /// Words of STALE that wait to be routed; of more, the oldest are dropped, and come again.
 const MOST_STALE: usize = 1_000;
@@ -32,6 +32,13 @@ pub(super) struct Relayed {
     conversations: u64,
     /// In which the pipe in use is.
     conversation: Option<(PipeId, u64)>,
+}
+
+impl Relayed {
+    /// What waits below a canary's state.
+    pub(super) fn under(&self) -> Option<&State> {
+        self.under.as_ref().map(|(held, _)| &held.state)
+    }
 }
 
 impl Replica {

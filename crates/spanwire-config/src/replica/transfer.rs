@@ -9,7 +9,7 @@ use spanwire::protocol::{Cx, DropReason, PipeId, Reason};
 use super::{Assembly, CHANGED, Held, Replica, Verdict, Word};
 use crate::faults::planted;
 use crate::wire::{Level, Slice, WantReason, decode_changes, decode_state, snapshot_size};
-use crate::{Change, ChangeSet, Key, State};
+use crate::{Change, ChangeSet, Head, Key, Limits, State};
 
 impl Replica {
     pub(super) fn on_slice(&mut self, cx: &mut Cx<'_>, pipe: PipeId, slice: Slice) {
@@ -55,12 +55,8 @@ impl Replica {
             return;
         }
         let size = slice.offset + slice.bytes.len() as u64;
-        let most = match slice.base {
-            None => snapshot_size(slice.head.keys, slice.head.bytes),
-            // Puts are within the new state; deletes within the old one, whose keys the limits bound.
-            Some(_) => snapshot_size(self.settings.limits.keys, self.settings.limits.bytes).saturating_mul(2),
-        };
-        if size > most {
+        let most = most(&self.settings.limits, &slice.head, slice.base.is_some());
+        if size > most && !planted("transfer-size-unchecked") {
             self.failed(cx, pipe, slice.base.is_some());
             return;
         }
@@ -89,7 +85,11 @@ impl Replica {
             return false;
         }
         self.awaiting = false;
-        self.assembly = Some(Assembly { head: slice.head.clone(), base: slice.base, bytes: Vec::new() });
+        let mut bytes = Vec::new();
+        if planted("announced-size-allocated") {
+            bytes.reserve(snapshot_size(slice.head.keys, slice.head.bytes) as usize);
+        }
+        self.assembly = Some(Assembly { head: slice.head.clone(), base: slice.base, bytes });
         true
     }
 
@@ -161,6 +161,15 @@ impl Replica {
             self.assembly = None;
             cx.close(pipe, Reason::Protocol("a snapshot without the digest that its HEAD names"));
         }
+    }
+}
+
+/// Most bytes that a transfer to this HEAD may have.
+pub(super) fn most(limits: &Limits, head: &Head, delta: bool) -> u64 {
+    match delta {
+        false => snapshot_size(head.keys, head.bytes),
+        // Puts are within the new state; deletes within the old one, whose keys the limits bound.
+        true => snapshot_size(limits.keys, limits.bytes).saturating_mul(2),
     }
 }
 

@@ -7,6 +7,7 @@ use spanwire::protocol::{Cx, PipeId, Reason, Reject};
 
 use super::{Refusal, Replica, Up, Word};
 use crate::Position;
+use crate::faults::planted;
 use crate::wire::{Ack, Frame, Hello, Level, Nack, NackCode, VERSION, Want, WantReason};
 
 impl Replica {
@@ -17,7 +18,9 @@ impl Replica {
     pub(super) fn want(&self) -> Want {
         Want {
             namespace: self.settings.namespace.clone(),
-            have: self.tip().map(|held| held.head.clone()).into_iter().collect(),
+            have: (self.tip().map(|held| held.head.clone()).into_iter())
+                .filter(|_| !planted("fail-over-empty-handed") || self.opened < 2)
+                .collect(),
             refused: self.refused.iter().map(|r| (r.position, r.code)).collect(),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use spanwire::protocol::{Cx, PipeId, Reason};
 
-use super::session::{Sending, Standing};
+use super::session::{Sending, Session, Standing};
 use super::target::Which;
 use super::{Distributor, FLIGHT, Step};
 use crate::faults::planted;
@@ -64,6 +64,10 @@ impl Distributor {
             };
             let Some(pipe) = next else { return };
             self.pump(cx, pipe);
+            let stopped = |session: &Session| session.sending.is_some() && !session.has_credit();
+            if planted("stopped-reader-holds-up") && self.sessions.get(pipe).is_some_and(stopped) {
+                return;
+            }
         }
     }
 

@@ -93,19 +93,20 @@ const COLD: Bounds = Bounds {
     losses: 0,
     refusals: 0,
     beacons: 0,
+    steps: 0,
 };
 const WARM: Bounds = Bounds { begun: true, ..COLD };
 const BEHIND: Bounds = Bounds { relay: true, ..WARM };
 
-/// For somebody with time, with `--nocapture`: `SMALL_WORLD=0,2,2,1,1,0,0` (begun, replicas, commits,
-/// crashes, losses, refusals, beacons) in the place of all that a test explores.
+/// For somebody with time, with `--nocapture`: `SMALL_WORLD=0,2,2,1,1,0,0,0` (begun, replicas, commits,
+/// crashes, losses, refusals, beacons, steps) in the place of all that a test explores.
 fn asked(of: Bounds) -> Option<Bounds> {
     let text = std::env::var("SMALL_WORLD").ok()?;
     let numbers: Vec<u8> = text.split(',').map(|n| n.parse().expect("numbers")).collect();
-    let [begun, replicas, commits, crashes, losses, refusals, beacons] = numbers[..] else {
-        panic!("seven numbers: {text}")
+    let [begun, replicas, commits, crashes, losses, refusals, beacons, steps] = numbers[..] else {
+        panic!("eight numbers: {text}")
     };
-    Some(Bounds { begun: begun > 0, replicas, commits, crashes, losses, refusals, beacons, ..of })
+    Some(Bounds { begun: begun > 0, replicas, commits, crashes, losses, refusals, beacons, steps, ..of })
 }
 
 fn explore_all(worlds: &[Bounds]) {
@@ -130,6 +131,18 @@ fn invariants_01_03_04_06_07_10_14_15_23_hold_in_every_order_of_a_small_world() 
         Bounds { replicas: 1, commits: 2, crashes: 1, losses: 1, ..COLD },
         Bounds { crashes: 1, refusals: 1, ..WARM },
         Bounds { replicas: 1, commits: 3, refusals: 1, beacons: 1, ..WARM },
+    ]);
+}
+
+#[test]
+fn invariants_01_03_04_06_07_10_11_14_15_23_hold_in_every_order_of_a_rollout() {
+    // The first commit is for the last replica first; then it is promoted, aborted, paused or none of these.
+    explore_all(&[
+        Bounds { steps: 1, losses: 1, ..WARM },
+        Bounds { steps: 1, crashes: 1, ..WARM },
+        Bounds { steps: 2, refusals: 1, ..WARM },
+        Bounds { steps: 2, commits: 2, ..WARM },
+        Bounds { replicas: 1, steps: 2, refusals: 1, crashes: 1, losses: 1, ..WARM },
     ]);
 }
 

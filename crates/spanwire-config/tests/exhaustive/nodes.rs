@@ -9,12 +9,16 @@ use std::time::Duration;
 use spanwire::Message;
 use spanwire::protocol::script::Script;
 use spanwire::protocol::{Limit, PipeId, PipeInfo, Protocol, Time};
+use spanwire_config::rollout::{Plan, Stage, WHOLE};
 use spanwire_config::source::{Record, Recovered, Snapshot};
 use spanwire_config::{
     Answer, AuthorityAction, AuthorityEvent, ChangeSet, Distributor, Head, Id, Intent, Key, Level, NackCode,
     NodeKind, NsAuthority, NsRelay, NsSettings, Opening, Place, Position, RelayAction, RelayEvent,
-    RelaySettings, Replica, ReplicaSettings, Request, Settings, State, Ticket, Update,
+    RelaySettings, Replica, ReplicaSettings, Request, Settings, State, Step, Ticket, Update,
 };
+
+/// The ticket of what no commit is.
+const UNASKED: u64 = u64::MAX;
 
 /// Its node id, and as a server its server id.
 pub(crate) fn id(node: usize) -> Id {
@@ -124,7 +128,8 @@ fn changes(number: u8) -> ChangeSet {
 fn replica(disk: &mut Disk, node: usize, kind: NodeKind) -> Replica {
     disk.opened += 1;
     let boot = u64::from(disk.opened) << 32;
-    let settings = ReplicaSettings { node: id(node), boot, kind, ..ReplicaSettings::default() };
+    let labels = vec![("n".to_owned(), node.to_string())];
+    let settings = ReplicaSettings { node: id(node), boot, kind, labels, ..ReplicaSettings::default() };
     let level = if disk.applied { Level::Applied } else { Level::Stored };
     match disk.kept.clone() {
         Some((head, state)) => Replica::restored(settings, head, state, level),
@@ -197,7 +202,12 @@ impl Node {
 }
 
 impl Server {
-    pub(crate) fn commit(&mut self, disk: &Disk, number: u8) {
+    /// `cohort`: it is for this node first.
+    pub(crate) fn commit(&mut self, disk: &Disk, number: u8, cohort: Option<usize>) {
+        let plan = |node: usize| {
+            let labels = vec![("n".to_owned(), node.to_string())];
+            Plan { salt: Id::default(), stages: vec![Stage { labels, share: WHOLE, gate: None }] }
+        };
         let request = Request {
             request: Id([0xc0 + number; 16]),
             // The first begins the namespace.
@@ -206,10 +216,17 @@ impl Server {
             author: String::new(),
             note: String::new(),
             stamp: 0,
-            rollout: None,
+            rollout: cohort.map(plan),
             supersede: false,
         };
         self.tell(disk, AuthorityEvent::Commit(Ticket(u64::from(number)), request));
+    }
+
+    /// A step of the open rollout; nobody asks for its answer.
+    pub(crate) fn roll(&mut self, disk: &Disk, number: u8, step: Step) {
+        let at = self.machine.position().map(Place::from).unwrap_or_default();
+        let request = Id([0xe0 + number; 16]);
+        self.tell(disk, AuthorityEvent::Rollout(Ticket(UNASKED), request, at, step));
     }
 
     /// The store is done with what it writes; by now it is in the log.
@@ -223,6 +240,7 @@ impl Server {
             let left = self.talk.script.call(|d, cx| d.perform(cx, action)).expect("the machine's order");
             match left {
                 Some(AuthorityAction::Append(record)) => self.writing = Some(record),
+                Some(AuthorityAction::Reply(Ticket(UNASKED), _)) => {}
                 Some(AuthorityAction::Reply(Ticket(who), answer)) => self.answers.push((who, answer)),
                 Some(AuthorityAction::Recall(recall)) => {
                     let rev = recall.head.position.rev;

@@ -24,6 +24,8 @@ struct Truth {
 pub(crate) struct Oracle {
     /// What was durable at the authority.
     durable: BTreeMap<u64, (Head, State)>,
+    /// Revisions that are for all; the others were or are for a cohort, which is the last replica.
+    for_all: BTreeSet<u64>,
     state: State,
     truths: Vec<Truth>,
     /// Commits that were asked for: not answered yet, lost with the process that was asked, or where they are.
@@ -45,6 +47,7 @@ impl Oracle {
     pub(crate) fn new(nodes: usize) -> Oracle {
         Oracle {
             durable: BTreeMap::new(),
+            for_all: BTreeSet::new(),
             state: State::new(),
             truths: vec![Truth::default(); nodes],
             requests: BTreeMap::new(),
@@ -67,11 +70,22 @@ impl Oracle {
     }
 
     pub(crate) fn durable(&mut self, record: &Record) {
-        let Record::Batch(batch) = record else { return };
+        let batch = match record {
+            Record::Batch(batch) => batch,
+            Record::Mark(mark) => {
+                self.for_all.extend(mark.passed.then_some(mark.at.rev));
+                return;
+            }
+            _ => return,
+        };
         for commit in &batch.commits {
             self.state.apply(&commit.changes);
-            self.made.insert(commit.request.0[0] - 0xc0, commit.rev);
+            // The others are what aborts made.
+            if let number @ 0..0x20 = commit.request.0[0].wrapping_sub(0xc0) {
+                self.made.insert(number, commit.rev);
+            }
         }
+        self.for_all.extend(batch.head.audience.is_empty().then_some(batch.head.position.rev));
         self.durable.insert(batch.head.position.rev, (batch.head.clone(), self.state.clone()));
     }
 
@@ -107,7 +121,8 @@ impl Oracle {
         let (known, state) = self.durable.get(&head.position.rev)?;
         let same = (known.position, known.chain, known.digest, known.prev_rev)
             == (head.position, head.chain, head.digest, head.prev_rev);
-        same.then_some(state)
+        let durable = !head.audience.is_empty() || self.for_all.contains(&head.position.rev);
+        (same && durable).then_some(state)
     }
 
     /// Invariants 6 and 7: what a server shows is durable, and as it was committed. Invariant 14 begins here.
@@ -173,7 +188,11 @@ impl Oracle {
                 if self.committed(head) != Some(state) {
                     return Err(format!("invariant 1: node {n} shows another {}", head.position));
                 }
+                let last = n + 1 == self.truths.len();
                 let truth = &mut self.truths[n];
+                if !last && truth.shown != rev && !head.audience.is_empty() {
+                    return Err(format!("invariant 11: node {n} shows {rev}, which is for another"));
+                }
                 if rev < truth.shown {
                     return Err(format!("invariant 3: node {n} goes from {} to {rev}", truth.shown));
                 }
@@ -209,7 +228,10 @@ impl Oracle {
 
     /// Invariant 23, and that the authority knows it.
     pub(crate) fn at_rest(&self, nodes: &[&Node], relay: bool) -> Checked {
-        let newest = self.durable.keys().next_back().copied().unwrap_or(0);
+        let newest_of = |n: usize| match n + 1 == self.truths.len() {
+            true => self.durable.keys().next_back().copied().unwrap_or(0),
+            false => self.for_all.iter().next_back().copied().unwrap_or(0),
+        };
         if let Some((number, asked)) =
             self.requests.iter().find(|(_, asked)| !matches!(asked, Asked::Told(_)))
         {
@@ -223,6 +245,7 @@ impl Oracle {
         let table = server.talk.script.protocol.status();
         for (n, node) in nodes.iter().enumerate().skip(1 + usize::from(relay)) {
             let Node::Agent(agent) = node else { return Err("model: no replica".into()) };
+            let newest = newest_of(n);
             let shown = agent.shown.as_ref().map_or(0, |(head, _)| head.position.rev);
             if shown != newest && !self.truths[n].refused.contains(&newest) {
                 let status = agent.talk.script.protocol.status(agent.talk.script.now());
@@ -239,6 +262,6 @@ impl Oracle {
 
     /// All on which a later check depends.
     pub(crate) fn write_to(&self, out: &mut impl std::fmt::Write) -> std::fmt::Result {
-        write!(out, "{:?}{:?}{:?}", self.truths, self.requests, self.made)
+        write!(out, "{:?}{:?}{:?}{:?}", self.truths, self.requests, self.made, self.for_all)
     }
 }

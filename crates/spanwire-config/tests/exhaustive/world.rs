@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use spanwire::Message;
+use spanwire_config::Step;
 
 use super::nodes::{Disk, Node, beacon};
 use super::oracle::Oracle;
@@ -25,6 +26,9 @@ pub(crate) struct Bounds {
     pub(crate) losses: u8,
     pub(crate) refusals: u8,
     pub(crate) beacons: u8,
+    /// Steps of a rollout; with any, the second commit of all is one. Then the authority does not die: what its store
+    /// recovers of a rollout is the simulator's, with the shipped log.
+    pub(crate) steps: u8,
 }
 
 /// What can come next. Nodes are numbered, the authority first; links by who dials.
@@ -32,6 +36,8 @@ pub(crate) struct Bounds {
 pub(crate) enum Event {
     /// Somebody commits.
     Commit,
+    /// The operator has the open rollout go on, wait or end.
+    Roll(Step),
     /// Who got no answer before the authority crashed asks again.
     Again(u8),
     /// What the authority's store writes is durable.
@@ -72,8 +78,8 @@ pub(crate) enum Event {
 impl Event {
     /// It may come, and need not.
     pub(crate) fn is_optional(&self) -> bool {
-        use Event::{Beacon, Commit, Crash, Lose, Refuse};
-        matches!(self, Commit | Refuse(_) | Beacon | Crash { .. } | Lose(_))
+        use Event::{Beacon, Commit, Crash, Lose, Refuse, Roll};
+        matches!(self, Commit | Roll(_) | Refuse(_) | Beacon | Crash { .. } | Lose(_))
     }
 }
 
@@ -90,6 +96,8 @@ struct Wire {
 #[derive(Clone)]
 pub(crate) struct World {
     left: Bounds,
+    /// The second commit is a rollout.
+    rollout: bool,
     committed: u8,
     nodes: Vec<Option<Rc<Node>>>,
     prints: Vec<u128>,
@@ -106,6 +114,7 @@ impl World {
         let nodes = 1 + usize::from(bounds.relay) + usize::from(bounds.replicas);
         let mut world = World {
             left: bounds,
+            rollout: bounds.steps > 0,
             committed: 0,
             nodes: vec![None; nodes],
             prints: vec![0; nodes],
@@ -123,7 +132,7 @@ impl World {
     /// One order in which everybody comes to hold a first commit.
     fn begin(&mut self) -> Result<(), String> {
         let left = self.left;
-        self.left = Bounds { commits: 0, crashes: 0, losses: 0, refusals: 0, beacons: 0, ..left };
+        self.left = Bounds { commits: 0, crashes: 0, losses: 0, refusals: 0, beacons: 0, steps: 0, ..left };
         self.left.commits = 1;
         self.step(Event::Commit)?;
         while let Some(event) = self.events().into_iter().find(|event| !event.is_optional()) {
@@ -211,7 +220,14 @@ impl World {
                 half_written = server.writing.is_some();
                 // All but the first go on from one before.
                 let may = |number: &u8| self.oracle.has_begun() || *number == 1;
+                let open = server.machine.cohort().is_some();
                 let next = (self.left.commits > 0).then_some(self.committed + 1).filter(may);
+                // A commit would be told that one is open.
+                let next = next.filter(|_| !self.rollout || !open && !half_written);
+                if open && !half_written && self.left.steps > 0 {
+                    let steps = [Step::Promote, Step::Abort, Step::Pause, Step::Resume];
+                    events.extend(steps.map(Event::Roll));
+                }
                 events.extend(next.map(|_| Event::Commit));
                 events.extend(half_written.then_some(Event::Durable));
                 events.extend((self.left.beacons > 0).then_some(Event::Beacon));
@@ -235,7 +251,7 @@ impl World {
                 }
             }
         }
-        if self.left.crashes > 0 {
+        if self.left.crashes > 0 && !(self.rollout && n == AUTHORITY) {
             events.push(Event::Crash { node: n, written: false });
             events.extend(half_written.then_some(Event::Crash { node: n, written: true }));
         }
@@ -250,11 +266,17 @@ impl World {
                 self.committed += 1;
                 let number = self.committed;
                 Rc::make_mut(&mut self.oracle).asked(number);
-                self.with(AUTHORITY, |node, disk| server(node).commit(disk, number))?;
+                let cohort = (self.rollout && number == 2).then_some(self.nodes.len() - 1);
+                self.with(AUTHORITY, |node, disk| server(node).commit(disk, number, cohort))?;
+            }
+            Event::Roll(step) => {
+                self.left.steps -= 1;
+                let number = self.left.steps;
+                self.with(AUTHORITY, |node, disk| server(node).roll(disk, number, step))?;
             }
             Event::Again(number) => {
                 Rc::make_mut(&mut self.oracle).asked(number);
-                self.with(AUTHORITY, |node, disk| server(node).commit(disk, number))?;
+                self.with(AUTHORITY, |node, disk| server(node).commit(disk, number, None))?;
             }
             Event::Durable => {
                 self.write();
@@ -418,11 +440,18 @@ impl World {
                 }
             }
         }
-        let Bounds { commits, crashes, losses, refusals, beacons, .. } = self.left;
-        print.add(&[commits, crashes, losses, refusals, beacons]);
+        let Bounds { commits, crashes, losses, refusals, beacons, steps, .. } = self.left;
+        print.add(&[commits, crashes, losses, refusals, beacons, steps]);
         for disk in &self.disks {
             let kept = disk.kept.as_ref().map_or(0, |(head, _)| head.position.rev);
-            print.add(&[disk.opened as u8, disk.log.len() as u8, kept as u8, u8::from(disk.applied)]);
+            let cohort = disk.kept.as_ref().is_some_and(|(head, _)| !head.audience.is_empty());
+            print.add(&[
+                disk.opened as u8,
+                disk.log.len() as u8,
+                kept as u8,
+                u8::from(disk.applied),
+                u8::from(cohort),
+            ]);
         }
         self.oracle.write_to(&mut print).expect("it takes any text");
         print.0

@@ -4,17 +4,20 @@
 //! `oracle` checks the invariants; this file makes the world of a seed and does what its users do.
 
 pub(crate) mod coverage;
+mod failover;
 mod nodes;
 pub(crate) mod oracle;
 mod relay;
 pub(crate) mod tree;
+mod waits;
 
 use std::time::Duration;
 
 use spanwire::Message;
 use spanwire_config::rollout::{Gate, Plan, Stage};
 use spanwire_config::sign::{Keyring, Secret};
-use spanwire_config::wire::Frame;
+use spanwire_config::wire::client::{Selector, WaitAsk};
+use spanwire_config::wire::{Frame, Level, Slice, snapshot_size};
 use spanwire_config::{
     ChangeSet, Epoch, Head, Id, Key, Limits, Place, ReplicaSettings, Settings, State, Step as Move,
 };
@@ -64,16 +67,24 @@ pub(crate) enum Op {
     Nurse,
     /// An operator begins a new epoch.
     NewEpoch { server: usize },
+    /// Somebody waits for nodes to reach what is so many revisions below the newest: those of these numbers, or all, and
+    /// of a group.
+    Wait { server: usize, back: u64, level: Level, nodes: Vec<usize>, group: Option<usize>, lasts: Duration },
     /// Two writers race: both expect the newest position of now.
     Race,
     /// The store is lost, and a new history begins above the old one.
     LoseStore { down: Duration },
+    /// The operator has the authority, if it has lost its store, take over what nodes hold: what is for all, or the one of
+    /// this number among what they show.
+    Adopt { named: Option<usize> },
     /// A node's folder is put back as it was so many starts ago, with its cache or without.
     PutBack { node: usize, starts: u32, cache: bool },
     /// The mirror (or the twin) starts again, on a copy of the authority's store.
     Refresh,
     /// A relay talks on and takes notice of nothing.
     Freeze { relay: usize, lasts: Duration },
+    /// A relay dies when nothing else is wrong.
+    Kill { relay: usize, down: Duration },
     /// Every connection breaks once more; or the authority starts again.
     Shake { restart: bool },
 }
@@ -177,6 +188,8 @@ pub(crate) fn setup(seed: u64) -> Setup<Cluster> {
     });
     let mut plan = plan(&mut rng, second, servers, agents, &routes, lies);
     rollouts(seed, &mut plan);
+    wait_for(seed, servers, agents, &mut plan);
+    lose(seed, &mut plan);
     Setup {
         model: Cluster {
             oracle: Oracle::new(servers, &routes, lies, second == Second::Twin, Keys { used: keys, foreign }),
@@ -361,6 +374,44 @@ fn rollouts(seed: u64, plan: &mut Vec<Step<Op>>) {
     plan.push(Step::op(RUN - Duration::from_millis(50), Op::Nurse));
 }
 
+/// Questions who has reached what.
+fn wait_for(seed: u64, servers: usize, agents: usize, plan: &mut Vec<Step<Op>>) {
+    // Apart from all else, as rollouts are.
+    let mut rng = Rng::new(seed ^ 0x0017_0017);
+    for _ in 0..rng.below(16) {
+        // Some last until long after the faults have ended.
+        let longest = Duration::from_millis([50, 1_000, 8_000][rng.below(3)]);
+        let op = Op::Wait {
+            server: rng.below(servers),
+            back: if rng.one_in(2) { 0 } else { rng.below(4) as u64 },
+            level: [Level::Stored, Level::Visible, Level::Applied][rng.below(3)],
+            nodes: if rng.one_in(3) { vec![rng.below(agents + 1), rng.below(agents)] } else { Vec::new() },
+            group: rng.one_in(4).then(|| rng.below(2)),
+            lasts: rng.time(Duration::ZERO..longest),
+        };
+        plan.push(Step::op(rng.time(Duration::ZERO..RUN + Duration::from_secs(2)), op));
+    }
+}
+
+/// In some worlds: the store is lost, and the operator looks at what nodes hold.
+fn lose(seed: u64, plan: &mut Vec<Step<Op>>) {
+    // Apart from all else, as rollouts are.
+    let mut rng = Rng::new(seed ^ 0x0ff3_0ff3);
+    if !rng.one_in(5) {
+        return;
+    }
+    let (at, down) = (rng.time(RUN / 6..RUN / 2), rng.time(Duration::ZERO..Duration::from_millis(200)));
+    plan.push(Step::op(at, Op::LoseStore { down }));
+    for _ in 0..1 + rng.below(4) {
+        let named = rng.one_in(3).then(|| rng.below(4));
+        plan.push(Step::op(
+            at + down + rng.time(Duration::ZERO..Duration::from_millis(600)),
+            Op::Adopt { named },
+        ));
+    }
+    plan.push(Step::op(RUN - Duration::from_millis(50), Op::Nurse));
+}
+
 fn commit(rng: &mut Rng, server: usize, poisoned: bool) -> Op {
     let (mut puts, mut deletes) = (Vec::new(), Vec::new());
     for _ in 0..=rng.below(4) {
@@ -388,6 +439,13 @@ fn changes(puts: &[(usize, usize, u8)], deletes: &[usize], poison: Option<[u8; 2
     changes
 }
 
+/// A slice that goes on beyond the end of what its HEAD announces.
+fn swell(slice: &mut Slice) {
+    let mut bytes = slice.bytes.to_vec();
+    bytes.resize(bytes.len() + snapshot_size(slice.head.keys, slice.head.bytes) as usize + 1, 7);
+    (slice.bytes, slice.last) = (bytes.into(), false);
+}
+
 /// What somebody without the key can make of a HEAD.
 fn forge(head: &mut Head, random: u64) {
     match random % 8 {
@@ -412,7 +470,11 @@ fn with_server<R>(
     f: impl FnOnce(&mut Server, &mut Io<'_, Folder>) -> R,
 ) -> Option<R> {
     net.with(server, |party, io| match party {
-        Party::Server(server) => Some(f(server, io)),
+        Party::Server(server) => {
+            let result = f(server, io);
+            server.answer(io);
+            Some(result)
+        }
         _ => None,
     })
     .flatten()
@@ -447,7 +509,9 @@ impl Model for Cluster {
             self.oracle.store_copied(node);
         }
         self.oracle.server_starts(node);
-        Party::Server(Server::start(self.server_settings[node].clone(), self.lazy, io))
+        let mut server = Server::start(self.server_settings[node].clone(), self.lazy, io);
+        server.mirror = self.second == Second::Mirror && node == 1;
+        Party::Server(server)
     }
 
     fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {
@@ -461,7 +525,9 @@ impl Model for Cluster {
                     let taken = server.put(io, &changes);
                     during = open && taken;
                     let stuck = server.is_vacant() || server.is_frozen() && io.rng().one_in(4);
-                    if !taken && stuck && !io.disk.is_crashed() {
+                    if server.is_vacant() && io.rng().one_in(2) {
+                        server.adopt(io, None);
+                    } else if !taken && stuck && !io.disk.is_crashed() {
                         // Nodes show another history: only an operator leads on.
                         let mut content = State::new();
                         content.apply(&changes);
@@ -498,6 +564,26 @@ impl Model for Cluster {
                 }
                 restart_if_failed(net, *server);
             }
+            Op::Wait { server, back, level, nodes, group: of, lasts } => {
+                let until = net.now() + *lasts;
+                let begun = with_server(net, *server, |server, _| {
+                    let (head, audience) = server.newest();
+                    let mut position = head.map(Place::from).unwrap_or_default();
+                    position.rev = position.rev.saturating_sub(*back);
+                    let selector = Selector {
+                        names: nodes.iter().map(|n| format!("n{n}")).collect(),
+                        labels: of.map(group).unwrap_or_default(),
+                    };
+                    let (namespace, timeout_ms) = ("config".into(), lasts.as_millis() as u32);
+                    let ask = WaitAsk { namespace, position, level: *level, timeout_ms, selector };
+                    let known = server.socket.protocol().status();
+                    let number = server.wait(&ask, until);
+                    (number, ask, known, (head, audience.filter(|_| *back == 0)))
+                });
+                if let Some((number, ask, known, newest)) = begun {
+                    self.oracle.waits.begins((*server, number), ask, until, &known, newest);
+                }
+            }
             Op::Race => {
                 let both = with_server(net, 0, |server, io| {
                     let at = server.place();
@@ -521,20 +607,24 @@ impl Model for Cluster {
                     self.oracle.store_lost(folder);
                 }
             }
+            Op::Adopt { named } => {
+                with_server(net, 0, |server, io| server.adopt(io, *named));
+                restart_if_failed(net, 0);
+            }
             Op::PutBack { node, starts, cache } => {
                 net.crash(*node, Duration::from_millis(50), false);
                 if let Some(disk) = net.disk_mut(*node) {
                     let mut folder = disk.read().clone();
                     folder.opened = folder.opened.saturating_sub(*starts);
                     if !cache {
-                        (folder.history, folder.level) = (None, None);
+                        (folder.history, folder.level, folder.conflict) = (None, None, None);
                     }
                     disk.replace(folder);
                     self.oracle.folder_put_back(*node);
                 }
             }
             // Only among relays.
-            Op::Freeze { .. } => {}
+            Op::Freeze { .. } | Op::Kill { .. } => {}
             Op::Refresh => {
                 self.fork = true;
                 net.crash(1, Duration::from_millis(30), false);
@@ -602,6 +692,7 @@ impl Model for Cluster {
                 heads.iter_mut().for_each(|head| forge(head, random >> 16));
             }
             Frame::Slice(slice) if cohort => slice.head.audience = "canary".into(),
+            Frame::Slice(slice) if random >> 20 & 3 == 0 => swell(slice),
             Frame::Slice(slice) => {
                 let mut bytes = slice.bytes.to_vec();
                 let at = (random >> 8) as usize % bytes.len().max(1);

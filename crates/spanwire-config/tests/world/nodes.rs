@@ -5,20 +5,23 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use spanwire::protocol::{Protocol, Receives, Time};
 use spanwire_config::rollout::{Plan, WHOLE};
 use spanwire_config::sign::Secret;
 use spanwire_config::source::{
     Batch, Disk, Embedded, Health, Record, Recovered, Snapshot, Source, SourceError,
 };
+use spanwire_config::wire::client::WaitAsk;
 use spanwire_config::{
-    Answer, AuthorityAction, AuthorityEvent, ChangeSet, Distributor, Driver, Epoch, Head, Id, Intent, Key,
-    Level, Mode, NackCode, NsSettings, Opening, Place, Position, ReadOnly, Replica, ReplicaSettings, Request,
-    Settings, State, Step, Ticket, Update,
+    Answer, AuthorityAction, AuthorityEvent, Base, ChangeSet, Distributor, Driver, Epoch, Head, Id, Intent,
+    Key, Level, Mode, NackCode, NsSettings, Opening, Place, Position, ReadOnly, Replica, ReplicaSettings,
+    Request, Settings, State, Step, Ticket, Update,
 };
 use spanwire_testkit::sim::{self, Event, Io, Node, Scripted, SyncError};
 
 use super::relay::Relay;
+use super::waits::Desk;
 use super::{RUN, coverage, planted};
 
 pub(crate) const BEACON: Duration = Duration::from_millis(200);
@@ -46,6 +49,18 @@ pub(crate) struct Folder {
     pub(crate) files: BTreeMap<String, Arc<Vec<u8>>>,
     /// The epoch with which an empty store begins.
     pub(crate) begin: Epoch,
+    /// A node's word of two histories that contradict each other: what it holds, and the other.
+    pub(crate) conflict: Option<Arc<(Head, Head)>>,
+}
+
+impl Folder {
+    /// What a node finds in it of a contradiction: a held HEAD of a higher epoch has ended it.
+    pub(crate) fn contradiction(&self) -> Option<(Head, Head)> {
+        let number = |head: &Head| head.position.epoch.number;
+        let noted = self.conflict.as_deref();
+        let holds = self.history.as_ref();
+        noted.filter(|(mine, _)| holds.is_none_or(|(held, _)| number(held) <= number(mine))).cloned()
+    }
 }
 
 #[derive(Debug)]
@@ -85,10 +100,28 @@ pub(crate) struct Server {
     /// What nodes show is looked at some time later: the thread that does it has to wait its turn.
     pub(crate) lazy: bool,
     due: Option<Time>,
+    /// It serves a copy of another's store, and decides nothing: an open rollout in it is the other's.
+    pub(crate) mirror: bool,
     /// When the nodes of a cohort are counted next.
     count: Option<Time>,
     /// A stage passed that should not have.
     pub(crate) wrong: Option<String>,
+    /// Who waits for nodes to reach a position.
+    pub(crate) desk: Desk,
+    adopting: Option<Adoption>,
+    /// Something is published.
+    begun: bool,
+    /// What came of adoptions, oldest first; and whether the namespace had begun in another way by then.
+    pub(crate) adopted: Vec<(Adoption, Answer, bool)>,
+}
+
+/// An operator has the authority take its state over from the nodes.
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    ticket: Ticket,
+    pub(crate) named: Option<Base>,
+    /// What nodes had shown by then: where, whether it is for all.
+    pub(crate) shown: Vec<(Base, bool)>,
 }
 
 impl Server {
@@ -134,8 +167,13 @@ impl Server {
             last: None,
             lazy,
             due: None,
+            mirror: false,
             count: None,
             wrong: None,
+            desk: Desk::default(),
+            adopting: None,
+            begun: false,
+            adopted: Vec::new(),
         };
         server.driver.machine_mut().reserve_epoch(folder.begin.number);
         server.bring(io, left);
@@ -156,12 +194,36 @@ impl Server {
             io.wake_at(due);
         }
         self.count(io);
+        self.answer(io);
+    }
+
+    /// Answers who has waited long enough.
+    pub(crate) fn answer(&mut self, io: &mut Io<'_, Folder>) {
+        let next = self.desk.look(self.driver.machine(), self.socket.protocol(), io.now());
+        if let Some(next) = next {
+            io.wake_at(next);
+        }
+    }
+
+    /// Somebody asks who has reached a position.
+    pub(crate) fn wait(&mut self, ask: &WaitAsk, until: Time) -> u64 {
+        self.desk.ask(self.driver.machine(), self.socket.protocol(), ask, until)
+    }
+
+    /// The newest position, and for whom it is if its rollout is open.
+    pub(crate) fn newest(&self) -> (Option<Position>, Option<Bytes>) {
+        let machine = self.driver.machine();
+        (machine.position(), machine.cohort().map(|(_, audience)| audience))
     }
 
     /// The machine is told how far the cohort of an open rollout is; not so late that nobody starts it again if its
     /// store fails by that.
     fn count(&mut self, io: &mut Io<'_, Folder>) {
-        let Some(of) = self.driver.machine().cohort().filter(|_| io.now() < Time::from_start(LAST_COUNT))
+        let Some(of) = self
+            .driver
+            .machine()
+            .cohort()
+            .filter(|_| io.now() < Time::from_start(LAST_COUNT) && !self.mirror)
         else {
             self.count = None;
             return;
@@ -197,6 +259,7 @@ impl Server {
     fn look(&mut self, io: &mut Io<'_, Folder>) {
         while self.socket.protocol().has_shown() {
             for event in self.socket.call(io, |d, _| d.take_shown()) {
+                self.begun = self.driver.machine().position().is_some();
                 let left = self.shelf.clone().lend(io.disk, |_| self.driver.tell(event));
                 self.bring(io, left);
             }
@@ -207,7 +270,10 @@ impl Server {
         let mut answer = None;
         for action in actions {
             let left = self.socket.call(io, |d, cx| d.perform(cx, action)).expect("the machine's order");
-            if let Some(AuthorityAction::Reply(_, said)) = left {
+            if let Some(AuthorityAction::Reply(ticket, said)) = left {
+                if let Some(adoption) = self.adopting.take_if(|adoption| adoption.ticket == ticket) {
+                    self.adopted.push((adoption, said.clone(), self.begun));
+                }
                 answer = Some(said);
             }
         }
@@ -318,6 +384,22 @@ impl Server {
             _ if io.disk.is_crashed() => None,
             other => Some(format!("invariant 15: what is at {made} was asked for again, and is {other:?}")),
         }
+    }
+
+    /// An operator has it take over what nodes hold: what is for all, or the one of this number in what they show.
+    pub(crate) fn adopt(&mut self, io: &mut Io<'_, Folder>, named: Option<usize>) {
+        self.look(io);
+        if !self.is_vacant() {
+            return;
+        }
+        let shown = self.driver.machine().holdings().into_iter().map(|(at, _, for_all, _)| (at, for_all));
+        let shown: Vec<(Base, bool)> = shown.collect();
+        let named = named.and_then(|n| shown.get(n % shown.len().max(1))).map(|(at, _)| *at);
+        let incarnation = random_id(io);
+        if self.adopting.is_none() {
+            self.adopting = Some(Adoption { ticket: Ticket(self.tickets + 1), named, shown });
+        }
+        self.tell(io, |ticket| AuthorityEvent::Adopt(ticket, incarnation, named));
     }
 
     /// An operator begins a new epoch; its position, if it began.
@@ -554,6 +636,7 @@ impl Agent {
             }
             None => Replica::new(settings.clone()),
         };
+        let replica = replica.in_conflict(folder.contradiction());
         let seed = io.rng().next();
         let now = io.now();
         let agent = Agent {
@@ -580,8 +663,16 @@ impl Agent {
     /// The application does what is due.
     pub(crate) fn think(&mut self, io: &mut Io<'_, Folder>) {
         let now = io.now();
-        if let Some(boot) = self.socket.protocol().status(now).stale_boot {
+        let status = self.socket.protocol().status(now);
+        if let Some(boot) = status.stale_boot {
             self.rise(io, boot);
+        }
+        if status.evidence.as_ref() != io.disk.read().conflict.as_deref() {
+            let before = io.disk.read().conflict.clone();
+            io.disk.write().conflict = status.evidence.map(Arc::new);
+            if io.disk.sync() == Err(SyncError::Failed) {
+                io.disk.write().conflict = before;
+            }
         }
         let ready = self.socket.protocol().readiness().recv;
         // Some applications do not answer before they ask for the next.

@@ -3,7 +3,10 @@
 //! The oracle knows every state that was ever durable at a server, every message, and what each node really did.
 //! It asks the protocols only for what they claim. The first words of a failure name its invariant.
 
+mod adopted;
+pub(crate) mod memory;
 mod passage;
+mod served;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -20,6 +23,8 @@ use spanwire_testkit::sim::{Link, Net, Passage, Route};
 
 use super::coverage;
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, Server};
+use super::waits::Waits;
+use memory::Intake;
 
 /// Un-acknowledged transfers on one pipe.
 const FLIGHT: usize = 8;
@@ -45,6 +50,12 @@ pub(crate) struct Counts {
     pub(crate) canaries: u64,
     /// Revisions that became another's or everybody's.
     pub(crate) stages: u64,
+    /// Answers to WAIT.
+    pub(crate) waits: u64,
+    /// States that an authority took over from nodes.
+    pub(crate) adopted: u64,
+    /// Nodes that started with the word of a contradiction.
+    pub(crate) contradictions: u64,
 }
 
 impl AddAssign for Counts {
@@ -63,6 +74,9 @@ impl AddAssign for Counts {
         self.rollouts += o.rollouts;
         self.canaries += o.canaries;
         self.stages += o.stages;
+        self.waits += o.waits;
+        self.adopted += o.adopted;
+        self.contradictions += o.contradictions;
     }
 }
 
@@ -108,6 +122,8 @@ struct Conversation {
     anew: bool,
     /// What the node said last that it has, for the first step after that.
     holds: Option<Position>,
+    /// The highest that it said to have; `None`: it said that what it has is of no use, or of another history.
+    reached: Option<Position>,
     /// The epoch in which what it showed contradicts the server's history.
     contradicts: Option<Epoch>,
     /// A snapshot above one window is under way.
@@ -142,6 +158,10 @@ struct Truth {
     welcomed: BTreeMap<Link, Time>,
     /// Forged HEADs in a row, by pipe.
     forged: BTreeMap<Link, u32>,
+    /// What came to it.
+    intake: Intake,
+    /// What it refused, in all its lives.
+    nacked: BTreeSet<(u64, u64)>,
 }
 
 /// What a server has on record of a node.
@@ -177,6 +197,9 @@ pub(crate) struct Oracle {
     conversations: BTreeMap<Link, Conversation>,
     truths: Vec<Truth>,
     records: Vec<BTreeMap<Id, Record>>,
+    /// Adoptions of each server that were looked at, since it started.
+    adopted: Vec<usize>,
+    pub(crate) waits: Waits,
     /// Found where no failure could be returned.
     wrong: Option<String>,
     healed: Option<Time>,
@@ -282,6 +305,8 @@ impl Oracle {
             conversations: BTreeMap::new(),
             truths: vec![Truth::default(); nodes],
             records: vec![BTreeMap::new(); servers],
+            adopted: vec![0; servers],
+            waits: Waits::default(),
             wrong: None,
             healed: None,
             at_heal: Vec::new(),
@@ -329,11 +354,16 @@ impl Oracle {
                 Some(format!("invariant 4: node {node} said {acked} is stored, and found {found:?}"));
         }
         truth.shown = found;
+        // Invariant 12, over restarts too.
+        let contradicts = folder.contradiction().is_some();
+        truth.conflict = contradicts.then(|| found.map_or(0, |found| found.epoch.number));
+        self.counts.contradictions += u64::from(contradicts);
     }
 
     pub(crate) fn server_starts(&mut self, server: usize) {
         self.counts.starts += 1;
         self.records[server].clear();
+        self.adopted[server] = 0;
         self.seen[server] = 0;
         self.frozen[server] = None;
     }
@@ -347,7 +377,8 @@ impl Oracle {
         let old = std::mem::take(&mut self.truths[node]);
         let mut earlier = old.earlier;
         earlier.iter_mut().zip(old.reached).for_each(|(earlier, mut reached)| earlier.append(&mut reached));
-        self.truths[node] = Truth { earlier, acked: old.acked, ..Truth::default() };
+        self.truths[node] = Truth { earlier, acked: old.acked, nacked: old.nacked, ..Truth::default() };
+        self.waits.died(node);
     }
 
     pub(crate) fn healed(&mut self, net: &Net<Party>) {
@@ -451,6 +482,9 @@ impl Oracle {
                     let truth = &mut self.truths[from];
                     truth.asked.insert(link);
                     (truth.waits, truth.asked_at) = (None, net.now());
+                    if let Some(node) = agent(net, from) {
+                        truth.intake.asked(node.socket.protocol());
+                    }
                 }
                 self.node_sent(from, &frame)
             }
@@ -466,7 +500,8 @@ impl Oracle {
         match node {
             Some(node) if node < self.servers => self.check_server(net, node)?,
             Some(node) => self.check_node(net, node)?,
-            None => {}
+            // What people do at a server is answered at once.
+            None => (0..self.servers).try_for_each(|server| self.check_waits(net, server, false))?,
         }
         if let Some(healed) = self.healed {
             let since = net.now().saturating_since(healed);

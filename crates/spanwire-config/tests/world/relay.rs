@@ -19,6 +19,8 @@ pub(crate) struct Relay {
     pub(crate) upper: Scripted<Replica>,
     pub(crate) lower: Scripted<Distributor>,
     pub(crate) machine: NsRelay,
+    /// Bytes that it lets be on their way to it.
+    pub(crate) window: u32,
     /// Routes by which it dials: what opens on another is from below.
     dials: Vec<usize>,
     /// It talks on, and takes notice of nothing.
@@ -40,6 +42,7 @@ impl Relay {
             beacon: BEACON,
             ..ReplicaSettings::default()
         };
+        let window = receiver.window;
         let (all, canary) = cached(folder.history, folder.before);
         let replica = match canary.clone().or(all.clone()) {
             Some((head, state)) => Replica::restored(receiver, head, state, Level::Stored),
@@ -62,6 +65,7 @@ impl Relay {
             upper: Scripted::new(replica, ROOM, above),
             lower: Scripted::new(lower, ROOM, below),
             machine,
+            window,
             dials,
             frozen: Time::ZERO,
         }

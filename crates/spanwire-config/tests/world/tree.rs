@@ -10,10 +10,12 @@ use spanwire::Message;
 use spanwire::protocol::Time;
 use spanwire_config::rollout::admits;
 use spanwire_config::wire::Frame;
-use spanwire_config::{Epoch, Head, Id, Key, Level, Position, ReplicaSettings, Settings, State};
+use spanwire_config::{Epoch, Head, Id, Key, Level, Position, Replica, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
 
+use super::failover::FailOvers;
 use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, STALL, Server};
+use super::oracle::memory::Intake;
 use super::relay::Relay;
 use super::{Op, changes, commit, restart_if_failed, with_server};
 
@@ -34,12 +36,16 @@ struct Truth {
     /// Highest `seq` that arrived in this life, by epoch number, and when it rose.
     seqs: BTreeMap<u64, u64>,
     rose: Option<Time>,
+    /// What came to it in this life.
+    intake: Intake,
 }
 
 /// The model with its oracle.
 #[derive(Debug)]
 pub(crate) struct Tree {
     relays: usize,
+    /// Somebody on the way lies.
+    lies: bool,
     routes: Vec<Route>,
     log_commits: usize,
     committed: BTreeMap<Place, (Head, State)>,
@@ -48,6 +54,7 @@ pub(crate) struct Tree {
     /// What each relay has held: it forwards nothing else.
     held: Vec<BTreeSet<Place>>,
     pub(crate) counts: TreeCounts,
+    fail_overs: FailOvers,
 }
 
 /// What happened, so that a test can see that the mixture reaches what it is meant to test.
@@ -61,6 +68,8 @@ pub(crate) struct TreeCounts {
     /// Revisions that were for a cohort, and how often one was shown by a node behind a relay.
     pub(crate) rollouts: u64,
     pub(crate) canaries: u64,
+    /// Nodes whose relay died, and that had another way.
+    pub(crate) fail_overs: u64,
 }
 
 /// The world of a seed.
@@ -132,6 +141,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
         plan.push(Step::op(at, Op::Shake { restart: true }));
     }
     super::rollouts(seed, &mut plan);
+    kill(seed, relays, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
         id: Id([n as u8 + 1; 16]),
         begin: Epoch { number: 1, incarnation: Id([1; 16]) },
@@ -140,6 +150,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     Setup {
         model: Tree {
             relays,
+            lies,
             routes: routes.clone(),
             log_commits: 1 + rng.below(8),
             committed: BTreeMap::new(),
@@ -147,6 +158,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
             truths: (0..nodes).map(|_| Truth::default()).collect(),
             held: vec![BTreeSet::new(); nodes],
             counts: TreeCounts::default(),
+            fail_overs: FailOvers::default(),
         },
         disks: disks.collect(),
         routes,
@@ -156,12 +168,37 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     }
 }
 
+/// In half of the worlds a relay dies long after all else, and there is something new at once.
+fn kill(seed: u64, relays: usize, plan: &mut Vec<Step<Op>>) {
+    // Apart from all else, as rollouts are.
+    let mut rng = Rng::new(seed ^ 0x0026_0026);
+    if rng.one_in(2) {
+        return;
+    }
+    let at = RUN + rng.time(Duration::from_secs(9)..Duration::from_secs(11));
+    let (relay, down) = (1 + rng.below(relays), rng.time(Duration::ZERO..Duration::from_millis(600)));
+    plan.push(Step::op(at, Op::Kill { relay, down }));
+    plan.push(Step::op(
+        at + rng.time(Duration::ZERO..Duration::from_millis(100)),
+        commit(&mut rng, 0, false),
+    ));
+}
+
 fn agent(net: &Net<Party>, n: usize) -> Option<&Agent> {
     if let Some(Party::Agent(agent)) = net.node(n) { Some(agent) } else { None }
 }
 
-fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
+pub(super) fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
     if let Some(Party::Relay(relay)) = net.node(n) { Some(relay) } else { None }
+}
+
+/// What receives on a node, and its window.
+pub(super) fn receiver(net: &Net<Party>, n: usize) -> Option<(&Replica, u32)> {
+    match net.node(n)? {
+        Party::Agent(agent) => Some((agent.socket.protocol(), agent.settings.window)),
+        Party::Relay(relay) => Some((relay.upper.protocol(), relay.window)),
+        Party::Server(_) => None,
+    }
 }
 
 fn authority(net: &Net<Party>) -> Option<&Server> {
@@ -325,6 +362,10 @@ impl Model for Tree {
                     Party::Server(_) | Party::Agent(_) => {}
                 });
             }
+            Op::Kill { relay, down } => {
+                self.fail_overs.dies(net, *relay);
+                net.crash(*relay, *down, false);
+            }
             Op::Shake { .. } => net.crash(0, Duration::from_millis(30), false),
             Op::PutBack { node, starts, .. } => {
                 net.crash(*node, Duration::from_millis(50), false);
@@ -343,7 +384,17 @@ impl Model for Tree {
     fn passed(&mut self, net: &Net<Party>, passage: &Passage<'_>) -> Result<(), String> {
         let Ok(frame) = Frame::decode(&passage.message.clone().into_bytes()) else { return Ok(()) };
         let (from, to) = (passage.from, passage.to);
+        match &frame {
+            Frame::Slice(slice) if passage.arrived => self.truths[to].intake.took(passage.link, slice),
+            Frame::Hello(_) | Frame::Want(..) if !passage.arrived => {
+                if let Some((replica, _)) = receiver(net, from) {
+                    self.truths[from].intake.asked(replica);
+                }
+            }
+            _ => {}
+        }
         if passage.arrived {
+            self.fail_overs.heard(passage.link, to, &frame);
             if agent(net, to).is_some() {
                 let truth = &mut self.truths[to];
                 for head in heads(&frame).into_iter() {
@@ -358,6 +409,7 @@ impl Model for Tree {
             return Ok(());
         }
         self.learn(net);
+        self.fail_overs.said(passage.link, from, &frame)?;
         match &frame {
             Frame::Ack(ack) if self.is_relay(from) => {
                 let durable = net.disk(from).and_then(|disk| disk.durable().history.as_ref());
@@ -401,13 +453,21 @@ impl Model for Tree {
     }
 
     fn died(&mut self, _net: &Net<Party>, node: usize) {
+        self.fail_overs.died(node);
         let truth = &mut self.truths[node];
-        (truth.seqs, truth.rose) = (BTreeMap::new(), None);
+        (truth.seqs, truth.rose, truth.intake) = (BTreeMap::new(), None, Intake::default());
     }
 
     fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
         self.learn(net);
+        self.fail_overs.check(net.now())?;
+        self.counts.fail_overs = self.fail_overs.seen;
         let Some(n) = node else { return Ok(()) };
+        if let Some((replica, window)) = receiver(net, n) {
+            let intake = &mut self.truths[n].intake;
+            intake.ended(|link| net.link(link).is_some_and(|view| view.dialer == (n, true)));
+            intake.check(n, replica, window, !self.lies)?;
+        }
         if let Some(relay) = relay(net, n) {
             let machine = &relay.machine;
             if let Some((canary, _)) = machine.canary()
@@ -474,6 +534,10 @@ impl Model for Tree {
     fn tamper(&mut self, message: &Message, random: u64) -> Option<Message> {
         let mut frame = Frame::decode(&message.clone().into_bytes()).ok()?;
         let Frame::Slice(slice) = &mut frame else { return None };
+        if random >> 20 & 3 == 0 {
+            super::swell(slice);
+            return Some(frame.encode().into());
+        }
         let mut bytes = slice.bytes.to_vec();
         let at = (random >> 8) as usize % bytes.len().max(1);
         *bytes.get_mut(at)? ^= 1 << (random >> 4 & 7);

@@ -70,6 +70,7 @@ impl Oracle {
             transfer: None,
             anew: true,
             holds: None,
+            reached: None,
             contradicts: None,
             large: None,
             exact,
@@ -158,6 +159,9 @@ impl Oracle {
 
     pub(super) fn node_sent(&mut self, from: usize, frame: &Frame) -> Checked {
         let truth = &mut self.truths[from];
+        if let Frame::Nack(nack) = frame {
+            truth.nacked.insert((nack.position.epoch.number, nack.position.rev));
+        }
         match frame {
             Frame::Ack(ack)
                 if !ack.volatile && truth.acked.is_none_or(|acked| !above(&acked, &ack.position)) =>
@@ -228,12 +232,15 @@ impl Oracle {
                 talk.since = (talk.taken < talk.sent).then_some(now);
             }
             Frame::Ack(ack) => {
+                talk.reached =
+                    talk.reached.map(|at| if above(&ack.position, &at) { ack.position } else { at });
                 if let Some(at) = talk.flight.iter().position(|flying| *flying == ack.position) {
                     talk.flight.drain(..=at);
                 }
             }
             // One that a higher epoch ended, or that is only said again, changes nothing.
             Frame::Nack(nack) if nack.code == NackCode::Conflict => {
+                talk.reached = None;
                 let head = at.socket.protocol().head();
                 if head.is_none_or(|head| head.position.epoch.number <= nack.position.epoch.number) {
                     talk.start_anew();
@@ -244,6 +251,7 @@ impl Oracle {
                 // It goes back to what it shows.
                 talk.have = None;
                 talk.holds = Some(nack.stays_at);
+                talk.reached = Some(nack.stays_at);
                 talk.refused.push(nack.position);
                 if talk.refused.len() > 2 {
                     talk.refused.remove(0);
@@ -303,6 +311,7 @@ impl Oracle {
             Frame::Beacon(heads) => heads.iter().collect(),
             Frame::Slice(slice) => {
                 self.truths[to].waits = None;
+                self.truths[to].intake.took(link, slice);
                 vec![&slice.head]
             }
             Frame::Welcome(_) => {
@@ -389,6 +398,7 @@ impl Conversation {
         self.contradicts = None;
         self.wants = true;
         self.holds = want.have.first().map(|have| have.position);
+        self.reached = (reason != WantReason::Digest).then_some(self.holds.unwrap_or_default());
         // Who asks for a snapshot says that what it has is of no use.
         self.have = want.have.first().filter(|_| reason != WantReason::Digest).cloned();
         self.refused = match reason {

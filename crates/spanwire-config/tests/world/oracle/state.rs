@@ -1,5 +1,9 @@
 //! What nodes and servers are after an event.
 
+use spanwire_config::Place;
+use spanwire_config::wire::client::WaitAsk;
+
+use super::super::waits::Facts;
 use super::*;
 
 impl Oracle {
@@ -9,6 +13,9 @@ impl Oracle {
         }
         let Some(node) = agent(net, n) else { return Ok(()) };
         let protocol = node.socket.protocol();
+        let intake = &mut self.truths[n].intake;
+        intake.ended(|link| net.link(link).is_some_and(|view| view.dialer.1));
+        intake.check(n, protocol, node.settings.window, !self.lies)?;
         let shown = node.shown.as_ref().map(|(head, _)| head.position);
         if protocol.visible().map(|(head, _)| head.position) != shown {
             return Err(format!("invariant 3: node {n}: protocol and readers disagree on what is visible"));
@@ -158,6 +165,9 @@ impl Oracle {
         }
         let protocol = server.socket.protocol();
 
+        self.check_waits(net, s, true)?;
+        self.check_served(s, server)?;
+        self.check_adopted(s, server)?;
         let (steps, bytes) = protocol.log_size();
         if steps > server.settings.log_commits || bytes > server.settings.log_bytes {
             return Err(format!("invariant 19: {steps} steps and {bytes} bytes in the log"));
@@ -259,6 +269,45 @@ impl Oracle {
                 return Err(format!("invariant 14: node {n} is away, and said to be here"));
             }
         }
+        Ok(())
+    }
+
+    /// Invariant 17. `came`: something came to the server, and it had the time to answer.
+    pub(super) fn check_waits(&mut self, net: &Net<Party>, s: usize, came: bool) -> Checked {
+        let (Some(server), now) = (server(net, s), net.now()) else { return Ok(()) };
+        let truth = |id: Id| self.truths.get(usize::from(id.0[0]).wrapping_sub(1));
+        let reached = |id: Id, ask: &WaitAsk| {
+            let Some(truth) = truth(id) else { return false };
+            let own =
+                truth.reached.iter().zip(&truth.earlier).skip(ask.level as usize - Level::Stored as usize);
+            let all = own.take(1).flat_map(|(now, before)| now.iter().chain(before));
+            all.map(|((number, _, rev), _)| Place { epoch: *number, rev: *rev }).any(|at| at >= ask.position)
+        };
+        let refused = |id: Id, at: Place| truth(id).is_some_and(|t| t.nacked.contains(&(at.epoch, at.rev)));
+        let for_some = |at: Place| {
+            let mut known = self
+                .audiences
+                .iter()
+                .filter(|(((number, _, rev), _), _)| (*number, *rev) == (at.epoch, at.rev));
+            known.any(|(_, audiences)| !audiences.contains(&Bytes::new()))
+        };
+        let status =
+            if self.waits.has_news(s, &server.desk) { server.socket.protocol().status() } else { Vec::new() };
+        let head = server.socket.protocol().head().map(|head| head.position);
+        let facts = Facts {
+            now,
+            looked: server.desk.looked,
+            head,
+            status: &status,
+            reached: &reached,
+            refused: &refused,
+            for_some: &for_some,
+        };
+        self.waits.check_answers(s, &server.desk, &facts)?;
+        if came {
+            self.waits.check_open(s, &facts)?;
+        }
+        self.counts.waits = self.waits.answers;
         Ok(())
     }
 

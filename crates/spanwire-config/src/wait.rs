@@ -1,25 +1,84 @@
 //! Who has reached a position: the answer to WAIT, from what nodes reported.
 //!
 //! The nodes are looked up once, at the start. From then on each of them is in exactly one of four lists, and the
-//! answer is final when nobody is left who may still reach it.
+//! answer is final when nobody is left who may still reach it, when time is over, or when what is waited for is gone.
 //!
-//! Owns: which list a node is in. Never: a clock, a socket.
+//! Owns: which list a node is in, and when a wait ends. Never: a clock, a socket.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::faults::planted;
 use crate::rollout::admits;
-use crate::wire::client::{Named, Refusing, Selector, Waited};
+use crate::wire::client::{Named, Refusing, Selector, WaitAsk, Waited};
 use crate::wire::{Level, NackCode, NodeKind};
-use crate::{Epoch, Id, NodeStatus, Place, Position};
+use crate::{Distributor, Head, Id, NodeStatus, NsAuthority, Place, Position};
 
 /// Longest text of a refusal in an answer: there may be many of them.
 const MAX_TEXT: usize = 256;
 
-/// A wait for one position.
-#[derive(Clone, Debug)]
-pub(crate) struct Wait {
+/// How a wait ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Each selected node is in exactly one list.
+    Waited(Waited),
+    /// It was a rollout's, and that was aborted.
+    Aborted,
+    /// Another epoch has begun; this is its newest.
+    Lost(Place),
+    /// Nothing was committed there yet.
+    NoSuch,
+}
+
+/// What comes of a look at a wait that is under way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// It goes on.
+    Open,
+    /// It ends.
+    Ended(Outcome),
+    /// The rollout of what is waited for is over: the authority knows how ([`Wait::settle`]).
+    Settled,
+}
+
+/// What is waited for, before anybody is selected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Goal {
+    position: Position,
+    level: Level,
+    /// Of whom it may be reached, while its rollout is open.
+    audience: Option<Bytes>,
+}
+
+impl Goal {
+    /// What is asked for, in the history that this authority has.
+    ///
+    /// # Errors
+    /// The outcome, where there is nothing to wait for.
+    pub fn of(machine: &NsAuthority, ask: &WaitAsk) -> Result<Goal, Outcome> {
+        let head = machine.position().ok_or(Outcome::NoSuch)?;
+        if ask.position.epoch < head.epoch.number {
+            return Err(Outcome::Lost(head.into()));
+        }
+        if ask.position > head.into() || ask.position.rev == 0 {
+            return Err(Outcome::NoSuch);
+        }
+        if machine.is_aborted(ask.position) {
+            return Err(Outcome::Aborted);
+        }
+        let cohort = machine.cohort().filter(|(at, _)| Place::from(*at) == ask.position);
+        Ok(Goal {
+            position: Position { epoch: head.epoch, rev: ask.position.rev },
+            level: ask.level,
+            audience: cohort.map(|(_, audience)| audience),
+        })
+    }
+}
+
+/// A wait for one position, by the nodes that were selected when it began.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wait {
     position: Position,
     level: Level,
     /// It is for a cohort while its rollout is open.
@@ -31,20 +90,14 @@ pub(crate) struct Wait {
 
 impl Wait {
     /// Selects from the nodes that are known now: of a revision that has an audience, from its cohort.
-    pub(crate) fn new(
-        position: Position,
-        level: Level,
-        selector: &Selector,
-        known: &[NodeStatus],
-        audience: Option<&Bytes>,
-    ) -> Wait {
+    pub fn new(goal: &Goal, selector: &Selector, known: &[NodeStatus]) -> Wait {
         let Selector { names, labels } = selector;
         let meant = |node: &&NodeStatus| {
             // A relay applies nothing.
             node.kind == NodeKind::Replica
                 && (names.is_empty() || names.contains(&node.name))
                 && labels.iter().all(|label| node.labels.contains(label))
-                && audience.is_none_or(|audience| admits(audience, node.node, &node.labels))
+                && goal.audience.as_ref().is_none_or(|audience| admits(audience, node.node, &node.labels))
         };
         let mut nodes: Vec<Named> = (known.iter().filter(meant))
             .map(|node| Named { node: node.node, name: node.name.clone() })
@@ -56,35 +109,54 @@ impl Wait {
             .collect();
         unknown.sort_by(|a, b| a.name.cmp(&b.name));
         unknown.dedup();
-        Wait { position, level, cohort: audience.is_some(), nodes, unknown }
+        let level = if planted("wait-for-visible") { goal.level.min(Level::Visible) } else { goal.level };
+        Wait { position: goal.position, level, cohort: goal.audience.is_some(), nodes, unknown }
     }
 
-    /// The epoch in which it can be answered.
-    pub(crate) fn epoch(&self) -> Epoch {
-        self.position.epoch
+    /// Whether it ends now; `status` is that of the sender's nodes. `over`: its time is.
+    pub fn look(&self, sender: &Distributor, status: &[NodeStatus], over: bool) -> Look {
+        // The sender may not have heard yet of the epoch that the authority has begun.
+        let later = |head: &&Head| head.position.epoch.number > self.position.epoch.number;
+        if let Some(head) = sender.head().filter(later)
+            && !planted("wait-over-epochs")
+        {
+            return Look::Ended(Outcome::Lost(head.position.into()));
+        }
+        if self.is_settled(sender.canary().map(|head| head.position)) {
+            return Look::Settled;
+        }
+        let (waited, done) = self.lists(status);
+        match done || over && !planted("wait-without-end") {
+            true => Look::Ended(Outcome::Waited(waited)),
+            false => Look::Open,
+        }
     }
 
-    /// What is waited for.
-    pub(crate) fn position(&self) -> Place {
-        self.position.into()
+    /// After [`Look::Settled`]: the same wait, of a revision that is for all by now.
+    ///
+    /// # Errors
+    /// It was aborted.
+    pub fn settle(&self, machine: &NsAuthority) -> Result<Wait, Outcome> {
+        match machine.is_aborted(self.position.into()) {
+            true => Err(Outcome::Aborted),
+            false => Ok(Wait { cohort: false, ..self.clone() }),
+        }
     }
 
     /// Whether it was a rollout's and is not any more; `canary` is the one that is open.
-    pub(crate) fn is_settled(&self, canary: Option<Position>) -> bool {
+    fn is_settled(&self, canary: Option<Position>) -> bool {
         self.cohort && canary != Some(self.position)
     }
 
-    /// The same, of a revision that is for all by now.
-    pub(crate) fn for_all(&self) -> Wait {
-        Wait { cohort: false, ..self.clone() }
-    }
-
     /// Each selected node in one list, and whether that is final.
-    pub(crate) fn look(&self, status: &[NodeStatus]) -> (Waited, bool) {
+    fn lists(&self, status: &[NodeStatus]) -> (Waited, bool) {
         let status: BTreeMap<Id, &NodeStatus> = status.iter().map(|node| (node.node, node)).collect();
         let mut waited = Waited { silent: self.unknown.clone(), ..Waited::default() };
         let mut done = true;
-        for named in &self.nodes {
+        let come = status.values().filter(|node| self.nodes.iter().all(|named| named.node != node.node));
+        let come = come.filter(|_| planted("wait-selects-anew"));
+        let come: Vec<Named> = come.map(|node| Named { node: node.node, name: node.name.clone() }).collect();
+        for named in self.nodes.iter().chain(&come) {
             let Some(node) = status.get(&named.node) else {
                 // Forgotten: it may come back as long as there is time.
                 waited.silent.push(named.clone());
@@ -94,10 +166,13 @@ impl Wait {
             if self.reached(node) {
                 waited.ok.push(named.clone());
             } else if let Some(refusing) = self.refusal(named, node) {
-                waited.refused.push(refusing);
+                if !planted("wait-forgets-refusals") {
+                    waited.refused.push(refusing);
+                }
             } else {
                 done = false;
-                if node.connected { &mut waited.behind } else { &mut waited.silent }.push(named.clone());
+                let here = node.connected || planted("wait-away-is-behind");
+                if here { &mut waited.behind } else { &mut waited.silent }.push(named.clone());
             }
         }
         (waited, done)
@@ -137,9 +212,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Epoch;
 
     fn at(rev: u64) -> Position {
         Position { epoch: Epoch { number: 1, incarnation: Id([1; 16]) }, rev }
+    }
+
+    fn goal(audience: Option<Bytes>) -> Goal {
+        Goal { position: at(3), level: Level::Applied, audience }
     }
 
     fn status(
@@ -183,8 +263,8 @@ mod tests {
                 names: names.iter().map(|n| format!("n{n}")).collect(),
                 labels: label.then(|| ("half".into(), "even".into())).into_iter().collect(),
             };
-            let wait = Wait::new(at(3), Level::Applied, &selector, &start, None);
-            let (waited, done) = wait.look(&later);
+            let wait = Wait::new(&goal(None), &selector, &start);
+            let (waited, done) = wait.lists(&later);
             let refused = waited.refused.iter().map(|refusing| &refusing.node);
             let mut all: Vec<&Named> =
                 waited.ok.iter().chain(refused).chain(&waited.behind).chain(&waited.silent).collect();
@@ -210,38 +290,32 @@ mod tests {
     fn who_is_outside_of_the_audience_is_not_selected() {
         let known: Vec<NodeStatus> = (0..20).map(|n| status(n, true, None, None, false)).collect();
         let half = crate::rollout::Audience { share: 5_000, ..crate::rollout::Audience::default() };
-        let wait = Wait::new(at(3), Level::Applied, &Selector::default(), &known, Some(&half.to_bytes()));
+        let wait = Wait::new(&goal(Some(half.to_bytes())), &Selector::default(), &known);
         let meant = |node: &&NodeStatus| half.admits(node.node, &node.labels);
-        let (waited, _) = wait.look(&known);
+        let (waited, _) = wait.lists(&known);
         assert_eq!(waited.behind.len(), known.iter().filter(meant).count());
         assert!((1..20).contains(&waited.behind.len()));
         assert!(wait.is_settled(None) && wait.is_settled(Some(at(4))) && !wait.is_settled(Some(at(3))));
-        assert!(!wait.for_all().is_settled(None));
+        assert!(!Wait { cohort: false, ..wait }.is_settled(None));
     }
 
     #[test]
     fn a_refusal_of_what_contains_the_position_counts_and_an_older_one_does_not() {
-        let wait = Wait::new(
-            at(3),
-            Level::Applied,
-            &Selector::default(),
-            &[status(1, true, None, None, false)],
-            None,
-        );
-        let (waited, done) = wait.look(&[status(1, true, Some(2), Some(4), false)]);
+        let wait = Wait::new(&goal(None), &Selector::default(), &[status(1, true, None, None, false)]);
+        let (waited, done) = wait.lists(&[status(1, true, Some(2), Some(4), false)]);
         assert_eq!((waited.refused.len(), waited.refused[0].position, done), (1, at(4).into(), true));
-        let (waited, done) = wait.look(&[status(1, true, Some(1), Some(2), false)]);
+        let (waited, done) = wait.lists(&[status(1, true, Some(1), Some(2), false)]);
         assert_eq!((waited.behind.len(), done), (1, false));
         // What was refused may have been got over.
-        let (waited, done) = wait.look(&[status(1, true, Some(3), Some(3), false)]);
+        let (waited, done) = wait.lists(&[status(1, true, Some(3), Some(3), false)]);
         assert_eq!((waited.ok.len(), done), (1, true));
     }
 
     #[test]
     fn what_is_reached_in_another_incarnation_does_not_count() {
         let mut node = status(1, true, Some(9), None, false);
-        let wait = Wait::new(at(3), Level::Applied, &Selector::default(), std::slice::from_ref(&node), None);
+        let wait = Wait::new(&goal(None), &Selector::default(), std::slice::from_ref(&node));
         node.applied = Some(Position { epoch: Epoch { number: 1, incarnation: Id([2; 16]) }, rev: 9 });
-        assert_eq!(wait.look(&[node]).0.behind.len(), 1);
+        assert_eq!(wait.lists(&[node]).0.behind.len(), 1);
     }
 }
