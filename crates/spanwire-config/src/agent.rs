@@ -8,12 +8,12 @@
 //! anything outside both.
 
 mod act;
+mod promotion;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use spanwire::{RecvError, Socket};
 
 use crate::again::{self, Again};
@@ -36,6 +36,7 @@ use crate::{
 pub use crate::layout::Layout;
 pub use crate::render::{Template, TemplateError};
 pub use act::OnFailure;
+use promotion::Promotion;
 
 /// Note in the state folder: which templates made what is applied, and the keys of what they made.
 const MADE: &str = "made";
@@ -182,11 +183,9 @@ struct Agent<'a> {
     act: Again,
     /// What was applied is not noted: try again then.
     note: Again,
-    /// For whom it is by now is not on disk: try again then.
-    promote: Again,
     renewed: bool,
     /// For whom that is which is on disk.
-    audience: Bytes,
+    promotion: Promotion,
     evidence: Evidence,
     status: Option<(Data, Option<Id>)>,
 }
@@ -259,9 +258,11 @@ impl<'a> Agent<'a> {
             repair: again.clone(),
             act: again.clone(),
             note: again.clone(),
-            promote: again,
             renewed: false,
-            audience: loaded.newest.as_ref().map(|(head, _)| head.audience.clone()).unwrap_or_default(),
+            promotion: Promotion::new(
+                loaded.newest.as_ref().map(|(head, _)| head.audience.clone()).unwrap_or_default(),
+                again,
+            ),
             evidence: Evidence::new(conflict),
             status: None,
         };
@@ -343,7 +344,7 @@ impl<'a> Agent<'a> {
 
     fn pause(&self) -> Duration {
         let now = Instant::now();
-        let next = [&self.retry, &self.repair, &self.act, &self.note, &self.promote]
+        let next = [&self.retry, &self.repair, &self.act, &self.note, &self.promotion.again]
             .into_iter()
             .filter_map(Again::at)
             .min();
@@ -407,7 +408,7 @@ impl<'a> Agent<'a> {
             self.log.say("the disk takes revisions again");
         }
         self.owed = owed;
-        self.audience = update.head.audience.clone();
+        self.promotion.stored(update.head.audience.clone());
         self.ack(position, Level::Stored);
         let switched = if self.dirty { Err(None) } else { staged.switch().map_err(Some) };
         (self.shown, self.fallen) = (Some((update.head.clone(), files)), None);
@@ -551,20 +552,15 @@ impl<'a> Agent<'a> {
 
     /// What is visible is for more nodes than it was, or for all: after a restart, too.
     fn keep_promotion(&mut self, now: Instant) {
-        if self.promote.at().is_some_and(|at| now < at) {
-            return;
-        }
         let promoted = self.socket.with(|r, _| {
-            let (head, state) = r.visible().filter(|(head, _)| head.audience != self.audience)?;
-            Some((head.clone(), state.clone()))
+            let visible = r.visible();
+            let owed = self.promotion.is_owed(visible.map(|(head, _)| &head.audience), now);
+            visible.filter(|_| owed).map(|(head, state)| (head.clone(), state.clone()))
         });
         let Some((head, state)) = promoted else { return };
         match self.store.save(&head, &state) {
-            Ok(()) => {
-                self.promote.done();
-                self.audience = head.audience;
-            }
-            Err(error) if self.promote.failed(now, again::random()) => {
+            Ok(()) => self.promotion.stored(head.audience),
+            Err(error) if self.promotion.failed(now) => {
                 self.log.say(format_args!(
                     "not noted for whom {} is by now, tried again: {error}",
                     head.position
