@@ -11,12 +11,21 @@ fn config_versus(args: &[&str]) -> (Output, tempfile::TempDir) {
 
 #[test]
 fn every_node_sees_every_commit_once_and_each_round_is_in_the_table_and_in_the_csv() {
-    let chosen = ["--only", "spread-3 50/s", "--only", "commits-2 nosync", "--only", "change-2"];
+    let chosen = [
+        "--only",
+        "spread-3 50/s",
+        "--only",
+        "commits-2 nosync",
+        "--only",
+        "change-2",
+        "--only",
+        "stopped-2",
+    ];
     let args = ["--rounds", "1", "--seconds", "0.2", "--systems", "spanwire,spanwire-node"];
     let (output, dir) = config_versus(&[&chosen[..], &args[..]].concat());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    for word in ["spread-3 50/s", "commits-2 nosync", "change-2", "All targets", "CPUs"] {
+    for word in ["spread-3 50/s", "commits-2 nosync", "change-2", "stopped-2", "All targets", "CPUs"] {
         assert!(text.contains(word), "{word} is missing in\n{text}");
     }
     let mut files = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path());
@@ -24,7 +33,8 @@ fn every_node_sees_every_commit_once_and_each_round_is_in_the_table_and_in_the_c
     let csv = std::fs::read_to_string(csv).unwrap();
     for name in ["spanwire", "spanwire-node"] {
         let lines = |case: &str| csv.lines().filter(|l| l.starts_with(&format!("{case},{name},1,"))).count();
-        assert_eq!((lines("spread-3 50/s"), lines("change-2")), (8, 3), "{csv}");
+        let all = [lines("spread-3 50/s"), lines("change-2"), lines("stopped-2")];
+        assert_eq!(all, [8, 3, 5], "{csv}");
     }
 }
 

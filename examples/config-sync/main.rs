@@ -16,7 +16,7 @@
 //!
 //! `demo` starts one server and three agents as real processes on a copy of the sample configuration, changes
 //! and breaks things, prints what it does, and ends with 0 only if every node holds what the source holds.
-//! The guide is `docs/guide-config-sync.md`.
+//! The guide is `docs/config-sync.md`.
 //!
 //! Exit codes: 0 done, 1 the demo failed, or there is no such key, 2 a request that makes no sense or would do harm
 //! (also: a log of the server that cannot be used), 3 a folder, file or tree cannot be used, 4 an address cannot be

@@ -18,6 +18,9 @@ pub enum Case {
         /// Commits in each second.
         rate: u32,
     },
+    /// The same at 100 commits a second, without and then with a tenth as many nodes that stopped: nothing is read for
+    /// them, and their connections stay.
+    Stopped(usize),
     /// So many nodes, connected and current, and nothing to say.
     Idle(usize),
     /// All connections of so many nodes are cut at once while nothing changes.
@@ -78,6 +81,7 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Case::Spread { nodes, rate } => write!(f, "spread-{nodes} {rate}/s"),
+            Case::Stopped(nodes) => write!(f, "stopped-{nodes}"),
             Case::Idle(nodes) => write!(f, "idle-{nodes}"),
             Case::Reconnect(nodes) => write!(f, "reconnect-{nodes}"),
             Case::Change(nodes) => write!(f, "change-{nodes}"),
@@ -102,6 +106,7 @@ impl std::str::FromStr for Case {
                 let rate = rate.filter(|rate| (1..=1000).contains(rate)).ok_or_else(wrong)?;
                 Ok(Case::Spread { nodes: n, rate })
             }
+            ("stopped", "") => Ok(Case::Stopped(n)),
             ("idle", "") => Ok(Case::Idle(n)),
             ("reconnect", "") => Ok(Case::Reconnect(n)),
             ("change", "") => Ok(Case::Change(n)),
@@ -127,6 +132,13 @@ const SPREAD: &[Metric] = &[
     less("growth", "last / first quarter", 2),
     less("cpu", "server CPU µs / event", 1),
     less("nodes_cpu", "nodes' CPU µs / event", 1),
+];
+const STOPPED: &[Metric] = &[
+    less("moved", "p99 with / without", 2),
+    less("p99", "p99 ms, with", 2),
+    less("p99_without", "p99 ms, without", 2),
+    less("rss", "server KiB / stopped node", 0),
+    less("back", "back after ms", 0),
 ];
 const IDLE: &[Metric] = &[
     less("rss", "server KiB / node", 1),
@@ -163,6 +175,7 @@ impl Case {
     pub fn metrics(&self) -> &'static [Metric] {
         match self {
             Case::Spread { .. } => SPREAD,
+            Case::Stopped(_) => STOPPED,
             Case::Idle(_) => IDLE,
             Case::Reconnect(_) => RECONNECT,
             Case::Change(_) => CHANGE,
@@ -185,6 +198,8 @@ impl Case {
             Case::Spread { nodes: 1000, rate: 100 } => {
                 &[("p50", etcd, 0.3), ("growth", alone, 2.0), ("cpu", etcd, 0.3)]
             }
+            // One window, in KiB.
+            Case::Stopped(_) => &[("moved", alone, 1.1), ("rss", alone, 256.0)],
             Case::Idle(_) => &[("rss", etcd, 0.15)],
             Case::Reconnect(_) => &[("bytes", alone, 1024.0)],
             // One key of 10,000 is less than a hundredth of what there is: 790,000 bytes with framing.
@@ -208,6 +223,7 @@ pub fn all() -> Vec<Case> {
         spread(100, 100),
         spread(1000, 10),
         spread(1000, 100),
+        Case::Stopped(100),
         Case::Idle(1000),
         Case::Reconnect(1000),
         Case::Change(100),
@@ -243,7 +259,7 @@ mod tests {
             assert_eq!(case.to_string().parse(), Ok(*case));
             assert_eq!(cases.iter().filter(|c| c.is_meant(&case.to_string())).count(), 1, "{case}");
         }
-        assert_eq!(cases.iter().map(|case| case.targets().len()).sum::<usize>(), 2 * 13);
+        assert_eq!(cases.iter().map(|case| case.targets().len()).sum::<usize>(), 2 * 15);
         assert_eq!(cases.iter().filter(|case| case.is_meant("commits nosync")).count(), 2);
     }
 }

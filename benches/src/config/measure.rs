@@ -48,6 +48,7 @@ impl Sample<'_> {
         self.fill()?;
         match self.case {
             Case::Spread { nodes, rate } => self.spread(nodes, rate),
+            Case::Stopped(nodes) => self.stopped(nodes),
             Case::Idle(nodes) => self.idle(nodes),
             Case::Reconnect(nodes) => self.reconnect(nodes),
             Case::Change(nodes) => self.change(nodes),
@@ -101,8 +102,7 @@ impl Sample<'_> {
         let together = Arc::new(Together::new(warm_up));
         let nodes = self.nodes(&self.place.nodes, n, &together)?;
         let writers = (0..PACERS.min(rate as usize)).map(|_| self.writer()).collect::<Result<Vec<_>>>()?;
-        let pace =
-            Pace { rate: rate.into(), warm_up, commits, content: self.content(), next: AtomicU64::new(1) };
+        let pace = Pace { rate: rate.into(), first: 1, warm_up, last: commits, content: self.content() };
         let (acks, server, own) = pace.keep(writers, || Ok((self.cpu()?, machine::cpu())))?;
         together.wait_seen(commits * n as u64, LIMIT)?;
         let events = ((commits - warm_up) * n as u64) as f64;
@@ -120,6 +120,54 @@ impl Sample<'_> {
         percentiles(&mut numbers, "", times.iter().map(|(_, time)| *time).collect())?;
         percentiles(&mut numbers, "ack_", acks)?;
         numbers.set("events", events);
+        Ok(numbers)
+    }
+
+    fn stopped(&self, n: usize) -> Result<Numbers> {
+        const RATE: u64 = 100;
+        let (warm_up, measured) = (RATE, (RATE as f64 * self.measured.as_secs_f64()).ceil().max(4.0) as u64);
+        let (half, stops) = (warm_up + measured, n.div_ceil(10));
+        let together = Arc::new(Together::new(0));
+        let nodes = self.nodes(&self.place.nodes, n, &together)?;
+        let grown = |first: u64| -> Result<f64> {
+            let writers = (0..PACERS).map(|_| self.writer()).collect::<Result<Vec<_>>>()?;
+            let last = first + half - 1;
+            let pace = Pace {
+                rate: RATE as f64,
+                first,
+                warm_up: first + warm_up - 1,
+                last,
+                content: self.content(),
+            };
+            let before = self.resident()?;
+            pace.keep(writers, || Ok(((), ())))?;
+            together.wait_seen(last * n as u64, LIMIT)?;
+            Ok(self.resident()? - before)
+        };
+        let without = grown(1)?;
+        let proxy = Proxy::start(&self.place.nodes)?;
+        let stopped = self.nodes(&proxy.at, stops, &Arc::new(Together::new(0)))?;
+        proxy.refuse(true);
+        proxy.hold();
+        let with = grown(half + 1)?;
+        let (last, start) = (2 * half, Instant::now());
+        proxy.refuse(false);
+        proxy.cut();
+        let back = || stopped.sights.iter().all(|sight| sight.has_seen(last));
+        wait(LIMIT, back).ok_or("those that had stopped do not have the last commit")?;
+        let mut numbers = Numbers::default();
+        numbers.set("back", start.elapsed().as_secs_f64() * 1e3);
+        numbers.set("rss", (with - without).max(0.0) / stops as f64);
+        let times = nodes.check(last)?;
+        let part = |first: u64| {
+            let measured = (first + warm_up) as u32..(first + half) as u32;
+            let times = times.iter().filter(|(seq, _)| measured.contains(seq)).map(|(_, time)| *time);
+            percentile(times.collect(), 0.99)
+        };
+        let (alone, beside) = (part(1)?, part(half + 1)?);
+        numbers.set("p99_without", alone);
+        numbers.set("p99", beside);
+        numbers.set("moved", beside / alone.max(1e-3));
         Ok(numbers)
     }
 
@@ -308,11 +356,12 @@ impl Nodes {
 /// Commits at a steady rate, whatever the answers take.
 struct Pace {
     rate: f64,
+    /// Number of the first commit.
+    first: u64,
+    /// The last that is not measured.
     warm_up: u64,
-    commits: u64,
+    last: u64,
     content: Content,
-    /// Number of the next commit.
-    next: AtomicU64,
 }
 
 impl Pace {
@@ -323,15 +372,15 @@ impl Pace {
         begin: impl Fn() -> Result<(A, B)> + Sync,
     ) -> Result<(Vec<u32>, A, B)> {
         let start = machine::clock() + 0.05;
-        let begun = Mutex::new(None);
+        let (begun, next) = (Mutex::new(None), AtomicU64::new(self.first));
         let write = |mut writer: Box<dyn Writer>| -> Result<Vec<u32>> {
             let mut times = Vec::new();
             loop {
-                let seq = self.next.fetch_add(1, Ordering::Relaxed);
-                if seq > self.commits {
+                let seq = next.fetch_add(1, Ordering::Relaxed);
+                if seq > self.last {
                     return Ok(times);
                 }
-                let due = start + seq as f64 / self.rate;
+                let due = start + (seq - self.first) as f64 / self.rate;
                 let early = due - machine::clock();
                 if early > 0.0 {
                     thread::sleep(Duration::from_secs_f64(early));

@@ -1,4 +1,4 @@
-//! A relay of bytes between nodes and their server, that counts them and cuts connections.
+//! A relay of bytes between nodes and their server, that counts them, cuts connections, and plays nodes that stopped.
 //!
 //! Counts what TCP carries for its users, both ways, not TCP's own headers. Owns: two sockets for each connection, one
 //! thread. Never: looks at what it carries.
@@ -21,13 +21,22 @@ struct Counts {
     refuses: AtomicBool,
 }
 
+/// What becomes of the connections that are carried when this is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// Both ends are closed.
+    Cut,
+    /// The node's end is closed; the server's stays as it is, unread, until the next word.
+    Hold,
+}
+
 /// A running proxy; ends when dropped.
 #[derive(Debug)]
 pub struct Proxy {
     /// Where it listens: `host:port`.
     pub at: String,
     counts: Arc<Counts>,
-    cut: watch::Sender<()>,
+    word: watch::Sender<Word>,
     _runtime: Runtime,
 }
 
@@ -42,7 +51,7 @@ impl Proxy {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let at = listener.local_addr()?.to_string();
         let counts = Arc::new(Counts::default());
-        let (cut, cuts) = watch::channel(());
+        let (word, words) = watch::channel(Word::Cut);
         let of = counts.clone();
         runtime.spawn(async move {
             loop {
@@ -50,18 +59,25 @@ impl Proxy {
                 if of.refuses.load(Ordering::Acquire) {
                     continue;
                 }
-                let (of, mut cuts) = (of.clone(), cuts.clone());
-                cuts.mark_unchanged();
+                let (of, mut words) = (of.clone(), words.clone());
+                words.mark_unchanged();
                 tokio::spawn(async move {
-                    tokio::select! {
+                    let Ok(mut server) = TcpStream::connect(server).await else { return };
+                    let mut node = node;
+                    let told = tokio::select! {
                         // However it ended: both of its ends are closed.
-                        _ = carry(node, server, &of) => {}
-                        _ = cuts.changed() => {}
+                        _ = carry(&mut node, &mut server, &of) => false,
+                        _ = words.changed() => true,
+                    };
+                    drop(node);
+                    if told && *words.borrow_and_update() == Word::Hold {
+                        // An error is the end of the proxy.
+                        let _ = words.changed().await;
                     }
                 });
             }
         });
-        Ok(Proxy { at, counts, cut, _runtime: runtime })
+        Ok(Proxy { at, counts, word, _runtime: runtime })
     }
 
     /// Bytes carried so far.
@@ -76,7 +92,13 @@ impl Proxy {
 
     /// Ends all connections.
     pub fn cut(&self) {
-        self.cut.send_replace(());
+        self.word.send_replace(Word::Cut);
+    }
+
+    /// For the server all nodes stop: their connections stay, and nothing is read from them. For the nodes they end.
+    /// Until [`cut`](Self::cut).
+    pub fn hold(&self) {
+        self.word.send_replace(Word::Hold);
     }
 
     /// Closes new connections at once, or carries them again.
@@ -85,12 +107,11 @@ impl Proxy {
     }
 }
 
-async fn carry(node: TcpStream, server: SocketAddr, counts: &Counts) -> std::io::Result<()> {
-    let server = TcpStream::connect(server).await?;
+async fn carry(node: &mut TcpStream, server: &mut TcpStream, counts: &Counts) -> std::io::Result<()> {
     counts.connections.fetch_add(1, Ordering::AcqRel);
     node.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let ((node_in, node_out), (server_in, server_out)) = (node.into_split(), server.into_split());
+    let ((node_in, node_out), (server_in, server_out)) = (node.split(), server.split());
     tokio::select! {
         done = copy(node_in, server_out, counts) => done,
         done = copy(server_in, node_out, counts) => done,

@@ -95,6 +95,12 @@ struct Seen {
     wrong: Option<String>,
 }
 
+impl Seen {
+    fn has(&self, seq: u64) -> bool {
+        self.bits.get((seq / 64) as usize).is_some_and(|word| word & (1 << (seq % 64)) != 0)
+    }
+}
+
 /// What one node sees.
 #[derive(Debug)]
 pub struct Sight {
@@ -139,6 +145,11 @@ impl Sight {
         self.together.seen.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Whether commit `seq` was seen.
+    pub fn has_seen(&self, seq: u64) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).has(seq)
+    }
+
     /// The node holds a whole state for the first time: so many keys.
     pub fn whole(&self, keys: usize, content: Content) {
         if keys != content.keys {
@@ -161,9 +172,7 @@ impl Sight {
         if let Some(why) = &seen.wrong {
             return Err(format!("{WRONG}node {}: {why}", self.node).into());
         }
-        let has =
-            |seq: &u64| seen.bits.get((seq / 64) as usize).is_some_and(|word| word & (1 << (seq % 64)) != 0);
-        if let Some(lost) = (1..=commits).find(|seq| !has(seq)) {
+        if let Some(lost) = (1..=commits).find(|seq| !seen.has(*seq)) {
             return Err(format!("{WRONG}node {} did not see commit {lost} of {commits}", self.node).into());
         }
         Ok(std::mem::take(&mut seen.times))

@@ -109,7 +109,7 @@ pub use wire::{Level, NackCode, NodeKind};
 
 #[cfg(doctest)]
 mod documents {
-    #[doc = include_str!("../../../docs/guide-config-sync.md")]
+    #[doc = include_str!("../../../docs/config-sync.md")]
     struct Guide;
 }
 
