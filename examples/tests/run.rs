@@ -57,3 +57,7 @@ examples! {
 #[cfg(unix)]
 #[path = "run/config_sync.rs"]
 mod config_sync;
+
+#[cfg(unix)]
+#[path = "run/tour.rs"]
+mod tour;
