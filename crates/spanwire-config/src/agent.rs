@@ -527,6 +527,9 @@ impl<'a> Agent<'a> {
             let (came, of) = (came >> 10, of >> 10);
             self.log.say(format_args!("receiving {newest}: {came} of {of} KiB"));
         }
+        if let (true, Some(place)) = (self.config.progress, status.waiting) {
+            self.log.say(format_args!("waiting for a transfer: place {place}"));
+        }
         if let Err(why) = self.evidence.keep(&self.store, status.evidence.as_ref(), now) {
             self.log.say(why);
         }

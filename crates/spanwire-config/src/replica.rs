@@ -145,6 +145,8 @@ pub struct ReplicaStatus {
     pub rose: Option<Duration>,
     /// Bytes of a snapshot that is on its way: how many came, and of how many.
     pub arriving: Option<(u64, u64)>,
+    /// The server sends to others first; its place among those that wait, 1 for the next.
+    pub waiting: Option<u32>,
     /// The server of the pipe in use.
     pub upstream: Option<ServerId>,
     /// What that server says of the namespace.
@@ -251,6 +253,9 @@ pub struct Replica {
     target: Option<Head>,
     /// Since when there is a target and nothing of it arrived.
     behind: Option<Time>,
+    /// Its place among those that wait for a transfer, as the pipe in use told it last, and the best that it had;
+    /// `None` once something came.
+    place: Option<(u32, u32)>,
     confirmed: bool,
     conflict: Option<(Head, Head)>,
     /// Highest `seq` seen in the epoch of the last HEAD, and when it last rose.
@@ -288,6 +293,7 @@ impl Replica {
             awaiting: false,
             target: None,
             behind: None,
+            place: None,
             confirmed: false,
             conflict: None,
             seq: None,
@@ -332,6 +338,7 @@ impl Replica {
             fresh: self.is_fresh(now),
             rose: self.fresh.map(|at| now.saturating_since(at)),
             arriving: self.arriving(),
+            waiting: self.place.filter(|_| self.behind.is_some()).map(|(place, _)| place),
             upstream: up.and_then(|up| up.server),
             namespace: up.and_then(|up| up.status),
             stale_boot: self.stale_boot,
@@ -541,6 +548,7 @@ impl Replica {
                 }
             }
             Frame::Beacon(_) => {}
+            Frame::Waiting(namespace, place) => self.on_waiting(cx, pipe, &namespace, place),
             Frame::Slice(slice) => self.on_slice(cx, pipe, *slice),
             Frame::Stale(node, boot) => self.on_stale(cx, node, boot),
             Frame::Offer(namespace, position) => self.on_offer(cx, pipe, &namespace, position),
@@ -592,6 +600,7 @@ impl Replica {
 
     /// Another upstream: it has not withheld anything yet.
     fn behind_anew(&mut self, cx: &Cx<'_>) {
+        self.place = None;
         self.behind = self.behind.map(|_| cx.now());
     }
 

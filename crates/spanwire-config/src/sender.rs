@@ -498,6 +498,7 @@ impl Distributor {
                 let _ = cx.put(pipe, message.clone());
             }
         }
+        self.tell_places(cx);
         for which in [Which::All, Which::Canary] {
             let newest = self.current(which).map(|(head, _)| head.position);
             let unused =

@@ -159,6 +159,7 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             Frame::Report(Box::new(Report { namespace: "config".into(), first: true, last: true, nodes }))
                 .encode()
         }),
+        ("waiting", Frame::Waiting("config".into(), 3).encode()),
         ("offer", Frame::Offer("config".into(), at(2)).encode()),
         ("stale", Frame::Stale(Id([0x22; 16]), 2 << 32 | 0xabcd).encode()),
         (

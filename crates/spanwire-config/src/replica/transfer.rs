@@ -42,6 +42,7 @@ impl Replica {
             return;
         }
         self.behind = Some(cx.now());
+        self.place = None;
         let Some(assembly) = &mut self.assembly else {
             // The rest of a transfer whose start was dropped.
             cx.dropped(Some(pipe), DropReason::Own("out-of-step"));
@@ -65,6 +66,21 @@ impl Replica {
             && let Some(whole) = self.assembly.take()
         {
             self.verify(cx, pipe, whole);
+        }
+    }
+
+    /// A transfer will come when others have theirs. That the queue moves is as good as data: nothing is withheld.
+    pub(super) fn on_waiting(&mut self, cx: &mut Cx<'_>, pipe: PipeId, namespace: &str, place: u32) {
+        if self.active != Some(pipe) || namespace != self.settings.namespace {
+            return cx.dropped(Some(pipe), DropReason::Unexpected);
+        }
+        let (before, best) = self.place.unwrap_or((0, u32::MAX));
+        if place < best {
+            self.behind = self.behind.map(|_| cx.now());
+        }
+        self.place = Some((place, best.min(place)));
+        if place != before {
+            cx.wake(CHANGED);
         }
     }
 

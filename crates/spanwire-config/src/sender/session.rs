@@ -71,6 +71,8 @@ pub(super) struct Session {
     pub(super) sending: Option<Sending>,
     /// It holds one of the slots for transfers above one window.
     pub(super) slot: bool,
+    /// The place that it was told last among those that wait for one; 0: it does not wait.
+    pub(super) place: u32,
     pub(super) window: u64,
     pub(super) chunk: usize,
     pub(super) sent_bytes: u64,
@@ -108,6 +110,7 @@ impl Session {
             flight: VecDeque::new(),
             sending: None,
             slot: false,
+            place: 0,
             window: 0,
             chunk: 0,
             sent_bytes: 0,

@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
+use spanwire::Message;
 use spanwire::protocol::{Cx, PipeId, Reason};
 
 use super::session::{Sending, Session, Standing};
 use super::target::Which;
 use super::{Distributor, FLIGHT, Step};
 use crate::faults::planted;
-use crate::wire::{Payload, snapshot_size};
+use crate::wire::{Frame, Payload, snapshot_size};
 use crate::{ChangeSet, Position, Shown};
 
 impl Distributor {
@@ -76,6 +77,9 @@ impl Distributor {
         loop {
             let Some(session) = self.sessions.get(pipe) else { return };
             if session.sending.is_none() && !self.begin(pipe) {
+                if self.waiting.back() == Some(&pipe) {
+                    self.tell_place(cx, pipe, self.waiting.len());
+                }
                 return;
             }
             let Some(session) = self.sessions.get_mut(pipe) else { return };
@@ -96,6 +100,30 @@ impl Distributor {
             cx.count("slices", 1);
             if done {
                 self.end(pipe);
+            }
+        }
+    }
+
+    /// Who waits for a slot is told its place, if that is another than it knows.
+    fn tell_place(&mut self, cx: &mut Cx<'_>, pipe: PipeId, place: usize) {
+        let Some(session) = self.sessions.get_mut(pipe) else { return };
+        let place = u32::try_from(place).unwrap_or(u32::MAX);
+        if session.place != place {
+            let frame = Frame::Waiting(self.settings.namespace.clone(), place);
+            // Where there is no room there is something to read: it is said at the next beacon time.
+            if cx.put(pipe, Message::from(frame.encode())).is_ok() {
+                session.place = place;
+            }
+        }
+    }
+
+    /// The same for all who wait, at beacon time.
+    pub(super) fn tell_places(&mut self, cx: &mut Cx<'_>) {
+        for at in 0..self.waiting.len() {
+            let pipe = self.waiting[at];
+            // A beacon may be there, and nothing that is older.
+            if cx.unsent(pipe).0 <= 1 {
+                self.tell_place(cx, pipe, at + 1);
             }
         }
     }
@@ -135,6 +163,7 @@ impl Distributor {
             self.slots += 1;
             session.slot = true;
         }
+        session.place = 0;
         session.sending = Some(Sending { payload, offset: 0 });
         true
     }

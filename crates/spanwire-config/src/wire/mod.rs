@@ -298,6 +298,8 @@ pub enum Frame {
     Want(WantReason, Vec<Want>),
     /// Type 4 (with a base) or 5 (without).
     Slice(Box<Slice>),
+    /// Type 6: a transfer of the namespace will come when a slot is free; so many come before, this one included.
+    Waiting(String, u32),
     /// Type 7: HEADs of what this pipe wants; empty only keeps the pipe alive.
     Beacon(Vec<Head>),
     /// Type 8, both ways: payload bytes taken off this pipe since HELLO.
@@ -453,6 +455,12 @@ impl Frame {
                 out.long(&slice.bytes);
                 out
             }
+            Frame::Waiting(namespace, place) => {
+                let mut out = start(6);
+                out.text(namespace, MAX_NAMESPACE);
+                out.u32(*place);
+                out
+            }
             Frame::Beacon(heads) => {
                 let mut out = start(7);
                 let heads = &heads[..heads.len().min(MAX_WANTS)];
@@ -528,6 +536,7 @@ impl Frame {
             2 => Frame::Welcome(Welcome::decode(&mut r)?),
             3 => Frame::Want(WantReason::decode(&mut r)?, get_wants(&mut r)?),
             4 | 5 => Frame::Slice(Box::new(Slice::decode(&mut r, kind == 4)?)),
+            6 => Frame::Waiting(r.string(MAX_NAMESPACE, "namespace")?, r.u32()?),
             7 => {
                 let len = usize::from(r.u16()?);
                 Frame::Beacon(r.list(len, MAX_WANTS, "heads", Head::decode)?)

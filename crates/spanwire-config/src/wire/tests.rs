@@ -148,6 +148,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         report(),
         (id(), any::<u64>()).prop_map(|(node, boot)| Frame::Stale(node, boot)),
         (namespace(), position()).prop_map(|(namespace, position)| Frame::Offer(namespace, position)),
+        (namespace(), any::<u32>()).prop_map(|(namespace, place)| Frame::Waiting(namespace, place)),
         (15u8..=255, any::<bool>()).prop_map(|(kind, optional)| Frame::Unknown { kind, optional }),
     ]
 }

@@ -305,6 +305,73 @@ fn invariant_22_a_reader_that_stopped_holds_a_slot_for_t_stall_at_most() {
     assert_eq!((a.closed.len(), other.closed.len()), (1, 0));
 }
 
+/// The places that it was told.
+fn places(link: &Link) -> Vec<u32> {
+    let place = |frame: &Frame| if let Frame::Waiting(_, place) = frame { Some(*place) } else { None };
+    link.down.iter().filter_map(place).collect()
+}
+
+#[test]
+fn invariant_22_who_waits_for_a_slot_is_told_its_place_and_asks_nobody_else_while_that_gets_better() {
+    let mut a = authority(Settings { slots: 1, ..Settings::default() });
+    let mut changes = ChangeSet::new();
+    (0..32).for_each(|n| changes.put(key(&format!("k{n}")), 0, vec![n; 64 << 10]));
+    commit(&mut a, &changes);
+    let (mut stopped, mut second, mut third) = (replica(1), replica(2), replica(3));
+    let first = Link::new(&mut a, &mut stopped);
+    a.arrive(first.above, stopped.drain(first.below, usize::MAX));
+    let mut before = Link::new(&mut a, &mut second);
+    before.flow(&mut a, &mut second);
+    let mut behind = Link::new(&mut a, &mut third);
+    behind.flow(&mut a, &mut third);
+    let waiting = |r: &Script<Replica>| r.protocol.status(r.now()).waiting;
+    assert_eq!((places(&before), places(&behind)), (vec![1], vec![2]));
+    assert_eq!((waiting(&second), waiting(&third)), (Some(1), Some(2)));
+    // The first in line goes; what has no better place is told nothing.
+    a.lose(before.above);
+    second.lose(before.below);
+    assert_eq!(waiting(&second), None);
+    for _ in 0..2 {
+        a.advance(BEACON);
+        third.advance(BEACON);
+        behind.flow(&mut a, &mut third);
+    }
+    assert_eq!((places(&behind), waiting(&third)), (vec![2, 1], Some(1)));
+    // The one that stopped is closed, and the slot is free.
+    for _ in 0..9 {
+        a.advance(BEACON);
+        third.advance(BEACON);
+        behind.flow(&mut a, &mut third);
+    }
+    assert_eq!((accept(&mut third, Level::Stored).state.keys(), waiting(&third)), (32, None));
+    assert_eq!(places(&behind), [2, 1]);
+}
+
+#[test]
+fn invariant_23_a_queue_that_moves_withholds_nothing_and_one_that_stands_does() {
+    let mut a = authority(Settings::default());
+    commit(&mut a, &puts([("a", "1")]));
+    let mut r = replica(1);
+    let mut link = Link::new(&mut a, &mut r);
+    let asks =
+        |link: &Link| link.up.iter().filter(|f| matches!(f, Frame::Want(WantReason::Other, _))).count();
+    // Beacons and places come, and no data.
+    let mut seconds = |link: &mut Link, place: &dyn Fn(u32) -> u32| {
+        for second in 0..100 {
+            a.advance(BEACON);
+            r.advance(BEACON);
+            let waiting = Frame::Waiting("config".into(), place(second)).encode();
+            r.arrive(link.below, [waiting]);
+            link.flow_with(&mut a, &mut r, |m| Some(m).filter(|m| !matches!(frame(m), Frame::Slice(_))));
+        }
+    };
+    seconds(&mut link, &|second| 1_000 - second);
+    assert_eq!(asks(&link), 0);
+    // To go to and fro is to stand.
+    seconds(&mut link, &|second| 901 + second % 2);
+    assert_eq!(asks(&link), 3);
+}
+
 #[test]
 fn invariant_23_a_node_that_says_what_it_took_at_beacon_time_has_not_stopped() {
     let seconds = Duration::from_secs;
