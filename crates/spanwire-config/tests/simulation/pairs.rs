@@ -48,6 +48,7 @@ const EVENTS: &[(&str, &[&str])] = &[
             "HEAD above",
             "DELTA",
             "SNAPSHOT",
+            "WAITING",
             "takes the next",
             "stored",
             "visible, not stored",

@@ -57,6 +57,7 @@ pub(crate) fn comes(agent: &Agent, now: Time, event: &Event) {
             Ok(Frame::Goodbye(bye)) if bye.code == GoodbyeCode::StaleBoot => {
                 says(agent, now, "told of a higher boot")
             }
+            Ok(Frame::Waiting(..)) => says(agent, now, "WAITING"),
             Ok(Frame::Stale(..)) => says(agent, now, "told of a higher boot"),
             Ok(Frame::Beacon(heads)) if heads.is_empty() => says(agent, now, "BEACON without a HEAD"),
             Ok(Frame::Beacon(heads)) => heads.iter().for_each(|head| says(agent, now, relation(agent, head))),

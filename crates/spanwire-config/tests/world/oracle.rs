@@ -150,6 +150,8 @@ struct Truth {
     rose: Option<Time>,
     /// Since when it knows of something newer and neither gets it nor asks for it.
     waits: Option<Time>,
+    /// The best place that it was told meanwhile.
+    place: Option<u32>,
     /// Pipes that it used: what comes over one in reserve is not looked at.
     asked: BTreeSet<Link>,
     /// When it asked for what is new last.
@@ -385,7 +387,7 @@ impl Oracle {
         self.healed = Some(net.now());
         if self.lies || net.links().any(|view| view.frozen) {
             // What was lost is found out by T_stall, and again on the next pipe. A half-open pipe's slot is held
-            // as long, and who waits for one is told nothing in this form, and may leave.
+            // as long, and who waits for one may leave.
             self.quiet = Some(Vec::new());
         }
         let wanted = |link: &Link| self.conversations.get(link).is_some_and(|talk| talk.wants);

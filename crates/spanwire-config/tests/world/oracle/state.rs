@@ -53,6 +53,16 @@ impl Oracle {
         let truth = &mut self.truths[n];
         let behind = status.data == Data::Behind && node.given.is_none() && !protocol.readiness().recv;
         truth.waits = behind.then_some(truth.waits.unwrap_or(net.now()));
+        // A queue that moves is as good as data.
+        let better = |place: u32| truth.place.is_none_or(|best| place < best);
+        match status.waiting {
+            Some(place) if better(place) => {
+                truth.place = Some(place);
+                truth.waits = truth.waits.map(|_| net.now());
+            }
+            Some(_) => {}
+            None => truth.place = None,
+        }
         if let (Some(waits), Some(healed)) = (truth.waits, self.healed)
             && status.upstream.is_some()
             && net.now().saturating_since(waits.max(healed)) > FRESH * 3 + BEACON * 3
