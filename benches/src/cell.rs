@@ -99,6 +99,9 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// Messages that a socket sends before the next has its turn, where many send in turn.
+    pub const TURN: usize = 8;
+
     /// Its name without a number, and its number.
     pub fn family(&self) -> (&'static str, Option<usize>) {
         match *self {

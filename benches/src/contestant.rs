@@ -20,7 +20,7 @@ use crate::{Result, peers};
 pub enum Standing {
     /// spanwire.
     Ours,
-    /// spanwire in its other form: async.
+    /// spanwire in another form: async, by the batch.
     OursToo,
     /// A library that does the same work: the best of these is what a ratio compares with.
     Peer,
@@ -82,12 +82,16 @@ pub trait Contestant: Send + Sync + 'static {
     ///
     /// # Errors
     /// What the library says.
-    async fn req(&self, url: &str, cell: &Cell) -> Result<Self::Req>;
+    async fn req(&self, _url: &str, _cell: &Cell) -> Result<Self::Req> {
+        Err(cannot("ask"))
+    }
     /// Binds.
     ///
     /// # Errors
     /// What the library says.
-    async fn rep(&self, url: &str, cell: &Cell) -> Result<(Self::Rep, String)>;
+    async fn rep(&self, _url: &str, _cell: &Cell) -> Result<(Self::Rep, String)> {
+        Err(cannot("answer"))
+    }
     /// Connects one socket, and gives `n` handles of it.
     ///
     /// # Errors
@@ -149,7 +153,7 @@ pub trait Push {
     /// # Errors
     /// What the library says.
     async fn send(&mut self, body: &[u8]) -> Result<()>;
-    /// Lets go of what only a batch writer keeps back.
+    /// Lets go of what only who sends by the batch keeps back.
     ///
     /// # Errors
     /// What the library says.
@@ -207,6 +211,12 @@ impl Push for Void {
 
 impl Pull for Void {
     async fn recv<R>(&mut self, _: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        match *self {}
+    }
+}
+
+impl Req for Void {
+    async fn request<R>(&mut self, _: &[u8], _: impl FnOnce(&[u8]) -> R) -> Result<R> {
         match *self {}
     }
 }

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::talk::{Ends, Numbers, grown};
-use crate::cell::{Cell, Plan};
+use crate::cell::{Cell, Plan, Shape};
 use crate::contestant::{Contestant, Job, Pull, Push};
 use crate::payload::{Checker, Maker};
 use crate::{Result, machine};
@@ -66,7 +66,7 @@ pub(super) async fn send_all<P: Push>(
         let start = Instant::now();
         'time: while start.elapsed() < time {
             for (push, maker) in &mut pushes {
-                for _ in 0..8 {
+                for _ in 0..Shape::TURN {
                     push.send(maker.make()).await?;
                 }
                 // With many sockets a whole turn takes longer than there is time.

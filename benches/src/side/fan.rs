@@ -26,16 +26,19 @@ pub(super) async fn publish(
     let mut maker = Maker::new(job.cell, 0);
     while !ends.told_within(PROBING)? {
         publisher.send(maker.probe()).await?;
+        publisher.flush().await?;
     }
     send_for(&mut publisher, &mut maker, job.cell, job.plan.warm_up).await?;
     maker.measure();
     let cpu = machine::cpu();
     send_for(&mut publisher, &mut maker, job.cell, job.plan.measured).await?;
     publisher.send(maker.end()).await?;
+    publisher.flush().await?;
     ends.say(format_args!("done"))?;
     while !ends.told_within(if lossy { ENDING } else { Duration::from_secs(1) })? {
         if lossy {
             publisher.send(maker.end()).await?;
+            publisher.flush().await?;
         }
     }
     let mut numbers = Numbers::default();

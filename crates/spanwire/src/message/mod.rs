@@ -65,6 +65,10 @@ impl Message {
         Self::from_slice(&[])
     }
 
+    /// An empty one, made in one piece: to be [filled](Self::fill).
+    pub(crate) const EMPTY: Message =
+        Message(Repr::Inline { off: HEAD as u8, mid: HEAD as u8, end: HEAD as u8, buf: [0; BUF] });
+
     /// Copies `body`.
     #[inline]
     pub fn from_slice(body: &[u8]) -> Self {

@@ -86,6 +86,34 @@ impl Balance {
         Err(msg)
     }
 
+    /// Sends what is held to the next in turn, if somebody has room; then nothing is held any more. The same as
+    /// [`send`](Balance::send), without moving the message.
+    #[inline]
+    pub fn send_held(&mut self, cx: &mut Cx<'_>, held: &mut Option<Message>) {
+        while let Some(pipe) = self.ring.front()
+            && held.is_some()
+        {
+            match cx.put_held(pipe, held) {
+                Room::More => self.ring.rotate(pipe),
+                Room::Full => self.ring.remove(pipe),
+            }
+        }
+    }
+
+    /// Sends from the front of `msgs` as many as there is room for. Several peers get runs of about as many in turn, instead
+    /// of one in turn each.
+    pub fn send_many(&mut self, cx: &mut Cx<'_>, msgs: &mut VecDeque<Message>) {
+        let run = msgs.len().div_ceil(self.ring.in_turn().max(1));
+        while let Some(pipe) = self.ring.front()
+            && !msgs.is_empty()
+        {
+            match cx.put_many(pipe, msgs, run) {
+                Room::More => self.ring.rotate(pipe),
+                Room::Full => self.ring.remove(pipe),
+            }
+        }
+    }
+
     /// Whether [`send`](Balance::send) would take a message.
     #[inline]
     pub fn has_room(&self) -> bool {

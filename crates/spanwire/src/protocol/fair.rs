@@ -114,14 +114,14 @@ impl FairQueue {
         }
     }
 
-    /// Moves all that waits and that `keep` says to the end of `into`, and drops the rest as filtered: if one peer has
-    /// sent it all, and `into` stays within `limit`. Otherwise nothing is moved. Much cheaper than one by one.
+    /// Moves all that waits and that `keep` says (or all of it) to the end of `into`, and drops the rest as filtered: if one
+    /// peer has sent it all, and `into` stays within `limit`. Otherwise nothing is moved. Much cheaper than one by one.
     pub(super) fn take_all(
         &mut self,
         cx: &mut Cx<'_>,
         limit: Limit,
         into: &mut Batch,
-        keep: impl FnMut(&Message) -> bool,
+        keep: Option<impl FnMut(&Message) -> bool>,
     ) {
         if let Some(pipe) = self.ring.front()
             && self.ring.len() == 1

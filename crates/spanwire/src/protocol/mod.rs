@@ -63,6 +63,7 @@ pub mod subscribe;
 mod topics;
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::fmt;
 
 pub use crate::queue::Limit;
@@ -157,6 +158,26 @@ impl<T> Refused<T> {
             Refused::NotNow(t) | Refused::NoPeer(t) | Refused::Invalid(t, _) => t,
         }
     }
+
+    /// The item, and the reason alone.
+    pub fn split(self) -> (T, Refused<()>) {
+        match self {
+            Refused::NotNow(t) => (t, Refused::NotNow(())),
+            Refused::NoPeer(t) => (t, Refused::NoPeer(())),
+            Refused::Invalid(t, why) => (t, Refused::Invalid((), why)),
+        }
+    }
+}
+
+impl Refused<()> {
+    /// The reason, and the item again.
+    pub(crate) fn of<T>(self, item: T) -> Refused<T> {
+        match self {
+            Refused::NotNow(()) => Refused::NotNow(item),
+            Refused::NoPeer(()) => Refused::NoPeer(item),
+            Refused::Invalid((), why) => Refused::Invalid(item, why),
+        }
+    }
 }
 
 impl<T> fmt::Debug for Refused<T> {
@@ -246,6 +267,37 @@ pub trait Sends: Protocol {
     type Item: Send;
     /// Takes the item, or gives it back with the reason. Never waits.
     fn send(&mut self, cx: &mut Cx<'_>, item: Self::Item) -> Result<(), Refused<Self::Item>>;
+
+    /// Takes the item out of `held`, or leaves it there and says why. The same as [`send`](Sends::send); worth writing where the
+    /// item need not be moved, which costs more than to encode a small message.
+    ///
+    /// # Errors
+    /// Why what is held was not taken.
+    #[inline]
+    fn send_held(&mut self, cx: &mut Cx<'_>, held: &mut Option<Self::Item>) -> Result<(), Refused<()>> {
+        let Some(item) = held.take() else { return Ok(()) };
+        self.send(cx, item).map_err(|refused| {
+            let (item, why) = refused.split();
+            *held = Some(item);
+            why
+        })
+    }
+
+    /// Takes items from the front of `items` until there are none, or one is refused: it stays in front, and this says why.
+    /// The same as so many calls of [`send`](Sends::send); worth writing where many cost less together.
+    ///
+    /// # Errors
+    /// Why the item that is in front now was not taken.
+    fn send_many(&mut self, cx: &mut Cx<'_>, items: &mut VecDeque<Self::Item>) -> Result<(), Refused<()>> {
+        while let Some(item) = items.pop_front() {
+            if let Err(refused) = self.send(cx, item) {
+                let (item, why) = refused.split();
+                items.push_front(item);
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A protocol whose socket receives.

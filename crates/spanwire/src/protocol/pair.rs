@@ -7,6 +7,8 @@
 //! Owns: who the peer is. Never: gives its place to a newcomer. Wire: 0x10 on both sides, no header (nanomsg
 //! `pair.h`).
 
+use std::collections::VecDeque;
+
 use super::balance::Balance;
 use super::fair::FairQueue;
 use super::{Cx, PipeId, Protocol, ProtocolInfo, Readiness, Reason, Receives, Refused, Reject, Sends};
@@ -85,6 +87,17 @@ impl Sends for Pair {
 
     fn send(&mut self, cx: &mut Cx<'_>, msg: Message) -> Result<(), Refused<Message>> {
         self.outbound.send(cx, msg).map(|_| ()).map_err(Refused::NotNow)
+    }
+
+    #[inline]
+    fn send_held(&mut self, cx: &mut Cx<'_>, held: &mut Option<Message>) -> Result<(), Refused<()>> {
+        self.outbound.send_held(cx, held);
+        if held.is_none() { Ok(()) } else { Err(Refused::NotNow(())) }
+    }
+
+    fn send_many(&mut self, cx: &mut Cx<'_>, msgs: &mut VecDeque<Message>) -> Result<(), Refused<()>> {
+        self.outbound.send_many(cx, msgs);
+        if msgs.is_empty() { Ok(()) } else { Err(Refused::NotNow(())) }
     }
 }
 

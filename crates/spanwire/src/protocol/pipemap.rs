@@ -128,9 +128,17 @@ impl Ring {
         self.levels.first_key_value().and_then(|(_, level)| level.front().copied())
     }
 
+    /// How many take turns with the one in front, that one counted.
+    pub(super) fn in_turn(&self) -> usize {
+        self.levels.first_key_value().map_or(0, |(_, level)| level.len())
+    }
+
     /// `pipe` had its turn: to the end of its priority, if it was in front.
     #[inline]
     pub fn rotate(&mut self, pipe: PipeId) {
+        if self.member.len() <= 1 {
+            return; // its own turn follows; the most common case, without a look at the levels
+        }
         let Some(priority) = self.member.get(pipe) else { return };
         if let Some(level) = self.levels.get_mut(priority)
             && level.len() > 1

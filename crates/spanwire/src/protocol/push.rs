@@ -7,6 +7,8 @@
 //! Owns: the turn order. Never: promises delivery by a peer that dies after its message was begun, or waits
 //! for one slow peer. Wire: 0x50, peer PULL 0x51, no header (nanomsg `pipeline.h`).
 
+use std::collections::VecDeque;
+
 use super::balance::Balance;
 use super::{Cx, PipeId, Protocol, ProtocolInfo, Readiness, Refused, Reject, Sends, discard};
 use crate::Message;
@@ -77,6 +79,23 @@ impl Sends for Push {
             return Err(Refused::NoPeer(msg));
         }
         self.balance.send(cx, msg).map(|_| ()).map_err(Refused::NotNow)
+    }
+
+    #[inline]
+    fn send_held(&mut self, cx: &mut Cx<'_>, held: &mut Option<Message>) -> Result<(), Refused<()>> {
+        if self.fail_without_peer && self.peers == 0 && held.is_some() {
+            return Err(Refused::NoPeer(()));
+        }
+        self.balance.send_held(cx, held);
+        if held.is_none() { Ok(()) } else { Err(Refused::NotNow(())) }
+    }
+
+    fn send_many(&mut self, cx: &mut Cx<'_>, msgs: &mut VecDeque<Message>) -> Result<(), Refused<()>> {
+        if self.fail_without_peer && self.peers == 0 && !msgs.is_empty() {
+            return Err(Refused::NoPeer(()));
+        }
+        self.balance.send_many(cx, msgs);
+        if msgs.is_empty() { Ok(()) } else { Err(Refused::NotNow(())) }
     }
 }
 
@@ -208,6 +227,40 @@ mod tests {
             s.open_with(info).expect("any pull is welcome");
             let taken = (0..100).take_while(|_| s.send(vec![0; size]).is_ok()).count();
             assert_eq!(taken, expect, "{limit:?}");
+        }
+    }
+
+    #[test]
+    fn many_at_once_go_in_runs_to_all_who_have_room_in_their_order() {
+        let mut s = Script::new(Push::new());
+        let (a, b) = (s.open(3), s.open(9));
+        let mut msgs: VecDeque<Message> = (1..=9).map(|n| n.to_string().into()).collect();
+        assert_eq!(s.call(|p, cx| p.send_many(cx, &mut msgs)), Ok(()));
+        assert_eq!((s.sent(a).concat(), s.sent(b).concat()), ("123".into(), "456789".to_string()));
+        // What nobody has room for stays, and is not sent twice.
+        msgs = ('a'..='n').map(|letter| letter.to_string().into()).collect();
+        assert_eq!(s.call(|p, cx| p.send_many(cx, &mut msgs)), Err(Refused::NotNow(())));
+        assert_eq!((s.unsent(a), s.unsent(b), s.readiness().send), (3, 9, false));
+        assert_eq!((s.sent(b).concat(), s.sent(a).concat()), ("abcdefgkl".into(), "hij".to_string()));
+        assert_eq!(msgs, ["m", "n"]);
+        let mut nobody = Script::new(Push::new().fail_without_peer(true));
+        assert_eq!(nobody.call(|p, cx| p.send_many(cx, &mut msgs)), Err(Refused::NoPeer(())));
+        assert_eq!(msgs, ["m", "n"]);
+    }
+
+    #[test]
+    fn many_at_once_stop_at_the_limit_as_one_by_one() {
+        for (limit, size, expect) in
+            [(Limit::messages(7), 10, 7), (Limit::bytes(1000), 100, 10), (Limit::bytes(1000), 400, 3)]
+        {
+            let mut s = Script::new(Push::new());
+            let info = PipeInfo { send_limit: limit, ..PipeInfo::default() };
+            let pipe = s.open_with(info).expect("any pull is welcome");
+            let mut msgs: VecDeque<Message> = (0..20).map(|_| vec![0; size].into()).collect();
+            for _ in 0..2 {
+                assert_eq!(s.call(|p, cx| p.send_many(cx, &mut msgs)), Err(Refused::NotNow(())));
+                assert_eq!((s.unsent(pipe), msgs.len()), (expect, 20 - expect), "{limit:?}");
+            }
         }
     }
 

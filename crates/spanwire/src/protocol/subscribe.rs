@@ -84,7 +84,8 @@ impl Sub {
     /// Moves what matches from the pipes to the queue.
     fn fill(&mut self, cx: &mut Cx<'_>) {
         let topics = &self.topics;
-        self.inbound.take_all(cx, self.limit, &mut self.queue, |msg| topics.matches(msg));
+        let keep = (!topics.match_all()).then_some(|msg: &Message| topics.matches(msg));
+        self.inbound.take_all(cx, self.limit, &mut self.queue, keep);
         while self.prefer == Prefer::Newest || !self.full() {
             let Some((pipe, msg)) = self.inbound.take(cx) else { return };
             if !self.topics.matches(&msg) {

@@ -123,6 +123,12 @@ impl Topics {
         self.nodes[at] = child;
     }
 
+    /// Whether the empty topic is among them, so that everything matches.
+    #[inline]
+    pub fn match_all(&self) -> bool {
+        self.nodes[self.root].count > 0
+    }
+
     /// Whether any topic is a prefix of `body`.
     #[inline]
     pub fn matches(&self, body: &[u8]) -> bool {

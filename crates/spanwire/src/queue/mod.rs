@@ -7,6 +7,7 @@
 //! Owns: the bytes and counts. Never: I/O, waiting, or who is served next.
 
 mod frames;
+mod moves;
 
 use std::collections::VecDeque;
 
@@ -149,9 +150,7 @@ impl Batch {
     /// Moves the oldest, `max` at most, to the end of `into`.
     pub(crate) fn pop_many(&mut self, into: &mut Vec<Message>, max: usize) {
         let before = into.len();
-        let n = max.min(self.messages.len());
-        into.reserve(n);
-        into.extend(self.messages.drain(..n));
+        moves::front(&mut self.messages, into, max);
         self.bytes -= into[before..].iter().map(Message::wire_len).sum::<usize>();
         if self.messages.is_empty() {
             give_back(&mut self.messages);
@@ -195,6 +194,64 @@ impl Outbound {
             Outbound::Framed(frames) => frames.push(&msg),
             Outbound::Messages(batch) => batch.push(msg),
         }
+    }
+
+    #[inline]
+    pub(crate) fn push_held(&mut self, held: &mut Option<Message>) {
+        match self {
+            Outbound::Framed(frames) => {
+                if let Some(msg) = held {
+                    frames.push(msg);
+                    *held = None;
+                }
+            }
+            Outbound::Messages(batch) => {
+                if let Some(msg) = held.take() {
+                    batch.push(msg);
+                }
+            }
+        }
+    }
+
+    /// Takes messages from the front of `from`, `max` at most, while those taken have fewer than `bytes` bytes as they are
+    /// queued. Returns how many, and how many bytes they have without framing.
+    pub(crate) fn push_many(
+        &mut self,
+        from: &mut VecDeque<Message>,
+        max: usize,
+        bytes: usize,
+    ) -> (usize, usize) {
+        let full = self.bytes().saturating_add(bytes);
+        let (mut n, mut size) = (0, 0);
+        match self {
+            Outbound::Framed(frames) => {
+                for msg in from.iter().take(max) {
+                    if frames.bytes() >= full {
+                        break;
+                    }
+                    size += msg.wire_len();
+                    frames.push(msg);
+                    n += 1;
+                }
+                from.drain(..n);
+            }
+            Outbound::Messages(batch) => {
+                for len in from.iter().take(max).map(Message::wire_len) {
+                    if batch.bytes + size >= full {
+                        break;
+                    }
+                    size += len;
+                    n += 1;
+                }
+                batch.bytes += size;
+                if n == from.len() {
+                    batch.messages.append(from);
+                } else {
+                    batch.messages.extend(from.drain(..n));
+                }
+            }
+        }
+        (n, size)
     }
 
     #[inline]

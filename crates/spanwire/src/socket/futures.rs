@@ -9,10 +9,10 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use super::{Socket, down, refused, unsent};
+use super::{Socket, answered, down, told};
 use crate::engine::Want;
 use crate::error::{RecvError, SendError, WaitError};
-use crate::protocol::{Cx, Protocol, Receives, Refused, Sends, WaitKey};
+use crate::protocol::{Cx, Protocol, Receives, Sends, WaitKey};
 
 /// Future of [`Socket::wait_async`].
 #[must_use = "futures do nothing unless polled"]
@@ -81,48 +81,37 @@ impl<P: Receives> Drop for RecvFuture<P> {
 
 /// Future of [`Socket::send_async`].
 #[must_use = "futures do nothing unless polled"]
-pub struct SendFuture<P: Sends> {
-    socket: Socket<P>,
+pub struct SendFuture<'a, P: Sends> {
+    socket: &'a Socket<P>,
     slot: Option<u64>,
     held: Option<P::Item>,
 }
 
-impl<P: Sends> SendFuture<P> {
-    pub(super) fn new(socket: Socket<P>, item: P::Item) -> Self {
+impl<'a, P: Sends> SendFuture<'a, P> {
+    pub(super) fn new(socket: &'a Socket<P>, item: P::Item) -> Self {
         SendFuture { socket, slot: None, held: Some(item) }
     }
 }
 
 // The item is moved, never pinned.
-impl<P: Sends> Unpin for SendFuture<P> {}
+impl<P: Sends> Unpin for SendFuture<'_, P> {}
 
-impl<P: Sends> Future for SendFuture<P> {
+impl<P: Sends> Future for SendFuture<'_, P> {
     type Output = Result<(), SendError<P::Item>>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let me = &mut *self;
         let held = &mut me.held;
         let sent = me.socket.core().poll_on(Want::Send, &mut me.slot, cx.waker(), |p, cx| {
-            match down::<P>(p).send(cx, held.take()?) {
-                Ok(()) => Some(Ok(())),
-                Err(Refused::NotNow(item)) => {
-                    *held = Some(item);
-                    None
-                }
-                Err(e) => Some(Err(e)),
-            }
+            answered(down::<P>(p).send_held(cx, held))
         });
-        match sent {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(sent)) => Poll::Ready(sent.map_err(refused(SendError::Full))),
-            Poll::Ready(Err(e)) => Poll::Ready(match me.held.take() {
-                Some(item) => Err(unsent(e, item)),
-                None => Ok(()), // not reached: what was not sent is held
-            }),
-        }
+        sent.map(|sent| match sent {
+            Ok(Ok(())) => Ok(()),
+            sent => told(sent, me.held.take(), SendError::Full),
+        })
     }
 }
 
-impl<P: Sends> Drop for SendFuture<P> {
+impl<P: Sends> Drop for SendFuture<'_, P> {
     fn drop(&mut self) {
         self.socket.core().unpark(Want::Send, self.slot.take());
     }
@@ -163,12 +152,12 @@ impl<P: Receives> Stream for RecvStream<P> {
 }
 
 macro_rules! debug_by_name {
-    ($($name:ident<$bound:ident $(, $more:ident)?>),*) => {$(
-        impl<P: $bound $(, $more)?> fmt::Debug for $name<P $(, $more)?> {
+    ($($name:ident<$($life:lifetime,)? $bound:ident $(, $more:ident)?>),*) => {$(
+        impl<P: $bound $(, $more)?> fmt::Debug for $name<$($life,)? P $(, $more)?> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(stringify!($name))
             }
         }
     )*};
 }
-debug_by_name!(WaitFuture<Protocol, F>, RecvFuture<Receives>, SendFuture<Sends>, Iter<Receives>, RecvStream<Receives>);
+debug_by_name!(WaitFuture<Protocol, F>, RecvFuture<Receives>, SendFuture<'_, Sends>, Iter<Receives>, RecvStream<Receives>);

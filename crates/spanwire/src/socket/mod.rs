@@ -256,12 +256,8 @@ impl<P: Sends> Socket<P> {
     /// [`SendError::Full`] when there is not; the item comes back.
     pub fn try_send(&self, item: impl Into<P::Item>) -> Result<(), SendError<P::Item>> {
         let mut held = Some(item.into());
-        let sent = self.core().try_on(|p, cx| held.take().map(|item| down::<P>(p).send(cx, item)));
-        match (sent, held) {
-            (Ok(Some(sent)), _) => sent.map_err(refused(SendError::Full)),
-            (Err(e), Some(item)) => Err(unsent(e, item)),
-            _ => Ok(()), // not reached: the item is held unless it was tried
-        }
+        let sent = self.core().try_on(|p, cx| down::<P>(p).send_held(cx, &mut held));
+        told(sent, held, SendError::Full)
     }
 
     /// Sends; waits for room until `timeout`.
@@ -280,13 +276,7 @@ impl<P: Sends> Socket<P> {
     fn send_until(&self, item: P::Item, deadline: Option<Instant>) -> Result<(), SendError<P::Item>> {
         // The quick way first: there is room. What is refused goes the slow way, with its error.
         let mut held = Some(item);
-        let quick = self.core().quick(|p, cx| match down::<P>(p).send(cx, held.take()?) {
-            Ok(()) => Some(()),
-            Err(refused) => {
-                held = Some(refused.into_inner());
-                None
-            }
-        });
+        let quick = self.core().quick(|p, cx| down::<P>(p).send_held(cx, &mut held).ok());
         match quick {
             Some(()) => Ok(()),
             None => self.send_slowly(held, deadline),
@@ -299,20 +289,10 @@ impl<P: Sends> Socket<P> {
         mut held: Option<P::Item>,
         deadline: Option<Instant>,
     ) -> Result<(), SendError<P::Item>> {
-        let sent =
-            self.core().wait_on(Want::Send, deadline, |p, cx| match down::<P>(p).send(cx, held.take()?) {
-                Ok(()) => Some(Ok(())),
-                Err(Refused::NotNow(item)) => {
-                    held = Some(item);
-                    None
-                }
-                Err(e) => Some(Err(e)),
-            });
-        match (sent, held) {
-            (Ok(sent), _) => sent.map_err(refused(SendError::TimedOut)),
-            (Err(e), Some(item)) => Err(unsent(e, item)),
-            (Err(_), None) => Ok(()), // not reached: what was not sent is held
-        }
+        let sent = self
+            .core()
+            .wait_on(Want::Send, deadline, |p, cx| answered(down::<P>(p).send_held(cx, &mut held)));
+        told(sent, held, SendError::TimedOut)
     }
 
     /// Sends all of `items`, oldest first, with one lock for as many as fit; waits for room. Returns how many.
@@ -323,37 +303,42 @@ impl<P: Sends> Socket<P> {
         let mut n = 0;
         while !items.is_empty() {
             let sent = self.core().wait_on(Want::Send, None, |p, cx| {
-                let before = n;
-                while let Some(item) = items.pop_front() {
-                    match down::<P>(p).send(cx, item) {
-                        Ok(()) => n += 1,
-                        Err(Refused::NotNow(item)) => {
-                            items.push_front(item);
-                            break;
-                        }
-                        Err(Refused::NoPeer(item)) => {
-                            items.push_front(item);
-                            return Some(Err(SendError::NoPeer(())));
-                        }
-                        Err(Refused::Invalid(item, why)) => {
-                            items.push_front(item);
-                            return Some(Err(SendError::Invalid((), why)));
-                        }
-                    }
-                }
-                (n > before).then_some(Ok(()))
+                let before = items.len();
+                let sent = down::<P>(p).send_many(cx, items);
+                let taken = before - items.len();
+                n += taken;
+                answered(sent).or((taken > 0).then_some(Ok(())))
             });
-            match sent {
-                Ok(sent) => sent?,
-                Err(e) => return Err(unsent(e, ())),
-            }
+            told(sent, Some(()), SendError::Full)?;
         }
         Ok(n)
     }
 
     /// Sends as a future, for any executor. Dropped before it is ready, it has sent nothing.
-    pub fn send_async(&self, item: impl Into<P::Item>) -> SendFuture<P> {
-        SendFuture::new(self.clone(), item.into())
+    pub fn send_async(&self, item: impl Into<P::Item>) -> SendFuture<'_, P> {
+        SendFuture::new(self, item.into())
+    }
+}
+
+/// What ends a wait: all but that there is no room now.
+fn answered(sent: Result<(), Refused<()>>) -> Option<Result<(), Refused<()>>> {
+    match sent {
+        Err(Refused::NotNow(())) => None,
+        sent => Some(sent),
+    }
+}
+
+/// The outcome of sending what is held if it was not taken. `not_now`: the error when there was no room.
+fn told<T>(
+    sent: Result<Result<(), Refused<()>>, WaitError>,
+    held: Option<T>,
+    not_now: fn(T) -> SendError<T>,
+) -> Result<(), SendError<T>> {
+    match (sent, held) {
+        (Ok(Ok(())), _) => Ok(()),
+        (Ok(Err(why)), Some(item)) => Err(refused(not_now)(why.of(item))),
+        (Err(e), Some(item)) => Err(unsent(e, item)),
+        (_, None) => Ok(()), // not reached: what was not sent is held
     }
 }
 

@@ -209,7 +209,7 @@ impl Inbox {
     #[inline]
     pub fn take(&mut self, input: &mut Input<'_>, n: usize) -> bool {
         if n <= Message::MOST_INLINE {
-            self.messages.push_back(Message::new());
+            self.messages.push_back(Message::EMPTY);
             if self.messages.back_mut().is_some_and(|msg| input.fill(msg, n)) {
                 self.count(n);
                 return true;

@@ -20,6 +20,8 @@ pub use pipe::{PipeId, PipeInfo};
 use reason::DropCounts;
 pub use reason::{DropReason, Reason};
 
+use std::collections::VecDeque;
+
 use super::{Time, TimerKey, WaitKey};
 use crate::Message;
 use crate::queue::{Batch, Limit};
@@ -93,20 +95,20 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Moves all that arrived on `pipe` and that `keep` says to the end of `into`, if that stays within `limit`, and drops
+    /// Moves all that arrived on `pipe` and that `keep` says (or all of it) to the end of `into`, if that stays within `limit`, and drops
     /// the rest as filtered. `false`: it did nothing.
     pub(super) fn take_all(
         &mut self,
         pipe: PipeId,
         limit: Limit,
         into: &mut Batch,
-        keep: impl FnMut(&Message) -> bool,
+        keep: Option<impl FnMut(&Message) -> bool>,
     ) -> bool {
         let Some(p) = self.pipes.get_mut(pipe) else { return false };
         if p.inq.len() + into.len() > limit.max_messages() || p.inq.bytes + into.bytes > limit.max_bytes() {
             return false;
         }
-        let filtered = p.inq.retain(keep);
+        let filtered = keep.map_or(0, |keep| p.inq.retain(keep));
         into.append(&mut p.inq);
         p.taken(self.fx);
         (0..filtered).for_each(|_| self.dropped(Some(pipe), DropReason::Filtered));
@@ -151,6 +153,25 @@ impl<'a> Cx<'a> {
             return Err(PutError::Full(msg));
         }
         Ok(p.push(msg, &mut self.fx.dirty))
+    }
+
+    /// Queues the message that is held, if there is room: then none is held any more. The same as [`put`](Cx::put), without
+    /// moving it. [`Room::Full`]: there is no room for another, or the pipe is closed or closing.
+    #[inline]
+    pub fn put_held(&mut self, pipe: PipeId, held: &mut Option<Message>) -> Room {
+        let Some(p) = self.pipes.get_mut(pipe).filter(|p| p.sends()) else { return Room::Full };
+        if p.out_full() {
+            p.was_full.get_or_insert(p.out.bytes() + p.taken_bytes);
+            return Room::Full;
+        }
+        p.push_held(held, &mut self.fx.dirty)
+    }
+
+    /// Queues the first of `msgs`, `max` at most, as far as there is room; what did not find any stays in `msgs`.
+    /// [`Room::Full`]: there is no room for more, as after [`put`](Cx::put), or the pipe is closed or closing.
+    pub fn put_many(&mut self, pipe: PipeId, msgs: &mut VecDeque<Message>, max: usize) -> Room {
+        let Some(p) = self.pipes.get_mut(pipe).filter(|p| p.sends()) else { return Room::Full };
+        p.push_many(msgs, max, &mut self.fx.dirty)
     }
 
     /// Queues a copy of a message, or loses one as `overflow` says. Every loss is counted for the pipe.

@@ -3,7 +3,7 @@
 //! Owns: the table of pipes, and what one holds and may hold. Never: writes or reads a connection (the engine's),
 //! or decides for whom a message is (a protocol's).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -175,18 +175,46 @@ impl Pipe {
     pub(super) fn push(&mut self, msg: Message, dirty: &mut Vec<PipeId>) -> Room {
         let size = msg.wire_len();
         self.out.push(msg);
-        self.pushed(size, dirty)
+        self.pushed(1, size, dirty)
+    }
+
+    #[inline]
+    pub(super) fn push_held(&mut self, held: &mut Option<Message>, dirty: &mut Vec<PipeId>) -> Room {
+        let Some(size) = held.as_ref().map(Message::wire_len) else { return Room::More };
+        self.out.push_held(held);
+        self.pushed(1, size, dirty)
+    }
+
+    /// As many of `msgs` as there is room for, `max` at most.
+    pub(super) fn push_many(
+        &mut self,
+        msgs: &mut VecDeque<Message>,
+        max: usize,
+        dirty: &mut Vec<PipeId>,
+    ) -> Room {
+        if self.out_full() {
+            self.was_full.get_or_insert(self.out.bytes() + self.taken_bytes);
+            return Room::Full;
+        }
+        let limit = self.info.send_limit;
+        let room = limit.max_messages().saturating_sub(self.out.len() + self.taken_messages);
+        let bytes = limit.max_bytes().saturating_sub(self.out.bytes() + self.taken_bytes);
+        match self.out.push_many(msgs, max.min(room), bytes) {
+            (0, _) => Room::More, // nothing was asked for
+            (n, size) => self.pushed(n, size, dirty),
+        }
     }
 
     #[inline]
     pub(super) fn push_copy(&mut self, msg: &Message, dirty: &mut Vec<PipeId>) -> Room {
         self.out.push_copy(msg);
-        self.pushed(msg.wire_len(), dirty)
+        self.pushed(1, msg.wire_len(), dirty)
     }
 
+    /// So many messages, of so many bytes, were queued.
     #[inline]
-    fn pushed(&mut self, size: usize, dirty: &mut Vec<PipeId>) -> Room {
-        self.sent.0 += 1;
+    fn pushed(&mut self, messages: usize, size: usize, dirty: &mut Vec<PipeId>) -> Room {
+        self.sent.0 += messages as u64;
         self.sent.1 += size as u64;
         let full = self.out_full();
         if full {

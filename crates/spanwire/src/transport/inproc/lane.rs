@@ -18,6 +18,9 @@ pub(super) const MAX_MESSAGES: usize = 1024;
 /// Bytes, headers and bodies, that one direction holds at most; a larger message passes alone.
 pub(super) const MAX_BYTES: usize = 1024 * 1024;
 
+/// A batch of no more messages is moved message by message, a larger one as a whole.
+const COPIED: usize = 128;
+
 /// One direction.
 #[derive(Default)]
 pub(super) struct Lane {
@@ -34,14 +37,19 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Takes a whole batch at once, at the price of one message.
-    fn take_batch(&mut self, batch: &mut VecDeque<Message>, bytes: usize, largest: usize) -> bool {
-        let whole = self.queue.is_empty() && batch.len() <= MAX_MESSAGES && bytes <= MAX_BYTES;
-        if whole {
-            std::mem::swap(&mut self.queue, batch);
-            (self.bytes, self.largest) = (bytes, largest);
+    /// Takes a whole batch at once, if there is room for all of it.
+    fn take_batch(&mut self, batch: &mut VecDeque<Message>, bytes: usize, largest: usize) {
+        if self.queue.len() + batch.len() > MAX_MESSAGES || self.bytes.saturating_add(bytes) > MAX_BYTES {
+            return;
         }
-        whole
+        (self.bytes, self.largest) = (self.bytes + bytes, self.largest.max(largest));
+        if batch.len() <= COPIED || !self.queue.is_empty() {
+            // Its buffer stays with the sender: one that comes back from the receiver lies in the cache of another processor,
+            // and each message put there waits for its place to come over.
+            self.queue.append(batch);
+        } else {
+            std::mem::swap(&mut self.queue, batch);
+        }
     }
 
     fn fits(&self, len: usize) -> bool {
@@ -140,9 +148,7 @@ impl MessageWriter for Writer {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             let was_empty = lane.queue.is_empty();
-            if was_empty {
-                lane.take_batch(batch, bytes, largest);
-            }
+            lane.take_batch(batch, bytes, largest);
             while let Some(len) = batch.front().map(Message::wire_len).filter(|len| lane.fits(*len)) {
                 lane.bytes = lane.bytes.saturating_add(len);
                 lane.largest = lane.largest.max(len);
