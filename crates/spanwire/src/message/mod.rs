@@ -83,10 +83,14 @@ impl Message {
     /// front of a small body are as many bytes less of it when they are taken off.
     #[inline]
     fn inline(body: &[u8]) -> Self {
-        let mut buf = [0; BUF];
-        let start = HEAD.min(BUF - body.len());
-        buf[start..start + body.len()].copy_from_slice(body);
-        Message(Repr::Inline { off: start as u8, mid: start as u8, end: (start + body.len()) as u8, buf })
+        // Made where it is returned: a buffer of its own would be stored and loaded in pieces that do not match.
+        let mut msg = Self::EMPTY;
+        if let Repr::Inline { off, mid, end, buf } = &mut msg.0 {
+            let start = HEAD.min(BUF - body.len());
+            buf[start..start + body.len()].copy_from_slice(body);
+            (*off, *mid, *end) = (start as u8, start as u8, (start + body.len()) as u8);
+        }
+        msg
     }
 
     /// Makes an empty message that lies where it is to be one with the first `len` bytes of `bytes`, if that can be done in

@@ -246,8 +246,9 @@ impl<P: Sends> Socket<P> {
     ///
     /// # Errors
     /// The item comes back.
+    #[inline]
     pub fn send(&self, item: impl Into<P::Item>) -> Result<(), SendError<P::Item>> {
-        self.send_until(item.into(), None)
+        self.send_until(Some(item.into()), None)
     }
 
     /// Sends if there is room now.
@@ -269,18 +270,21 @@ impl<P: Sends> Socket<P> {
         item: impl Into<P::Item>,
         timeout: Duration,
     ) -> Result<(), SendError<P::Item>> {
-        self.send_until(item.into(), deadline(timeout))
+        self.send_until(Some(item.into()), deadline(timeout))
     }
 
     #[inline]
-    fn send_until(&self, item: P::Item, deadline: Option<Instant>) -> Result<(), SendError<P::Item>> {
+    fn send_until(
+        &self,
+        mut held: Option<P::Item>,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError<P::Item>> {
         // The quick way first: there is room. What is refused goes the slow way, with its error.
-        let mut held = Some(item);
-        let quick = self.core().quick(|p, cx| down::<P>(p).send_held(cx, &mut held).ok());
-        match quick {
-            Some(()) => Ok(()),
-            None => self.send_slowly(held, deadline),
-        }
+        if self.send_quickly(&mut held) { Ok(()) } else { self.send_slowly(held, deadline) }
+    }
+
+    fn send_quickly(&self, held: &mut Option<P::Item>) -> bool {
+        self.core().quick(|p, cx| down::<P>(p).send_held(cx, held).ok()).is_some()
     }
 
     #[cold]
@@ -295,7 +299,8 @@ impl<P: Sends> Socket<P> {
         told(sent, held, SendError::TimedOut)
     }
 
-    /// Sends all of `items`, oldest first, with one lock for as many as fit; waits for room. Returns how many.
+    /// Sends all of `items`, oldest first, with one lock for as many as fit; waits for room. Returns how many. A protocol that
+    /// sends each to one peer gives several peers runs of them, and not one in turn each.
     ///
     /// # Errors
     /// What was not sent stays in `items`.
