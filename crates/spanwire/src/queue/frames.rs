@@ -21,8 +21,10 @@ const LARGE: u32 = 1 << 31;
 pub(crate) const SEGMENTS: usize = 32;
 /// A quiet pipe may keep this much.
 const RETAIN: usize = 4 * 1024;
-/// Buffers that grew beyond this are given back when they are empty.
-const KEEP: usize = 256 * 1024;
+/// Buffers that grew beyond this are given back when they are empty. A thousand messages of 1 KiB fit: where a full queue's
+/// buffer was given back each time and grew again, that was mapping and clearing its pages, a third of what such a message
+/// cost. A quiet pipe keeps none ([`Frames::release`]).
+const KEEP: usize = 1024 * 1024 + 64 * 1024;
 
 #[derive(Clone)]
 pub(crate) struct Frames {
