@@ -20,7 +20,7 @@ use crate::{Result, peers};
 pub enum Standing {
     /// spanwire.
     Ours,
-    /// spanwire in its other form: async.
+    /// spanwire in another form: async, requests by the batch.
     OursToo,
     /// A library that does the same work: the best of these is what a ratio compares with.
     Peer,
@@ -207,6 +207,12 @@ impl Push for Void {
 
 impl Pull for Void {
     async fn recv<R>(&mut self, _: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        match *self {}
+    }
+}
+
+impl Req for Void {
+    async fn request<R>(&mut self, _: &[u8], _: impl FnOnce(&[u8]) -> R) -> Result<R> {
         match *self {}
     }
 }

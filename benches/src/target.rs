@@ -86,7 +86,8 @@ pub fn of(cell: &Cell) -> Vec<Target> {
             }
         }
         (Shape::FanOut(8 | 64), _) => add(ours, "rate", BestPeer, 2.5),
-        (Shape::Pipelined(256), _) => add(ours, "rate", One("libzmq"), 5.0),
+        // libzmq has no other form than one by one.
+        (Shape::Pipelined(256), _) => add("spanwire-batch", "rate", One("libzmq"), 5.0),
         (Shape::FanIn(1000), _) => {
             add(ours, "rss", Nothing, 2.4);
             add(ours, "connect", BestPeer, 1.0);

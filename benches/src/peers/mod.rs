@@ -10,6 +10,7 @@ mod nanomsg;
 mod nng;
 mod ours;
 mod ours_async;
+mod ours_batch;
 mod runtime;
 #[cfg(feature = "peers-rust")]
 mod rzmq;
@@ -25,6 +26,7 @@ pub fn all() -> Vec<Box<dyn Entry>> {
     vec![
         Box::new(ours::Spanwire),
         Box::new(ours_async::SpanwireAsync),
+        Box::new(ours_batch::SpanwireBatch),
         #[cfg(feature = "peers-c")]
         Box::new(zmq::Zmq),
         #[cfg(feature = "peers-c")]

@@ -124,6 +124,9 @@ impl Rep {
         }
     }
 
+    /// Woken when any pipe has room for replies again, and when one is gone.
+    pub const ROOM: WaitKey = WaitKey(1, 0);
+
     /// Woken when `pipe` has room for replies again, and when it is gone.
     pub fn room_key(pipe: PipeId) -> WaitKey {
         WaitKey(0, u64::from(pipe.word()))
@@ -159,6 +162,7 @@ impl Protocol for Rep {
         }
         write_off(cx, pipe);
         cx.wake(Self::room_key(pipe));
+        cx.wake(Self::ROOM);
     }
 
     fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
@@ -168,6 +172,7 @@ impl Protocol for Rep {
 
     fn writable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         cx.wake(Self::room_key(pipe));
+        cx.wake(Self::ROOM);
     }
 
     fn readiness(&self) -> Readiness {
@@ -297,10 +302,10 @@ mod tests {
         assert_eq!(reply(&mut s, &one, "second"), Err(Refused::NotNow("second".into())));
         s.woken();
         s.drain(a, 1);
-        assert_eq!(s.woken(), [Rep::room_key(a)]);
+        assert_eq!(s.woken(), [Rep::room_key(a), Rep::ROOM]);
         assert!(reply(&mut s, &one, "second").expect("there is room again"));
         s.lose(a);
-        assert_eq!(s.woken(), [Rep::room_key(a)]);
+        assert_eq!(s.woken(), [Rep::room_key(a), Rep::ROOM]);
         assert_eq!(s.drops(DropReason::PipeClosed), 1);
     }
 

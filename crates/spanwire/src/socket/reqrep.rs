@@ -39,7 +39,7 @@ const RESEND: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Req {
     socket: Socket<req::Req>,
-    resend: Option<Duration>,
+    pub(super) resend: Option<Duration>,
 }
 
 impl Deref for Req {
@@ -57,7 +57,8 @@ impl Builder<req::Req, Req> {
         self.rewrap(move |socket| Req { socket, resend })
     }
 
-    /// Most requests open at once. Default: 100,000.
+    /// Most requests open at once. Default: 100,000. One of a [`RequestSet`](super::RequestSet) counts until its reply was
+    /// collected.
     pub fn max_open(mut self, n: usize) -> Self {
         self.protocol = self.protocol.max_open(n);
         self
@@ -383,8 +384,8 @@ impl Rep {
 
 /// A request that was received. It dereferences to its body; dropped, it is not answered.
 pub struct Request {
-    socket: Socket<rep::Rep>,
-    incoming: Incoming,
+    pub(super) socket: Socket<rep::Rep>,
+    pub(super) incoming: Incoming,
     answered: bool,
 }
 

@@ -9,7 +9,7 @@
 use std::mem;
 use std::time::Duration;
 
-use super::Failed;
+use super::{Failed, GroupId};
 use crate::Message;
 use crate::protocol::{PipeId, Time};
 
@@ -31,6 +31,7 @@ pub(super) struct Request {
     pub(super) msg: Message,
     pub(super) at: At,
     pub(super) resend: Option<Duration>,
+    pub(super) group: Option<GroupId>,
     /// When it is due, and whether that is in the common list.
     pub(super) due: Option<(Time, bool)>,
     /// When its connection got it, or since when it waits as a suspect.
@@ -51,6 +52,7 @@ impl Request {
             msg,
             at: At::Waiting,
             resend,
+            group: None,
             due: None,
             since: Time::ZERO,
             unsent: false,
