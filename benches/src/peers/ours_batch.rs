@@ -14,8 +14,8 @@ use crate::contestant::{Contestant, Pull, Push, Rep, Standing, Void, cannot};
 /// spanwire by the batch.
 pub(super) struct SpanwireBatch;
 
-/// So many at once at most.
-const MOST: usize = 128;
+/// So many at once at most: a quarter of what is in flight, so that both sides are at work.
+const MOST: usize = 64;
 
 /// A set of requests, and what it collected with one call. What is to be asked leaves before the next is collected.
 pub(super) struct Asker {
@@ -49,25 +49,27 @@ impl Pull for Asker {
     }
 }
 
-/// A socket that answers, with the requests that it took with one call, and their answers so far.
+/// A socket that answers, with the requests that it took with one call.
 pub(super) struct Server {
     rep: spanwire::Rep,
-    requests: Vec<Request>,
-    got: VecDeque<Request>,
+    got: Vec<Request>,
+    looked_at: usize,
     answers: VecDeque<(Request, Message)>,
 }
 
 impl Rep for Server {
     async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         if self.got.is_empty() {
-            self.rep.recv_many(&mut self.requests, MOST)?;
-            self.got.extend(self.requests.drain(..));
+            self.rep.recv_many(&mut self.got, MOST)?;
         }
-        let request = self.got.pop_front().ok_or("nothing was asked")?;
-        let seen = look(&request);
-        let answer = request.body().clone();
-        self.answers.push_back((request, answer));
-        if self.got.is_empty() {
+        let seen = look(&self.got[self.looked_at]);
+        self.looked_at += 1;
+        if self.looked_at == self.got.len() {
+            self.looked_at = 0;
+            self.answers.extend(self.got.drain(..).map(|request| {
+                let answer = request.body().clone();
+                (request, answer)
+            }));
             self.rep.reply_many(&mut self.answers)?;
         }
         Ok(seen)
@@ -123,7 +125,6 @@ impl Contestant for SpanwireBatch {
     async fn serve(&self, url: &str, cell: &Cell) -> Result<(Server, String)> {
         let rep = socket!(Rep, cell)?;
         let url = rep.bind(url)?.url().to_owned();
-        let requests = Vec::with_capacity(MOST);
-        Ok((Server { rep, requests, got: VecDeque::new(), answers: VecDeque::new() }, url))
+        Ok((Server { rep, got: Vec::with_capacity(MOST), looked_at: 0, answers: VecDeque::new() }, url))
     }
 }

@@ -14,7 +14,7 @@ use crate::Message;
 use crate::engine::Want;
 use crate::error::{Error, RecvError, SendError, WaitError};
 use crate::protocol::req::{self, GroupId, Reply, ReqId};
-use crate::protocol::{Cx, Protocol, Refused, rep};
+use crate::protocol::{Cx, Protocol, rep};
 
 impl Req {
     /// A set of requests that are started by the batch, and whose replies are collected by the batch, in the order in which
@@ -307,15 +307,6 @@ impl Rep {
 
 /// Answers what there is room for; `None`: some are left.
 fn answer(p: &mut rep::Rep, cx: &mut Cx<'_>, replies: &mut VecDeque<(Request, Message)>) -> Option<()> {
-    // What is refused goes to the end, and all that follow for the same pipe with it: their order stays.
-    for _ in 0..replies.len() {
-        let (request, msg) = replies.pop_front()?;
-        match p.reply(cx, &request.incoming, msg) {
-            Ok(_) => {}
-            Err(Refused::NotNow(msg) | Refused::NoPeer(msg) | Refused::Invalid(msg, _)) => {
-                replies.push_back((request, msg));
-            }
-        }
-    }
+    p.reply_many(cx, replies, |request: &Request| &request.incoming);
     replies.is_empty().then_some(())
 }

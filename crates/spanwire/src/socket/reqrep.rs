@@ -16,7 +16,7 @@ use crate::engine::Want;
 use crate::error::{Error, RecvError, SendError, WaitError};
 use crate::protocol::rep::{self, Incoming};
 use crate::protocol::req::{self, Failed, ReqId};
-use crate::protocol::{Cx, PipeId, Protocol, Receives, Refused};
+use crate::protocol::{Cx, PipeId, Protocol, Refused};
 
 /// A request is sent again after this long without an answer, as in nanomsg, nng and mangos.
 const RESEND: Duration = Duration::from_secs(60);
@@ -367,7 +367,7 @@ impl Rep {
         max: usize,
     ) -> Option<usize> {
         let before = into.len();
-        into.extend(std::iter::from_fn(|| p.recv(cx)).take(max).map(|incoming| self.request(incoming)));
+        p.recv_each(cx, max, |incoming| into.push(self.request(incoming)));
         (into.len() > before || max == 0).then(|| into.len() - before)
     }
 
