@@ -36,7 +36,8 @@ impl Push for Asker {
 impl Pull for Asker {
     async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
         if self.looked_at == self.got.len() {
-            (self.got.clear(), self.ids.clear());
+            self.got.clear();
+            self.ids.clear();
             self.looked_at = 0;
             self.set.start_many(&mut self.asked, &mut self.ids)?;
             self.set.recv_many(&mut self.got, MOST)?;
