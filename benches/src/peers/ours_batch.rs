@@ -1,20 +1,21 @@
-//! spanwire by the batch: what is sent is gathered, and goes in with one call.
+//! spanwire by the batch: what is sent is gathered and goes in with one call; requests are started, collected and
+//! answered many at a time.
 //!
-//! The sockets and the receiving calls are those of [`Spanwire`]; a program that has several messages at hand sends them
-//! so. No peer has such a call: it is a row of its own, and nobody's ratio.
+//! The sockets and the receiving calls are those of [`Spanwire`]; a program that has several messages at hand uses them
+//! so. No peer has such calls: it is a row of its own, and nobody's ratio.
 
 use std::collections::VecDeque;
 use std::ops::Deref;
 
 use spanwire::protocol::Sends;
-use spanwire::{Message, Socket};
+use spanwire::{Message, Reply, Request, RequestSet, Socket};
 
-use super::ours::{Many, Spanwire};
+use super::ours::{Many, Spanwire, socket};
 use crate::Result;
 use crate::cell::{Cell, Shape};
-use crate::contestant::{Contestant, Push, Standing, Topics, Void};
+use crate::contestant::{Contestant, Pull, Push, Rep, Standing, Topics, Void};
 
-/// spanwire, sending by `send_many`.
+/// spanwire by the batch.
 pub(super) struct SpanwireBatch;
 
 /// A socket, and what goes to it with the next call.
@@ -49,14 +50,77 @@ impl<P: Sends<Item = Message>, S: Deref<Target = Socket<P>>> Push for Gathering<
     }
 }
 
+/// So many at once at most: a quarter of what is in flight, so that both sides are at work.
+const ASKED: usize = 64;
+
+/// A set of requests, and what it collected with one call. What is to be asked leaves before the next is collected.
+pub(super) struct Asker {
+    set: RequestSet,
+    asked: VecDeque<Message>,
+    ids: Vec<spanwire::ReqId>,
+    got: Vec<Reply>,
+    looked_at: usize,
+}
+
+impl Push for Asker {
+    async fn send(&mut self, body: &[u8]) -> Result<()> {
+        self.asked.push_back(Message::from(body));
+        Ok(())
+    }
+}
+
+impl Pull for Asker {
+    async fn recv<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        if self.looked_at == self.got.len() {
+            self.got.clear();
+            self.ids.clear();
+            self.looked_at = 0;
+            self.set.start_many(&mut self.asked, &mut self.ids)?;
+            self.set.recv_many(&mut self.got, ASKED)?;
+        }
+        self.looked_at += 1;
+        match &self.got[self.looked_at - 1].result {
+            Ok(reply) => Ok(look(reply)),
+            Err(why) => Err(why.to_string().into()),
+        }
+    }
+}
+
+/// A socket that answers, with the requests that it took with one call.
+pub(super) struct Server {
+    rep: spanwire::Rep,
+    got: Vec<Request>,
+    looked_at: usize,
+    answers: VecDeque<(Request, Message)>,
+}
+
+impl Rep for Server {
+    async fn serve<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        if self.got.is_empty() {
+            self.rep.recv_many(&mut self.got, ASKED)?;
+        }
+        let seen = look(&self.got[self.looked_at]);
+        self.looked_at += 1;
+        if self.looked_at == self.got.len() {
+            self.looked_at = 0;
+            self.answers.extend(self.got.drain(..).map(|request| {
+                let answer = request.body().clone();
+                (request, answer)
+            }));
+            self.rep.reply_many(&mut self.answers)?;
+        }
+        Ok(seen)
+    }
+}
+
 impl Contestant for SpanwireBatch {
     type Push = Gathering<spanwire::Push>;
     type Sharer = Gathering<spanwire::Push>;
     type Pull = Many<spanwire::Pull>;
     type Req = Void;
     type Rep = Void;
-    type Ask = Void;
-    type Serve = Void;
+    type Ask = Asker;
+    type Serve = Server;
     type Pub = Gathering<spanwire::Pub>;
     type Sub = Many<spanwire::Sub>;
 
@@ -64,7 +128,7 @@ impl Contestant for SpanwireBatch {
         "spanwire-batch"
     }
     fn version(&self) -> String {
-        "(send_many)".to_owned()
+        env!("CARGO_PKG_VERSION").to_owned()
     }
     fn standing(&self) -> Standing {
         Standing::OursToo
@@ -72,7 +136,7 @@ impl Contestant for SpanwireBatch {
     fn takes(&self, cell: &Cell) -> bool {
         match cell.shape {
             Shape::Stream => cell.size <= 1 << 10,
-            Shape::Senders(_) | Shape::FanOut(_) | Shape::FanIn(_) => true,
+            Shape::Senders(_) | Shape::FanOut(_) | Shape::FanIn(_) | Shape::Pipelined(_) => true,
             _ => false,
         }
     }
@@ -92,5 +156,21 @@ impl Contestant for SpanwireBatch {
     }
     async fn subscribe(&self, url: &str, cell: &Cell, topics: Topics) -> Result<Self::Sub> {
         Spanwire.subscribe(url, cell, topics).await
+    }
+    async fn ask(&self, url: &str, cell: &Cell) -> Result<Asker> {
+        let req = socket!(Req, cell)?;
+        req.connect(url)?;
+        Ok(Asker {
+            set: req.request_set()?,
+            asked: VecDeque::new(),
+            ids: Vec::new(),
+            got: Vec::with_capacity(ASKED),
+            looked_at: 0,
+        })
+    }
+    async fn serve(&self, url: &str, cell: &Cell) -> Result<(Server, String)> {
+        let rep = socket!(Rep, cell)?;
+        let url = rep.bind(url)?.url().to_owned();
+        Ok((Server { rep, got: Vec::with_capacity(ASKED), looked_at: 0, answers: VecDeque::new() }, url))
     }
 }

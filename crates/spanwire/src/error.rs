@@ -71,7 +71,7 @@ impl Error {
 #[derive(PartialEq, Eq, Clone)]
 #[non_exhaustive]
 pub enum SendError<T> {
-    /// `try_send`: there is no room now, or no peer yet. `Req::start`: too many requests are open.
+    /// `try_send`: there is no room now, or no peer yet. `Req::start`, `RequestSet::start_many`: too many requests are open.
     Full(T),
     /// `send_timeout`: there was no room, or no peer, in time.
     TimedOut(T),

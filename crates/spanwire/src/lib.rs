@@ -41,11 +41,12 @@ pub use message::{Header, Message};
 /// The version of mio whose types the transport traits use.
 pub use mio;
 pub use protocol::publish::Slow;
+pub use protocol::req::{Failed, Reply, ReqId};
 pub use protocol::subscribe::Prefer;
 pub use protocol::{DropReason, Limit, Overflow, PipeId, Reason};
 pub use socket::{
     Builder, Endpoint, EndpointOptions, Interest, Pair, Pending, Poller, Pub, Pull, Push, Rep, Req, Request,
-    RequestError, Socket, Sub, device,
+    RequestError, RequestSet, Socket, Sub, device,
 };
 
 /// The README's and the guide's code, compiled and run.

@@ -114,6 +114,25 @@ impl Balance {
         }
     }
 
+    /// Sends a copy of `msg` to the next in turn; says to whom. `None`: nobody has room.
+    #[inline]
+    pub fn send_copy(&mut self, cx: &mut Cx<'_>, msg: &Message) -> Option<PipeId> {
+        while let Some(pipe) = self.ring.front() {
+            match cx.put_copy(pipe, msg) {
+                Some(Room::More) => {
+                    self.ring.rotate(pipe);
+                    return Some(pipe);
+                }
+                Some(Room::Full) => {
+                    self.ring.remove(pipe);
+                    return Some(pipe);
+                }
+                None => self.ring.remove(pipe),
+            }
+        }
+        None
+    }
+
     /// Whether [`send`](Balance::send) would take a message.
     #[inline]
     pub fn has_room(&self) -> bool {

@@ -11,6 +11,9 @@ use super::{Cx, DropReason, Limit, PipeId, Ring, split_stack};
 use crate::Message;
 use crate::queue::Batch;
 
+/// Where many are taken at a time and several peers have some, each has so many in its turn.
+const TURN: usize = 16;
+
 /// Fair queueing over pipes, for protocols that receive.
 #[derive(Debug, Default)]
 pub struct FairQueue {
@@ -94,7 +97,6 @@ impl FairQueue {
 
     /// The next messages, whoever sent them, `max` at most. Several peers take turns of up to 16.
     pub fn take_many(&mut self, cx: &mut Cx<'_>, into: &mut Vec<Message>, max: usize) {
-        const TURN: usize = 16;
         let full = into.len().saturating_add(max);
         while into.len() < full
             && let Some(msg) = self.left.pop()
@@ -140,6 +142,39 @@ impl FairQueue {
             match split_stack(&mut msg, ttl) {
                 Ok(_) => return Some((pipe, msg)),
                 Err(why) => cx.dropped(pipe, why),
+            }
+        }
+    }
+
+    /// The same for many: the next ones, `max` at most, with their pipes. Several peers take turns of up to 16.
+    pub(super) fn take_many_stacked(
+        &mut self,
+        cx: &mut Cx<'_>,
+        ttl: u8,
+        max: usize,
+        mut each: impl FnMut(PipeId, Message),
+    ) {
+        let mut left = max;
+        while left > 0
+            && let Some(pipe) = self.ring.front()
+        {
+            let before = left;
+            let most = if self.ring.len() > 1 { left.min(TURN) } else { left };
+            while before - left < most
+                && let Some(mut msg) = cx.take(pipe)
+            {
+                match split_stack(&mut msg, ttl) {
+                    Ok(_) => {
+                        left -= 1;
+                        each(pipe, msg);
+                    }
+                    Err(why) => cx.dropped(Some(pipe), why),
+                }
+            }
+            if cx.pending(pipe) == 0 {
+                self.ring.remove(pipe);
+            } else {
+                self.ring.rotate(pipe);
             }
         }
     }

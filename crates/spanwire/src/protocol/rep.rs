@@ -8,6 +8,9 @@
 //! connection is gone: nobody would hear it. Wire: 0x31, peer REQ 0x30; request and reply begin with the same
 //! words, channel words (top bit clear) and then the id (top bit set). (SP request/reply RFC; nanomsg `rep.c`.)
 
+use std::collections::VecDeque;
+use std::mem;
+
 use super::fair::FairQueue;
 use super::{
     Cx, DropReason, PipeId, Protocol, ProtocolInfo, PutError, Readiness, Receives, Refused, Reject, WaitKey,
@@ -39,6 +42,15 @@ pub struct Incoming {
     pub trace: Trace,
     /// What was asked.
     pub body: Message,
+}
+
+impl Incoming {
+    #[inline]
+    fn of(pipe: PipeId, mut body: Message) -> Incoming {
+        let trace = Trace::of(&body);
+        body.clear_header();
+        Incoming { pipe, trace, body }
+    }
 }
 
 /// The words in front of a request: one for each device that it passed, and the requester's id.
@@ -103,26 +115,68 @@ impl Rep {
         to: &Incoming,
         mut msg: Message,
     ) -> Result<bool, Refused<Message>> {
-        msg.set_header(to.trace.words());
-        match cx.put(to.pipe, msg) {
-            Ok(_) => {
-                // Who has many requests in flight goes on with the first answers while the others are made.
-                let gathered = cx.unsent(to.pipe).0;
-                if gathered >= GATHERED && gathered >= cx.pending(to.pipe) {
-                    cx.flush_now(to.pipe);
-                }
-                Ok(true)
+        let Some(sent) = self.reply_once(cx, to, &mut msg) else { return Err(Refused::NotNow(msg)) };
+        // Who has many requests in flight goes on with the first answers while the others are made.
+        let gathered = cx.unsent(to.pipe).0;
+        if gathered >= GATHERED && gathered >= cx.pending(to.pipe) {
+            cx.flush_now(to.pipe);
+        }
+        Ok(sent)
+    }
+
+    /// Sends answers, each to what `way` says of it, and takes out what was sent, or dropped as [`reply`](Rep::reply) says. What stays
+    /// had no room, in its connection's queue; [`ROOM`](Rep::ROOM) is woken when it is worth another try.
+    pub fn reply_many<T>(
+        &mut self,
+        cx: &mut Cx<'_>,
+        answers: &mut VecDeque<(T, Message)>,
+        way: impl Fn(&T) -> &Incoming,
+    ) {
+        // A full connection stays full until this call has returned: those to one peer keep their order.
+        answers.retain_mut(|(to, msg)| {
+            let to = way(to);
+            let done = self.reply_once(cx, to, msg).is_some();
+            if cx.unsent(to.pipe).0 >= GATHERED {
+                cx.flush_now(to.pipe);
             }
-            Err(PutError::Full(mut msg)) => {
-                msg.clear_header();
-                Err(Refused::NotNow(msg))
+            !done
+        });
+    }
+
+    /// `None`: there is no room; the message is as it was.
+    #[inline]
+    fn reply_once(&mut self, cx: &mut Cx<'_>, to: &Incoming, msg: &mut Message) -> Option<bool> {
+        msg.set_header(to.trace.words());
+        if cx.put_copy(to.pipe, msg).is_some() {
+            return Some(true);
+        }
+        match cx.put(to.pipe, mem::take(msg)) {
+            Ok(_) => Some(true), // not reached: it took no copy
+            Err(PutError::Full(mut back)) => {
+                back.clear_header();
+                *msg = back;
+                None
             }
             Err(PutError::Gone(_)) => {
                 cx.dropped(None, DropReason::Unroutable);
-                Ok(false)
+                Some(false)
             }
         }
     }
+
+    /// Gives the next requests to `each`, `max` at most: the same as so many calls of [`recv`](Receives::recv), and cheaper.
+    pub fn recv_each(&mut self, cx: &mut Cx<'_>, max: usize, mut each: impl FnMut(Incoming)) {
+        if max == 0 {
+            return;
+        }
+        let Some(first) = self.ready.take() else { return };
+        each(first);
+        self.queue.take_many_stacked(cx, self.ttl, max - 1, |pipe, msg| each(Incoming::of(pipe, msg)));
+        self.look_ahead(cx);
+    }
+
+    /// Woken when any pipe has room for replies again, and when one is gone.
+    pub const ROOM: WaitKey = WaitKey(1, 0);
 
     /// Woken when `pipe` has room for replies again, and when it is gone.
     pub fn room_key(pipe: PipeId) -> WaitKey {
@@ -131,11 +185,9 @@ impl Rep {
 
     fn look_ahead(&mut self, cx: &mut Cx<'_>) {
         if self.ready.is_none()
-            && let Some((Some(pipe), mut body)) = self.queue.take_stacked(cx, self.ttl)
+            && let Some((Some(pipe), msg)) = self.queue.take_stacked(cx, self.ttl)
         {
-            let trace = Trace::of(&body);
-            body.clear_header();
-            self.ready = Some(Incoming { pipe, trace, body });
+            self.ready = Some(Incoming::of(pipe, msg));
         }
     }
 }
@@ -159,6 +211,7 @@ impl Protocol for Rep {
         }
         write_off(cx, pipe);
         cx.wake(Self::room_key(pipe));
+        cx.wake(Self::ROOM);
     }
 
     fn readable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
@@ -168,6 +221,7 @@ impl Protocol for Rep {
 
     fn writable(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         cx.wake(Self::room_key(pipe));
+        cx.wake(Self::ROOM);
     }
 
     fn readiness(&self) -> Readiness {
@@ -182,6 +236,10 @@ impl Receives for Rep {
         let request = self.ready.take();
         self.look_ahead(cx);
         request
+    }
+
+    fn recv_many(&mut self, cx: &mut Cx<'_>, into: &mut Vec<Incoming>, max: usize) {
+        self.recv_each(cx, max, |incoming| into.push(incoming));
     }
 }
 
@@ -297,11 +355,63 @@ mod tests {
         assert_eq!(reply(&mut s, &one, "second"), Err(Refused::NotNow("second".into())));
         s.woken();
         s.drain(a, 1);
-        assert_eq!(s.woken(), [Rep::room_key(a)]);
+        assert_eq!(s.woken(), [Rep::room_key(a), Rep::ROOM]);
         assert!(reply(&mut s, &one, "second").expect("there is room again"));
         s.lose(a);
-        assert_eq!(s.woken(), [Rep::room_key(a)]);
+        assert_eq!(s.woken(), [Rep::room_key(a), Rep::ROOM]);
         assert_eq!(s.drops(DropReason::PipeClosed), 1);
+    }
+
+    #[test]
+    fn of_many_replies_one_full_connection_holds_up_only_its_own() {
+        let mut s = Script::new(Rep::new());
+        let (a, b, c) = (s.open(2), s.open(9), s.open(9));
+        for pipe in [a, b, c] {
+            s.arrive(pipe, (0..4).map(|n| request(&[ID | n], "x")));
+        }
+        let mut answers: VecDeque<(Incoming, Message)> = std::iter::from_fn(|| s.recv())
+            .map(|to| {
+                let body = Message::from(format!("{:x}", to.trace.words()[0]));
+                (to, body)
+            })
+            .collect();
+        assert_eq!(answers.len(), 2 + 4 + 4, "as many as came in");
+        s.arrive(a, (2..4).map(|n| request(&[ID | n], "x")));
+        answers.extend(std::iter::from_fn(|| s.recv()).map(|to| (to, Message::from("late"))));
+        s.lose(c);
+        s.call(|p, cx| p.reply_many(cx, &mut answers, |to| to));
+        assert_eq!(s.drops(DropReason::Unroutable), 4);
+        assert_eq!(answers.iter().map(|(to, _)| to.pipe).collect::<Vec<_>>(), [a, a]);
+        let of = |s: &mut Script<Rep>, pipe| {
+            let ids = s.drain(pipe, 9).into_iter().map(|mut msg| msg.pop_word().expect("an id") & !ID);
+            ids.collect::<Vec<u32>>()
+        };
+        assert_eq!((of(&mut s, a), of(&mut s, b)), (vec![0, 1], vec![0, 1, 2, 3]));
+        assert!(s.woken().contains(&Rep::ROOM));
+        s.call(|p, cx| p.reply_many(cx, &mut answers, |to| to));
+        assert!(answers.is_empty());
+        assert_eq!(of(&mut s, a), [2, 3]);
+    }
+
+    #[test]
+    fn many_are_received_as_one_by_one_and_peers_take_turns() {
+        let mut s = Script::new(Rep::new());
+        let (a, b) = (s.open(99), s.open(99));
+        for pipe in [a, b] {
+            let msgs = (0..40u32).map(|n| if n % 4 == 3 { "bad".into() } else { request(&[5, ID | n], "x") });
+            s.arrive(pipe, msgs);
+        }
+        let mut got = Vec::new();
+        for max in [0, 1, 40, 99] {
+            s.call(|p, cx| p.recv_many(cx, &mut got, max));
+        }
+        assert_eq!((got.len(), s.drops(DropReason::Malformed), s.readiness().recv), (60, 20, false));
+        assert!(got[..33].iter().any(|one| one.pipe == a) && got[..33].iter().any(|one| one.pipe == b));
+        for pipe in [a, b] {
+            let of = got.iter().filter(|one| one.pipe == pipe).map(|one| one.trace.words().to_vec());
+            let due = (0..40).filter(|n| n % 4 != 3).map(|n| vec![5, ID | n]);
+            assert!(of.eq(due));
+        }
     }
 
     #[test]

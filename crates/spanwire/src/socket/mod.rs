@@ -6,6 +6,7 @@
 //!
 //! Owns: the typed face of the engine. Never: decides anything that a protocol or the engine decides.
 
+mod batch;
 mod builder;
 pub mod device;
 mod futures;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+pub use batch::RequestSet;
 pub use builder::{Builder, EndpointOptions};
 pub use futures::{Iter, RecvFuture, RecvStream, SendFuture, WaitFuture};
 pub use patterns::{Pair, Pub, Pull, Push, Sub};

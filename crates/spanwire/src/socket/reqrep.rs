@@ -16,7 +16,7 @@ use crate::engine::Want;
 use crate::error::{Error, RecvError, SendError, WaitError};
 use crate::protocol::rep::{self, Incoming};
 use crate::protocol::req::{self, Failed, ReqId};
-use crate::protocol::{Cx, PipeId, Protocol, Receives, Refused};
+use crate::protocol::{Cx, PipeId, Protocol, Refused};
 
 /// A request is sent again after this long without an answer, as in nanomsg, nng and mangos.
 const RESEND: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ const RESEND: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Req {
     socket: Socket<req::Req>,
-    resend: Option<Duration>,
+    pub(super) resend: Option<Duration>,
 }
 
 impl Deref for Req {
@@ -57,7 +57,8 @@ impl Builder<req::Req, Req> {
         self.rewrap(move |socket| Req { socket, resend })
     }
 
-    /// Most requests open at once. Default: 100,000.
+    /// Most requests open at once. Default: 100,000. One of a [`RequestSet`](super::RequestSet) counts until its reply was
+    /// collected.
     pub fn max_open(mut self, n: usize) -> Self {
         self.protocol = self.protocol.max_open(n);
         self
@@ -366,7 +367,7 @@ impl Rep {
         max: usize,
     ) -> Option<usize> {
         let before = into.len();
-        into.extend(std::iter::from_fn(|| p.recv(cx)).take(max).map(|incoming| self.request(incoming)));
+        p.recv_each(cx, max, |incoming| into.push(self.request(incoming)));
         (into.len() > before || max == 0).then(|| into.len() - before)
     }
 
@@ -383,8 +384,8 @@ impl Rep {
 
 /// A request that was received. It dereferences to its body; dropped, it is not answered.
 pub struct Request {
-    socket: Socket<rep::Rep>,
-    incoming: Incoming,
+    pub(super) socket: Socket<rep::Rep>,
+    pub(super) incoming: Incoming,
     answered: bool,
 }
 

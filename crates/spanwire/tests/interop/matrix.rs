@@ -88,6 +88,16 @@ fn req_to(peer: Peer, net: Net, role: Role) {
         same(&reply, REPLY);
         same(&theirs.saw(), body);
     }
+    // By the batch: they answer one after the other.
+    let set = req.request_set().expect("the socket is open");
+    let (mut msgs, mut ids) = (bodies().map(Message::from).into(), Vec::new());
+    set.start_many(&mut msgs, &mut ids).expect("few are open");
+    for (body, id) in bodies().iter().zip(ids) {
+        let reply = set.recv_timeout(PATIENCE).expect("they answer");
+        assert_eq!(reply.id, id);
+        same(&reply.result.expect("they are still there"), REPLY);
+        same(&theirs.saw(), body);
+    }
 }
 
 fn rep_to(peer: Peer, net: Net, role: Role) {

@@ -174,6 +174,18 @@ impl<'a> Cx<'a> {
         p.push_many(msgs, max, &mut self.fx.dirty)
     }
 
+    /// Queues a copy of a message for the peer. Cheaper than [`put`](Cx::put) of a clone where the wire says how to frame
+    /// messages. `None`: the queue is full, or the pipe closed or closing.
+    #[inline]
+    pub fn put_copy(&mut self, pipe: PipeId, msg: &Message) -> Option<Room> {
+        let p = self.pipes.get_mut(pipe).filter(|p| p.sends())?;
+        if p.out_full() {
+            p.was_full.get_or_insert(p.out.bytes() + p.taken_bytes);
+            return None;
+        }
+        Some(p.push_copy(msg, &mut self.fx.dirty))
+    }
+
     /// Queues a copy of a message, or loses one as `overflow` says. Every loss is counted for the pipe.
     #[inline]
     pub fn offer(&mut self, pipe: PipeId, msg: &Message, overflow: Overflow) -> Offered {

@@ -10,6 +10,7 @@
 //! `req.c`; an answer from another connection than the one asked is as good.)
 
 mod due;
+mod group;
 mod resend;
 mod table;
 #[cfg(test)]
@@ -25,6 +26,8 @@ use super::{
 };
 use crate::Message;
 use due::Due;
+use group::Groups;
+pub use group::{GroupId, Reply};
 use resend::{Carrier, Queue, TRIAL};
 use table::{At, List, Request, Table};
 
@@ -49,13 +52,15 @@ impl ReqId {
 }
 
 /// Why a request has ended without an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failed {
     /// The connection that carried it ended, and resending is off: it may or may not have been served.
+    #[error("the connection ended before the reply, and resending is off")]
     ConnectionLost,
     /// Connections that carried it ended at once, eight times in a row and each newly opened, with no other such
     /// request on it: the peer will not have it. Most likely it is larger than the peer takes.
+    #[error("undeliverable: each connection that carried it ended at once; larger than the peer takes?")]
     Undeliverable,
 }
 
@@ -76,6 +81,7 @@ pub struct Req {
     /// Connections that have opened so far.
     connections: u64,
     due: Due,
+    groups: Groups,
 }
 
 impl Default for Req {
@@ -91,12 +97,13 @@ impl Default for Req {
             carried: PipeMap::default(),
             connections: 0,
             due: Due::default(),
+            groups: Groups::default(),
         }
     }
 }
 
 impl Req {
-    /// Woken when there were as many open requests as there may be, and one has ended.
+    /// Woken when there were as many open requests as there may be, and that has changed.
     pub const ROOM: WaitKey = WaitKey(1, 0);
 
     /// At most 100,000 open requests.
@@ -104,7 +111,8 @@ impl Req {
         Self::default()
     }
 
-    /// At most `n` open requests (1 to 2^24; others are taken as the nearest). Default: 100,000.
+    /// At most `n` open requests (1 to 2^24; others are taken as the nearest). Default: 100,000. One of a group counts until
+    /// its end was collected.
     #[must_use]
     pub fn max_open(mut self, n: usize) -> Self {
         self.max_open = n.clamp(1, MOST);
@@ -122,6 +130,39 @@ impl Req {
     pub fn open(
         &mut self,
         cx: &mut Cx<'_>,
+        msg: Message,
+        resend: Option<Duration>,
+    ) -> Result<ReqId, Refused<Message>> {
+        self.open_for(cx, None, msg, resend)
+    }
+
+    /// A new group of requests: its ends are [`collect`](Req::collect)ed. It must be [`remove_group`](Req::remove_group)d.
+    pub fn new_group(&mut self) -> GroupId {
+        self.groups.insert()
+    }
+
+    /// The same as [`open`](Req::open) for a request of a group: [`GroupId::key`] is woken, not [`ReqId::key`], and it must not be
+    /// polled.
+    ///
+    /// # Errors
+    /// [`Refused::NotNow`] as [`open`](Req::open); [`Refused::Invalid`] when there is no such group.
+    pub fn open_in(
+        &mut self,
+        cx: &mut Cx<'_>,
+        group: GroupId,
+        msg: Message,
+        resend: Option<Duration>,
+    ) -> Result<ReqId, Refused<Message>> {
+        if !self.groups.contains(group) {
+            return Err(Refused::Invalid(msg, "its group is no more"));
+        }
+        self.open_for(cx, Some(group), msg, resend)
+    }
+
+    fn open_for(
+        &mut self,
+        cx: &mut Cx<'_>,
+        group: Option<GroupId>,
         mut msg: Message,
         resend: Option<Duration>,
     ) -> Result<ReqId, Refused<Message>> {
@@ -138,10 +179,24 @@ impl Req {
         };
         self.last = Some(last);
         msg.set_header(&[id]);
-        self.table.insert(Request::new(id, msg, resend.filter(|interval| !interval.is_zero())));
+        // Where none waits before it, straight to a connection: the same as through the queue, and shorter.
+        let sent = if self.queue.len() == 0 { self.balance.send_copy(cx, &msg) } else { None };
+        let resend = resend.filter(|interval| !interval.is_zero());
+        if sent.is_some() && resend.is_none() {
+            msg = Message::new();
+        }
+        self.table.insert(Request { group, ..Request::new(id, msg, resend) });
         self.open += 1;
-        self.queue.push_back(&mut self.table, cx, id);
-        self.dispatch(cx);
+        if let Some(group) = group {
+            self.groups.join(group, id, |id| self.table.get(id).is_some());
+        }
+        match sent {
+            Some(pipe) => self.carry(cx, pipe, id),
+            None => {
+                self.queue.push_back(&mut self.table, cx, id);
+                self.dispatch(cx);
+            }
+        }
         Ok(ReqId(id))
     }
 
@@ -160,9 +215,61 @@ impl Req {
     /// Forgets a request: its deadline passed, or nobody wants the answer any more. An answer that comes
     /// later is dropped and counted.
     pub fn cancel(&mut self, cx: &mut Cx<'_>, id: ReqId) {
-        self.detach(cx, id.0);
-        self.table.remove(id.0);
+        self.forget(cx, id.0);
         self.dispatch_suspects(cx);
+    }
+
+    fn forget(&mut self, cx: &mut Cx<'_>, id: u32) {
+        self.tell_room(cx);
+        self.detach(cx, id);
+        if let Some(group) = self.table.remove(id).and_then(|request| request.group) {
+            self.groups.leave(cx, group, id, None);
+        }
+    }
+
+    /// Forgets a request of `group`, as [`cancel`](Req::cancel). `false`: it is none of it, or has ended; then its end is
+    /// there to be collected, unless it was.
+    pub fn cancel_in(&mut self, cx: &mut Cx<'_>, group: GroupId, id: ReqId) -> bool {
+        let is_open = self.table.get(id.0).is_some_and(|request| request.group == Some(group));
+        if is_open {
+            self.cancel(cx, id);
+        }
+        is_open
+    }
+
+    /// Appends the ends of requests of `group` to `into`, in the order in which they came, `max` at most, and forgets them.
+    /// Returns how many.
+    pub fn collect(&mut self, cx: &mut Cx<'_>, group: GroupId, into: &mut Vec<Reply>, max: usize) -> usize {
+        self.tell_room(cx);
+        self.groups.collect(cx, group, into, max)
+    }
+
+    /// Of `group`: requests that have not ended, and ends that are not collected.
+    pub fn left_in(&self, group: GroupId) -> (usize, usize) {
+        self.groups.left(group)
+    }
+
+    /// Forgets a group with all that is left of it.
+    pub fn remove_group(&mut self, cx: &mut Cx<'_>, group: GroupId) {
+        self.tell_room(cx);
+        let (members, ended) = self.groups.remove(group);
+        for _ in 0..ended {
+            cx.dropped(None, DropReason::Late);
+        }
+        for id in members {
+            // An id that has ended may be another's by now.
+            if self.table.get(id).is_some_and(|request| request.group == Some(group)) {
+                self.forget(cx, id);
+            }
+        }
+        self.dispatch_suspects(cx);
+    }
+
+    /// Before a request ends, or its end is collected: who waits for room is to look again.
+    fn tell_room(&self, cx: &mut Cx<'_>) {
+        if self.open + self.groups.kept >= self.max_open {
+            cx.wake(Self::ROOM);
+        }
     }
 
     /// Number of requests that have not ended.
@@ -183,9 +290,6 @@ impl Req {
                 self.lift(pipe, id);
             }
         }
-        if self.open >= self.max_open {
-            cx.wake(Self::ROOM);
-        }
         self.open -= 1;
     }
 
@@ -198,6 +302,13 @@ impl Req {
     }
 
     fn end(&mut self, cx: &mut Cx<'_>, id: u32, how: Result<Message, Failed>) {
+        let group = self.table.get(id).and_then(|request| request.group);
+        if let Some(group) = group {
+            self.detach(cx, id);
+            self.table.discard(id);
+            return self.groups.leave(cx, group, id, Some(how));
+        }
+        self.tell_room(cx);
         self.detach(cx, id);
         if let Some(request) = self.table.get_mut(id) {
             let (answer, how) = match how {
@@ -215,23 +326,22 @@ impl Req {
             && let Some(id) = self.queue.next(&self.table, cx)
             && let Some(request) = self.table.get_mut(id)
         {
-            let msg = match request.resend {
-                Some(_) => request.msg.clone(),
-                None => mem::take(&mut request.msg),
-            };
-            match self.balance.send(cx, msg) {
-                Ok(pipe) => {
-                    self.carry(cx, pipe, id);
-                    // With many in flight the peer begins with the first ones while the others are asked.
-                    let gathered = cx.unsent(pipe).0;
-                    if gathered >= GATHERED && gathered >= self.open / 2 {
-                        cx.flush_now(pipe);
+            let sent = match request.resend {
+                Some(_) => self.balance.send_copy(cx, &request.msg),
+                None => match self.balance.send(cx, mem::take(&mut request.msg)) {
+                    Ok(pipe) => Some(pipe),
+                    Err(msg) => {
+                        request.msg = msg;
+                        None
                     }
+                },
+            };
+            match sent {
+                Some(pipe) => {
+                    self.queue.sent(&mut self.table, cx, id);
+                    self.carry(cx, pipe, id);
                 }
-                Err(msg) => {
-                    request.msg = msg;
-                    break;
-                }
+                None => break,
             }
         }
     }
@@ -245,15 +355,21 @@ impl Req {
 
     /// `id` was put on `pipe`.
     fn carry(&mut self, cx: &mut Cx<'_>, pipe: PipeId, id: u32) {
-        self.queue.sent(&mut self.table, cx, id);
         if let Some(carrier) = self.carried.get_mut(pipe) {
             carrier.requests.push_back(&mut self.table, id);
         }
         let Some(request) = self.table.get_mut(id) else { return };
         request.at = At::On(pipe);
+        // With many in flight the peer begins with the first ones while the others are asked. Of a group they are asked by
+        // the batch, which leaves as a whole.
+        let batched = request.group.is_some();
         if let Some(interval) = request.resend {
             request.since = cx.now();
             self.due.insert(&mut self.table, cx, id, interval);
+        }
+        let gathered = cx.unsent(pipe).0;
+        if gathered >= GATHERED && (batched || gathered >= self.open / 2) {
+            cx.flush_now(pipe);
         }
     }
 
@@ -281,7 +397,10 @@ impl Req {
                 Some(id) if id & ID != 0 => match self.table.get(id) {
                     Some(Request { at: At::Waiting | At::On(_), .. }) => {
                         // Words behind the id belong to the body: a stream would have delivered them there.
-                        self.end(cx, id, Ok(msg.joined()));
+                        if msg.header_len() > 0 {
+                            msg = msg.joined();
+                        }
+                        self.end(cx, id, Ok(msg));
                     }
                     _ => cx.dropped(Some(pipe), DropReason::Late),
                 },
@@ -362,7 +481,8 @@ impl Protocol for Req {
 
     /// `send`: another request may be opened. `recv` never: each request has an answer of its own.
     fn readiness(&self) -> Readiness {
-        Readiness { send: self.open < self.max_open && self.table.len < MOST, recv: false }
+        let send = self.open + self.groups.kept < self.max_open && self.table.len < MOST;
+        Readiness { send, recv: false }
     }
 
     fn held(&self) -> usize {

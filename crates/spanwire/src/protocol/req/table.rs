@@ -9,7 +9,7 @@
 use std::mem;
 use std::time::Duration;
 
-use super::Failed;
+use super::{Failed, GroupId};
 use crate::Message;
 use crate::protocol::{PipeId, Time};
 
@@ -31,6 +31,7 @@ pub(super) struct Request {
     pub(super) msg: Message,
     pub(super) at: At,
     pub(super) resend: Option<Duration>,
+    pub(super) group: Option<GroupId>,
     /// When it is due, and whether that is in the common list.
     pub(super) due: Option<(Time, bool)>,
     /// When its connection got it, or since when it waits as a suspect.
@@ -45,12 +46,14 @@ pub(super) struct Request {
 }
 
 impl Request {
+    #[inline]
     pub(super) fn new(id: u32, msg: Message, resend: Option<Duration>) -> Self {
         Request {
             id,
             msg,
             at: At::Waiting,
             resend,
+            group: None,
             due: None,
             since: Time::ZERO,
             unsent: false,
@@ -116,6 +119,7 @@ impl Table {
         self.slots[self.place(id)].is_none()
     }
 
+    #[inline]
     pub(super) fn insert(&mut self, request: Request) {
         let place = self.place(request.id);
         self.slots[place] = Some(request);
@@ -126,12 +130,27 @@ impl Table {
         self.get(id)?;
         let place = self.place(id);
         let request = self.slots[place].take();
+        self.removed();
+        request
+    }
+
+    /// The same where nobody wants what is in it.
+    #[inline]
+    pub(super) fn discard(&mut self, id: u32) {
+        if self.get(id).is_some() {
+            let place = self.place(id);
+            self.slots[place] = None;
+            self.removed();
+        }
+    }
+
+    #[inline]
+    fn removed(&mut self) {
         self.len -= 1;
         // After a burst the memory returns; an ordinary load keeps its table.
         if self.len == 0 && self.slots.len() > 64 * Self::SMALL {
             self.slots = Vec::new();
         }
-        request
     }
 }
 
