@@ -760,6 +760,7 @@ impl Protocol for Replica {
             self.tick(cx);
             self.schedule(cx);
         } else if !planted("gathered-reports-lost") {
+            self.reports.time();
             self.say_reports(cx);
         }
     }

@@ -43,6 +43,8 @@ pub(super) struct Reports {
     before: Vec<Ack>,
     /// Until when what is not said may wait.
     due: Option<Time>,
+    /// The same for what is verified and not reached yet.
+    planned: Option<Time>,
     /// The revision of which was said last, when, and how many one soon after the other.
     said: Option<(Position, Time)>,
     streak: u32,
@@ -96,6 +98,21 @@ impl Reports {
         }
     }
 
+    /// When to say what will be reached with what was just verified, in a stream: whoever drives now need not be told again.
+    pub(super) fn plan(&mut self, now: Time) -> Option<Time> {
+        if !self.gathers(now) {
+            return None;
+        }
+        let until = self.until(now);
+        self.planned = Some(self.planned.or(self.due).map_or(until, |planned| planned.min(until)));
+        self.planned
+    }
+
+    fn until(&self, now: Time) -> Time {
+        let open = self.verified.transfers - self.reported.transfers;
+        now + if open >= SOON.0 { SOON.1 } else { GATHER }
+    }
+
     /// Until when what was set may wait; `None`: it is to be said now. `more`: what is reached next follows soon.
     pub(super) fn may_wait(&mut self, now: Time, more: bool, window: u32) -> Option<Time> {
         let open = self.verified.transfers - self.reported.transfers;
@@ -103,7 +120,7 @@ impl Reports {
             return None;
         }
         let until = if self.gathers(now) {
-            now + if open >= SOON.0 { SOON.1 } else { GATHER }
+            self.planned.unwrap_or_else(|| self.until(now))
         } else if more {
             // Whoever drives next says it, unless it was said by then.
             now
@@ -117,6 +134,11 @@ impl Reports {
 
     fn gathers(&self, now: Time) -> bool {
         self.streak >= AT_ONCE && self.said.is_some_and(|(_, at)| now.saturating_since(at) < STREAM)
+    }
+
+    /// The time has come; nothing may be there to be said.
+    pub(super) fn time(&mut self) {
+        self.planned = None;
     }
 
     /// Whether something waits to be said.
@@ -139,7 +161,7 @@ impl Reports {
         }
         self.said = Some((position, now));
         self.before.clear();
-        self.due = None;
+        (self.due, self.planned) = (None, None);
         self.reported = self.visible;
     }
 }

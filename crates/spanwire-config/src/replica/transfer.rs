@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use spanwire::protocol::{Cx, DropReason, PipeId, Reason};
 
-use super::{Assembly, CHANGED, Held, Replica, Verdict, Word};
+use super::{Assembly, CHANGED, Held, REPORT, Replica, Verdict, Word};
 use crate::faults::planted;
 use crate::wire::{Level, Slice, WantReason, decode_changes, decode_state, snapshot_size};
 use crate::{Change, ChangeSet, Head, Key, Limits, State};
@@ -124,6 +124,9 @@ impl Replica {
         }
         cx.count("verified", 1);
         self.reports.verified(size);
+        if let Some(at) = self.reports.plan(cx.now()) {
+            cx.set_timer_lazily(REPORT, at);
+        }
         self.accept(cx, Held { head, state }, changed);
     }
 

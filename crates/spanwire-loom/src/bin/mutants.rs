@@ -185,7 +185,7 @@ const MUTANTS: &[Mutant] = &[
         "owed.news || (owed.moved && earlier())", "owed.news",
         "a_timer"),
     mutant("a timer set lazily is not told to the driver that watches", LEAD,
-        "Some(_) => self.listed && !self.watched,", "Some(_) => true,",
+        "Some(_) => !self.watched,", "Some(_) => true,",
         "a_timer_set_lazily"),
     mutant("a timer set lazily is not told to a leader that sleeps", LEAD,
         "None => self.sleeping.is_none() && !self.watched,", "None => true,",

@@ -316,7 +316,8 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
     pub(crate) fn is_looked_at(&self) -> bool {
         match self.token {
             None => self.sleeping.is_none() && !self.watched,
-            Some(_) => self.listed && !self.watched,
+            // On the driver's list, or put on it by the `leave` that follows.
+            Some(_) => !self.watched,
         }
     }
 
