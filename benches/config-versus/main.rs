@@ -16,7 +16,7 @@ use spanwire_benches::config::measure::Sample;
 use spanwire_benches::config::report::{self, Csv};
 use spanwire_benches::config::rounds::{self, Plan};
 use spanwire_benches::config::system::{self, Place};
-use spanwire_benches::config::{Case, System, case, ours};
+use spanwire_benches::config::{Case, System, case, ours, raw};
 use spanwire_benches::report::verdict_table;
 use spanwire_benches::{Result, machine};
 
@@ -35,6 +35,9 @@ enum Inner {
     /// Our server; config-versus starts this itself.
     #[command(hide = true)]
     Serve { dir: PathBuf },
+    /// The floor's server; config-versus starts this itself.
+    #[command(hide = true)]
+    Raw,
     /// All nodes of a sample; config-versus starts this itself.
     #[command(hide = true)]
     Nodes(NodesArgs),
@@ -91,6 +94,10 @@ fn main() -> ExitCode {
         Some(Inner::Serve { dir }) => {
             machine::raise_files();
             ours::serve_until_told(dir).map(|()| true)
+        }
+        Some(Inner::Raw) => {
+            machine::raise_files();
+            raw::serve_until_told().map(|()| true)
         }
         Some(Inner::Nodes(args)) => nodes(args),
         None => matrix(&cli.matrix),
@@ -165,6 +172,7 @@ fn matrix(args: &Matrix) -> Result<bool> {
             good = false;
             continue;
         }
+        let systems: Vec<&dyn System> = systems.iter().copied().filter(|s| s.measures(&case)).collect();
         let outcome = rounds::run(case, &systems, &plan, |round, name| {
             if std::io::stderr().is_terminal() {
                 eprint!("\r{case}: round {} {name}\x1b[K", round + 1);

@@ -11,17 +11,9 @@ fn config_versus(args: &[&str]) -> (Output, tempfile::TempDir) {
 
 #[test]
 fn every_node_sees_every_commit_once_and_each_round_is_in_the_table_and_in_the_csv() {
-    let chosen = [
-        "--only",
-        "spread-3 50/s",
-        "--only",
-        "commits-2 nosync",
-        "--only",
-        "change-2",
-        "--only",
-        "stopped-2",
-    ];
-    let args = ["--rounds", "1", "--seconds", "0.2", "--systems", "spanwire,spanwire-node"];
+    let cases = ["spread-3 50/s", "commits-2 nosync", "change-2", "stopped-2"];
+    let chosen: Vec<&str> = cases.iter().flat_map(|case| ["--only", case]).collect();
+    let args = ["--rounds", "1", "--seconds", "0.2", "--systems", "spanwire,spanwire-node,raw,raw-node"];
     let (output, dir) = config_versus(&[&chosen[..], &args[..]].concat());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
@@ -35,6 +27,8 @@ fn every_node_sees_every_commit_once_and_each_round_is_in_the_table_and_in_the_c
         let lines = |case: &str| csv.lines().filter(|l| l.starts_with(&format!("{case},{name},1,"))).count();
         let all = [lines("spread-3 50/s"), lines("change-2"), lines("stopped-2")];
         assert_eq!(all, [8, 3, 5], "{csv}");
+        let floor = name.replace("spanwire", "raw");
+        assert_eq!(csv.lines().filter(|l| l.starts_with(&format!("spread-3 50/s,{floor},1,"))).count(), 8);
     }
 }
 

@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod measure;
 pub mod ours;
 pub mod proxy;
+pub mod raw;
 pub mod report;
 pub mod rounds;
 pub mod sight;

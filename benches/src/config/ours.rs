@@ -6,7 +6,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use spanwire::Socket;
@@ -31,7 +31,7 @@ pub struct Spanwire {
 /// Any free port.
 const ANY: &str = "tcp://127.0.0.1:0";
 /// Before each of the two addresses in the log of a server.
-const SAID: [&str; 2] = ["listening at tcp://", "clients at tcp://"];
+pub(super) const SAID: [&str; 2] = ["listening at tcp://", "clients at tcp://"];
 
 /// Serves from a store in `dir` until standard input ends; says where on standard output. The log goes to a file, as
 /// it would from a service.
@@ -59,6 +59,21 @@ pub fn serve_until_told(dir: &Path) -> Result<()> {
     Ok(serve::run(&config, &ended, &log)?)
 }
 
+/// A server that says where it is.
+pub(super) fn place(child: Child) -> Result<Server> {
+    let place = Place { nodes: String::new(), control: String::new() };
+    let mut server = Server { child, place };
+    let mut lines = BufReader::new(server.child.stdout.take().ok_or("no standard output")?);
+    let mut said = |with: &str| -> Result<String> {
+        let mut line = String::new();
+        lines.read_line(&mut line)?;
+        let at = line.trim_end().strip_prefix(with);
+        Ok(at.ok_or_else(|| format!("the server said {line:?}, not {with:?}"))?.to_owned())
+    };
+    server.place = Place { nodes: said(SAID[0])?, control: said(SAID[1])? };
+    Ok(server)
+}
+
 impl System for Spanwire {
     fn name(&self) -> &'static str {
         if self.tasks.is_some() { "spanwire" } else { "spanwire-node" }
@@ -71,18 +86,7 @@ impl System for Spanwire {
     fn serve(&self, dir: &Path) -> Result<Server> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let child = start(&mut command)?;
-        let place = Place { nodes: String::new(), control: String::new() };
-        let mut server = Server { child, place };
-        let mut lines = BufReader::new(server.child.stdout.take().ok_or("no standard output")?);
-        let mut said = |with: &str| -> Result<String> {
-            let mut line = String::new();
-            lines.read_line(&mut line)?;
-            let at = line.trim_end().strip_prefix(with);
-            Ok(at.ok_or_else(|| format!("the server said {line:?}, not {with:?}"))?.to_owned())
-        };
-        server.place = Place { nodes: said(SAID[0])?, control: said(SAID[1])? };
-        Ok(server)
+        place(start(&mut command)?)
     }
 
     fn writer(&self, place: &Place) -> Result<Box<dyn Writer>> {

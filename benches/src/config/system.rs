@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 
-use super::case::Content;
+use super::case::{Case, Content};
 use super::sight::Sight;
 use crate::{Result, machine};
 
@@ -74,6 +74,11 @@ pub trait System: Send + Sync {
     /// Its version.
     fn version(&self) -> String;
 
+    /// Whether a case says something of it. Default: yes.
+    fn measures(&self, _: &Case) -> bool {
+        true
+    }
+
     /// Starts a server with an empty store in `dir`, whose acknowledged commits survive a power cut if `dir` does.
     ///
     /// # Errors
@@ -107,8 +112,10 @@ pub fn all() -> Result<Vec<Box<dyn System>>> {
     let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().enable_all().build()?);
     Ok(vec![
         Box::new(super::ours::Spanwire { tasks: Some(runtime.clone()) }),
+        Box::new(super::raw::Raw { tasks: Some(runtime.clone()) }),
         #[cfg(feature = "peers-etcd")]
         Box::new(super::etcd::Etcd::new(runtime)),
         Box::new(super::ours::Spanwire { tasks: None }),
+        Box::new(super::raw::Raw { tasks: None }),
     ])
 }

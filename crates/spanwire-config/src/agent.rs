@@ -476,7 +476,11 @@ impl<'a> Agent<'a> {
 
     fn ack(&self, position: Position, level: Level) {
         // It is the one given or the one shown; if an operator's call came between, nothing is lost.
-        let _ = self.socket.with(|r, cx| r.ack(cx, position, level, false));
+        let _ = self.socket.with(|r, cx| match level {
+            Level::Applied => r.ack(cx, position, level, false),
+            // What is next may take long, or be done at once.
+            _ => r.ack_in_passing(cx, position, level, false),
+        });
     }
 
     fn nack(&self, position: Position, code: NackCode, why: &str) {

@@ -72,6 +72,7 @@ mod on {
         ("chain-unchecked", "another chain at the place that is held is not looked at"),
         ("fork-unchecked", "the chain of the next revision is not compared with what is held"),
         ("level-lowered", "a level is overwritten by a lower one that is said later"),
+        ("gathered-reports-lost", "reports that wait for more are not said when their time has come"),
         ("reports-not-repeated", "what was reported is not said again after WELCOME"),
         ("dead-upstream-kept", "an upstream without a word is never left"),
         ("beacon-ignored", "beacons are not looked at: the loss of the last update is not seen"),

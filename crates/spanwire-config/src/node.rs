@@ -234,6 +234,7 @@ impl NodeBuilder {
             on_change: self.on_change,
             cache,
             acted: crate::State::new(),
+            in_step: true,
             unsaved: Again::new(self.again, again::WAIT.1),
             audience: Bytes::new(),
             known: None,

@@ -13,6 +13,7 @@ mod heads;
 mod memory;
 mod offer;
 mod relay;
+mod reports;
 mod transfer;
 mod trust;
 mod words;
@@ -30,14 +31,15 @@ use crate::faults::planted;
 use crate::sender::BEACONS;
 use crate::sign::Keyring;
 use crate::wire::{
-    Ack, Frame, Goodbye, GoodbyeCode, Level, MIN_CHUNK, NackCode, NamespaceStatus, NodeKind, SLICE,
-    WantReason, Welcome,
+    Frame, Goodbye, GoodbyeCode, Level, MIN_CHUNK, NackCode, NamespaceStatus, NodeKind, SLICE, WantReason,
+    Welcome,
 };
 use crate::{Base, ClusterId, Head, Id, Key, Limits, Position, RECEIVER, SENDER, ServerId, State};
 
 pub use memory::{Arriving, Memory};
 
 const TICK: TimerKey = TimerKey(0, 0);
+const REPORT: TimerKey = TimerKey(0, 1);
 const CHANGED: WaitKey = WaitKey(RECEIVER as u32, 0);
 /// Beacon times without a word after which an upstream is dead.
 const PATIENCE: u32 = 3;
@@ -241,8 +243,8 @@ pub struct Replica {
     given: Option<Held>,
     ready: Option<Held>,
     ready_changed: BTreeSet<Key>,
-    /// The last level said of `visible`.
-    report: Option<Ack>,
+    /// What is said of `visible`.
+    reports: reports::Reports,
     hook_failed: Option<Refusal>,
     /// At most two, newest last.
     refused: Vec<Refusal>,
@@ -286,7 +288,7 @@ impl Replica {
             given: None,
             ready: None,
             ready_changed: BTreeSet::new(),
-            report: None,
+            reports: reports::Reports::default(),
             hook_failed: None,
             refused: Vec::new(),
             assembly: None,
@@ -310,7 +312,7 @@ impl Replica {
     /// was reached for it. `state` must have been checked against `head` (as [`store`](crate::store) does).
     pub fn restored(settings: ReplicaSettings, head: Head, state: State, level: Level) -> Self {
         let mut replica = Self::new(settings);
-        replica.report = Some(replica.ack_of(head.position, level, false));
+        replica.reports = reports::Reports::of(replica.ack_of(head.position, level, false));
         replica.visible = Some(Held { head, state });
         replica
     }
@@ -394,6 +396,9 @@ impl Replica {
     /// The application reached `level` with the revision at `position`: the one given, or the visible one. At
     /// any level the one given becomes visible. `volatile`: it is not on disk.
     ///
+    /// It is said upward at once, but in a stream of changes (more than four, each within a quarter of a second after the
+    /// one before): then what is reached gathers for up to 50 ms.
+    ///
     /// # Errors
     /// [`Unexpected`] when `position` is neither; nothing changes.
     pub fn ack(
@@ -403,22 +408,49 @@ impl Replica {
         level: Level,
         volatile: bool,
     ) -> Result<(), Unexpected> {
+        self.reached(cx, position, level, volatile, false)
+    }
+
+    /// The same, where what follows ([`ack`](Self::ack) of a higher level, or [`nack`](Self::nack)) is expected soon: it
+    /// is said together with that, or after a few milliseconds without.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack).
+    pub fn ack_in_passing(
+        &mut self,
+        cx: &mut Cx<'_>,
+        position: Position,
+        level: Level,
+        volatile: bool,
+    ) -> Result<(), Unexpected> {
+        self.reached(cx, position, level, volatile, true)
+    }
+
+    fn reached(
+        &mut self,
+        cx: &mut Cx<'_>,
+        position: Position,
+        level: Level,
+        volatile: bool,
+        more: bool,
+    ) -> Result<(), Unexpected> {
         if self.given.as_ref().is_some_and(|given| given.head.position == position) {
             self.visible = self.given.take();
             self.hook_failed = None;
-            self.report = None;
+            self.reports.shown();
         } else if self.visible.as_ref().is_none_or(|visible| visible.head.position != position) {
             return Err(Unexpected(position));
         }
         if level == Level::Applied {
             self.hook_failed = None;
         }
-        let said = self.report.as_ref().map(|ack| (ack.level, !ack.volatile));
         // Levels of one revision only add up.
-        let (level, kept) = said.map_or((level, !volatile), |(l, k)| (l.max(level), k || !volatile));
+        let (level, kept) =
+            self.reports.reached().map_or((level, !volatile), |(l, k)| (l.max(level), k || !volatile));
         let level = if planted("level-lowered") { level.min(Level::Visible) } else { level };
-        self.report = Some(self.ack_of(position, level, !kept));
-        self.say(cx, Word::Report);
+        let report = self.ack_of(position, level, !kept);
+        self.reports.set(report);
+        self.tell(cx, more);
         if planted("credit-by-ack") {
             self.say(cx, Word::Credit);
         }
@@ -732,9 +764,14 @@ impl Protocol for Replica {
         self.send_up(cx);
     }
 
-    fn timer(&mut self, cx: &mut Cx<'_>, _key: TimerKey) {
-        self.tick(cx);
-        self.schedule(cx);
+    fn timer(&mut self, cx: &mut Cx<'_>, key: TimerKey) {
+        if key == TICK {
+            self.tick(cx);
+            self.schedule(cx);
+        } else if !planted("gathered-reports-lost") {
+            self.reports.time();
+            self.say_reports(cx);
+        }
     }
 
     fn readiness(&self) -> Readiness {
@@ -765,6 +802,7 @@ impl Receives for Replica {
         }
         let held = self.ready.take()?;
         let changed = std::mem::take(&mut self.ready_changed);
+        self.reports.given();
         self.given = Some(held.clone());
         Some(Update { head: held.head, changed: changed.into_iter().collect(), state: held.state })
     }

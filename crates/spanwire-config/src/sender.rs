@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// Un-acknowledged deltas on their way to one node.
-const FLIGHT: usize = 8;
+pub(crate) const FLIGHT: usize = 8;
 const BEACON: TimerKey = TimerKey(0, 0);
 /// Shortest and longest time between beacons.
 pub(crate) const BEACONS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));

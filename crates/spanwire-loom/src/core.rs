@@ -119,6 +119,8 @@ pub(crate) struct State {
     /// A protocol's timer, and the engine's; what each opens.
     timer: Option<(u32, Key)>,
     timer_moved: bool,
+    /// The same of one that was set lazily.
+    lazily_moved: bool,
     alarm: Option<(u32, Key)>,
     alarm_moved: bool,
     drive_deadline: Option<u32>,
@@ -220,6 +222,7 @@ impl Socket {
                 taken: 0,
                 timer: None,
                 timer_moved: false,
+                lazily_moved: false,
                 alarm: None,
                 alarm_moved: false,
                 drive_deadline: None,
@@ -262,10 +265,11 @@ impl Socket {
     }
 
     fn owed(st: &State) -> Owed {
+        let timer_moved = st.timer_moved || st.lazily_moved && !st.lead.is_looked_at();
         Owed {
             news: st.fresh > 0,
             unstalled: st.unstalled,
-            moved: st.timer_moved || st.alarm_moved,
+            moved: timer_moved || st.alarm_moved,
             blocked: st.blocked,
             ask: st.ask,
         }
@@ -273,7 +277,7 @@ impl Socket {
 
     pub(crate) fn leave(&self, st: &mut State) -> Leave<Who> {
         let owed = Self::owed(st);
-        (st.timer_moved, st.alarm_moved, st.ask) = (false, false, false);
+        (st.timer_moved, st.lazily_moved, st.alarm_moved, st.ask) = (false, false, false, false);
         let (earlier, dated) = (st.due_earlier(), st.next_due().is_some());
         let (can_recv, can_send) = (st.queue > 0 || st.closed, st.out < self.out_limit || st.closed);
         st.lead.leave(owed, || earlier, || dated, || Now { can_recv, can_send }, &self.link)
@@ -639,6 +643,13 @@ impl Socket {
     pub(crate) fn set_timer(&self, at: u32, key: Key) {
         let mut st = self.lock();
         st.timer_moved |= st.timer.is_none_or(|(first, _)| at < first);
+        st.timer = Some((at, key));
+        self.finish(st);
+    }
+
+    pub(crate) fn set_timer_lazily(&self, at: u32, key: Key) {
+        let mut st = self.lock();
+        st.lazily_moved |= st.timer.is_none_or(|(first, _)| at < first);
         st.timer = Some((at, key));
         self.finish(st);
     }

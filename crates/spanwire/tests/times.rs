@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use spanwire::{Event, Push, SendError};
+use spanwire::protocol::{Cx, PipeId, Protocol, ProtocolInfo, Readiness, Reject, Time, TimerKey, WaitKey};
+use spanwire::{Event, Push, SendError, Socket};
 
 /// A PULL that shakes hands and then reads nothing.
 fn deaf_pull(listener: &TcpListener) -> std::net::TcpStream {
@@ -45,4 +46,73 @@ fn a_dropped_socket_gives_up_a_stuck_peer_when_its_linger_time_is_over() {
     let mut rest = Vec::new();
     // It ends, by whatever means.
     let _ = peer.read_to_end(&mut rest);
+}
+
+/// Says when its timer fires.
+#[derive(Debug)]
+struct Bell(std::sync::mpsc::Sender<()>);
+
+impl Protocol for Bell {
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new(0x7001, "bell", 0x7001, "bell")
+    }
+    fn pipe_opened(&mut self, _: &mut Cx<'_>, _: PipeId) -> Result<(), Reject> {
+        Ok(())
+    }
+    fn pipe_closed(&mut self, _: &mut Cx<'_>, _: PipeId) {}
+    fn readable(&mut self, _: &mut Cx<'_>, _: PipeId) {}
+    fn timer(&mut self, cx: &mut Cx<'_>, key: TimerKey) {
+        if key.1 == 1 {
+            self.0.send(()).expect("somebody listens");
+            cx.wake(WaitKey(0x7001, 0));
+        }
+    }
+    fn readiness(&self) -> Readiness {
+        Readiness::default()
+    }
+}
+
+#[test]
+fn a_timer_set_lazily_fires_whoever_looks_after_the_socket() {
+    let (rings, heard) = std::sync::mpsc::channel();
+    let socket = Socket::new(Bell(rings)).expect("a socket");
+    let lazily = |at: fn(&Cx<'_>) -> Time| {
+        socket.with(|_, cx| {
+            let at = at(cx);
+            cx.set_timer_lazily(TimerKey(0, 1), at);
+        });
+    };
+    let soon = |cx: &Cx<'_>| cx.now() + Duration::from_millis(1);
+    let rung = || heard.recv_timeout(Duration::from_secs(10)).expect("it fires");
+    // A later timer of the usual kind lets whoever polls sleep for longer.
+    socket.with(|_, cx| cx.set_timer(TimerKey(0, 0), cx.now() + Duration::from_secs(100)));
+    let nobody = || socket.wait(WaitKey(0x7001, 1), Some(Duration::from_millis(5)), |_, _| None::<()>);
+    for _ in 0..5 {
+        // Used a moment ago, by a caller who led.
+        assert!(nobody().is_err());
+        lazily(soon);
+        rung();
+        // By now the driver watches it, or is about to.
+        lazily(|cx| cx.now());
+        rung();
+        std::thread::sleep(Duration::from_millis(10));
+        lazily(soon);
+        rung();
+    }
+    // A leader sleeps.
+    let key = WaitKey(0x7001, 0);
+    std::thread::scope(|scope| {
+        let sleeps = scope.spawn(|| {
+            let mut looks = 0;
+            // It looks once before it sleeps, and again when it is told.
+            socket.wait(key, Some(Duration::from_secs(10)), |_, _| {
+                looks += 1;
+                (looks > 1).then_some(())
+            })
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        lazily(soon);
+        rung();
+        assert!(sleeps.join().expect("no panic").is_ok());
+    });
 }

@@ -26,7 +26,8 @@ struct Pinned {
 
 impl Snapshot {
     pub(super) fn new(head: Head, state: State) -> Snapshot {
-        let digest = state.digest();
+        // It was verified: that of the state.
+        let digest = head.digest;
         Snapshot(Arc::new(Pinned { head: Some(head), state, digest }))
     }
 
@@ -94,6 +95,8 @@ struct Wall {
     trouble: Option<String>,
     sleepers: BTreeMap<u64, (Until, Waker)>,
     next: u64,
+    /// Threads that sleep.
+    threads: usize,
 }
 
 /// The place of what is visible, shared by the node, its thread and those who watch.
@@ -111,6 +114,7 @@ impl Board {
             trouble: None,
             sleepers: BTreeMap::new(),
             next: 0,
+            threads: 0,
         };
         Board { wall: Mutex::new(wall), changed: Condvar::new() }
     }
@@ -143,8 +147,12 @@ impl Board {
         let woken: Vec<u64> =
             wall.sleepers.iter().filter(|(_, (until, _))| due(until)).map(|(id, _)| *id).collect();
         let woken: Vec<_> = woken.into_iter().filter_map(|id| wall.sleepers.remove(&id)).collect();
+        let threads = wall.threads;
         drop(wall);
-        self.changed.notify_all();
+        // To tell nobody costs a system call.
+        if threads > 0 {
+            self.changed.notify_all();
+        }
         woken.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
@@ -176,15 +184,16 @@ impl Board {
             if !Arc::ptr_eq(&wall.now.0, &now.0) || wall.closed != closed {
                 continue;
             }
-            let Some(until) = until else {
-                wall = self.changed.wait(wall).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return None;
             }
-            wall = self.changed.wait_timeout(wall, left).unwrap_or_else(PoisonError::into_inner).0;
+            wall.threads += 1;
+            wall = match left {
+                None => self.changed.wait(wall).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.changed.wait_timeout(wall, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+            wall.threads -= 1;
         }
     }
 

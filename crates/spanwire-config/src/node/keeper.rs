@@ -26,6 +26,8 @@ pub(super) struct Keeper {
     pub(super) cache: Cache,
     /// What the application acted on last.
     pub(super) acted: State,
+    /// That is what was visible last.
+    pub(super) in_step: bool,
     /// What is visible is not on disk: try again then.
     pub(super) unsaved: Again,
     /// For whom that was which the disk was given last.
@@ -51,7 +53,7 @@ impl Keeper {
             // From the disk, shown already.
             self.ack(head.position, Level::Visible, false);
         }
-        self.act();
+        self.act(None);
         let key = self.socket.with(|r, _| r.wait_key());
         loop {
             let due = self.unsaved.at().into_iter().chain(self.cache.due()).min();
@@ -80,15 +82,16 @@ impl Keeper {
             return self.nack(position, NackCode::Validator, &why);
         }
         let stored = self.save(&update.head, &update.state);
-        if stored {
-            self.ack(position, Level::Stored, false);
-        }
+        // What the application has not acted on yet is looked for in all there is.
+        let changed = self.in_step.then_some(update.changed);
         self.board.publish(Snapshot::new(update.head, update.state));
-        if self.on_change.is_some() {
-            // What comes may take long. Without it what is said next says this as well.
-            self.ack(position, Level::Visible, !stored);
+        if stored || self.on_change.is_some() {
+            // What comes may take long. If not, what is said next says this as well.
+            let ack =
+                |r: &mut Replica, cx: &mut Cx<'_>| r.ack_in_passing(cx, position, Level::Visible, !stored);
+            let _ = self.socket.with(ack);
         }
-        self.act();
+        self.act(changed);
     }
 
     /// Whether it is on disk now.
@@ -129,18 +132,26 @@ impl Keeper {
         }
     }
 
-    /// The application acts on what is visible.
-    fn act(&mut self) {
+    /// The application acts on what is visible. `changed`: the only keys that may differ from what it acted on last.
+    fn act(&mut self, changed: Option<Vec<Key>>) {
         let now = self.board.now();
         let Some(position) = now.position() else { return };
-        let keys: Vec<Key> = self.acted.diff(now.state()).keys().cloned().collect();
+        let keys: Vec<Key> = match changed {
+            Some(mut keys) => {
+                let (old, new) = (&self.acted, now.state());
+                keys.retain(|key| old.get(key.as_bytes()) != new.get(key.as_bytes()));
+                keys
+            }
+            None => self.acted.diff(now.state()).keys().cloned().collect(),
+        };
+        self.in_step = false;
         if let (Some(act), false) = (&mut self.on_change, keys.is_empty()) {
             let changed = Changed { snapshot: now.clone(), keys };
             if let Err(why) = contained("the hook", || act(&changed)) {
                 return self.nack(position, NackCode::Hook, &why);
             }
         }
-        self.acted = now.state().clone();
+        (self.acted, self.in_step) = (now.state().clone(), true);
         // Levels add up: what is on disk was said before.
         self.ack(position, Level::Applied, true);
     }

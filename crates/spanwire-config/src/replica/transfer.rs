@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use spanwire::protocol::{Cx, DropReason, PipeId, Reason};
 
-use super::{Assembly, CHANGED, Held, Replica, Verdict, Word};
+use super::{Assembly, CHANGED, Held, REPORT, Replica, Verdict, Word};
 use crate::faults::planted;
 use crate::wire::{Level, Slice, WantReason, decode_changes, decode_state, snapshot_size};
 use crate::{Change, ChangeSet, Head, Key, Limits, State};
@@ -112,6 +112,7 @@ impl Replica {
     /// A whole transfer: applied to a copy, and kept only if the copy has the digest that its HEAD names.
     pub(super) fn verify(&mut self, cx: &mut Cx<'_>, pipe: PipeId, assembly: Assembly) {
         let Assembly { head, base, bytes } = assembly;
+        let size = bytes.len();
         let bytes = Bytes::from(bytes);
         let before = self.tip().map(|held| held.state.clone()).unwrap_or_default();
         let built = match base {
@@ -138,13 +139,18 @@ impl Replica {
             return self.too_large(cx, head.position, &over);
         }
         cx.count("verified", 1);
+        self.reports.verified(size);
+        if let Some(at) = self.reports.plan(cx.now()) {
+            cx.set_timer_lazily(REPORT, at);
+        }
         self.accept(cx, Held { head, state }, changed);
     }
 
     pub(super) fn accept(&mut self, cx: &mut Cx<'_>, held: Held, changed: Vec<Key>) {
         let position = held.head.position;
         if planted("ack-early") {
-            self.report = Some(self.ack_of(position, Level::Stored, false));
+            let report = self.ack_of(position, Level::Stored, false);
+            self.reports.set(report);
             self.say(cx, Word::Report);
         }
         if planted("changes-forgotten") {

@@ -5,7 +5,7 @@
 use spanwire::Message;
 use spanwire::protocol::{Cx, PipeId, Reason, Reject};
 
-use super::{Refusal, Replica, Up, Word};
+use super::{REPORT, Refusal, Replica, Up, Word};
 use crate::Position;
 use crate::faults::planted;
 use crate::wire::{Ack, Frame, Hello, Level, Nack, NackCode, VERSION, Want, WantReason};
@@ -40,7 +40,7 @@ impl Replica {
             Word::Hello => vec![self.hello(pipe)],
             Word::Want(reason) => vec![Frame::Want(reason, vec![self.want()])],
             Word::Credit => vec![Frame::Credit(up.taken)],
-            Word::Report => self.report.iter().cloned().map(Frame::Ack).collect(),
+            Word::Report => self.reports.all().cloned().map(Frame::Ack).collect(),
             Word::Refusals => {
                 let conflict = self.conflict.as_ref().map(|(_, other)| Refusal {
                     position: other.position,
@@ -57,8 +57,31 @@ impl Replica {
         }
     }
 
+    /// Says what was reached: now, or when what follows has gathered.
+    pub(super) fn tell(&mut self, cx: &mut Cx<'_>, more: bool) {
+        let up = self.active.and_then(|pipe| self.pipes.get(pipe));
+        // What found no room, or nobody to hear it, waits for that.
+        let heard = up.is_some_and(|up| up.server.is_some() && !up.owed.contains(&Word::Report));
+        let window = up.map_or(self.settings.window, |up| up.window);
+        match self.reports.may_wait(cx.now(), more, window) {
+            Some(due) if heard => cx.set_timer_lazily(REPORT, due),
+            _ => self.say(cx, Word::Report),
+        }
+    }
+
+    /// Says what gathered, if anything.
+    pub(super) fn say_reports(&mut self, cx: &mut Cx<'_>) {
+        if self.reports.waits() {
+            self.say(cx, Word::Report);
+        }
+    }
+
     /// Says something on the pipe in use: now, or when there is room.
     pub(super) fn say(&mut self, cx: &mut Cx<'_>, word: Word) {
+        if !matches!(word, Word::Hello | Word::Report | Word::Credit) {
+            // What was reached before is heard before.
+            self.say_reports(cx);
+        }
         if let Some(pipe) = self.active {
             self.say_on(cx, pipe, word);
         }
@@ -88,6 +111,13 @@ impl Replica {
         let Some(up) = self.pipes.get_mut(pipe) else { return };
         match (fits, word) {
             (true, Word::Credit) => up.credited = up.taken,
+            (true, Word::Report) => {
+                up.owed.remove(&word);
+                if self.active == Some(pipe) {
+                    self.reports.said(cx.now());
+                    cx.clear_timer(REPORT);
+                }
+            }
             (true, _) => drop(up.owed.remove(&word)),
             (false, _) => drop(up.owed.insert(word)),
         }

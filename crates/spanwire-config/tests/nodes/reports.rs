@@ -264,3 +264,129 @@ fn a_report_that_comes_before_the_word_of_what_is_held_counts_after_it() {
     assert!(matches!(first, Some(Frame::Ack(_))), "{:?}", new.up);
     assert_eq!(a.protocol.reached(at, Level::Applied), 1);
 }
+
+fn acks(link: &Link) -> Vec<(u64, Level)> {
+    let ack = |f: &Frame| if let Frame::Ack(ack) = f { Some((ack.position.rev, ack.level)) } else { None };
+    link.up.iter().filter_map(ack).collect()
+}
+
+/// Another commit is given to the application.
+fn change(a: &mut Authority, r: &mut Script<Replica>, link: &mut Link) -> Position {
+    let now = r.now();
+    let position = commit(a, &puts([("a", &format!("{now:?}"))]));
+    link.flow(a, r);
+    assert_eq!(r.recv().expect("it came").position(), position);
+    position
+}
+
+#[test]
+fn a_lone_change_is_reported_in_one_message_or_in_two_where_the_hook_takes_long() {
+    let (mut a, mut r, mut link) = pair();
+    r.advance(Duration::from_secs(1));
+    for slow in [false, true] {
+        let at = change(&mut a, &mut r, &mut link);
+        link.up.clear();
+        r.call(|r, cx| r.ack_in_passing(cx, at, Level::Visible, true)).expect("it was given");
+        link.flow(&mut a, &mut r);
+        assert_eq!(acks(&link), [], "what follows may be there at once");
+        if slow {
+            r.advance(Duration::from_millis(1));
+            link.flow(&mut a, &mut r);
+            assert_eq!(a.protocol.reached(at, Level::Visible), 1);
+        }
+        r.call(|r, cx| r.ack(cx, at, Level::Applied, true)).expect("it is visible");
+        link.flow(&mut a, &mut r);
+        assert_eq!(acks(&link).len(), if slow { 2 } else { 1 });
+        assert_eq!(a.protocol.reached(at, Level::Applied), 1);
+        r.advance(Duration::from_secs(1));
+        link.flow(&mut a, &mut r);
+        assert_eq!(acks(&link).len(), if slow { 2 } else { 1 }, "said once");
+    }
+}
+
+#[test]
+fn reports_of_a_stream_gather_and_each_is_said_within_50_ms() {
+    let (mut a, mut r, mut link) = pair();
+    let mut due = std::collections::VecDeque::new();
+    for n in 0..100 {
+        let at = change(&mut a, &mut r, &mut link);
+        r.call(|r, cx| r.ack_in_passing(cx, at, Level::Visible, true)).expect("it was given");
+        r.call(|r, cx| r.ack(cx, at, Level::Applied, true)).expect("it is visible");
+        link.flow(&mut a, &mut r);
+        // The first of them are said at once.
+        assert!(n > 3 || a.protocol.reached(at, Level::Applied) == 1, "{n}");
+        due.push_back((at, r.now() + Duration::from_millis(50)));
+        for _ in 0..10 {
+            r.advance(Duration::from_millis(1));
+            link.flow(&mut a, &mut r);
+            while let Some((at, _)) = due.pop_front_if(|(_, until)| *until <= r.now()) {
+                assert_eq!(a.protocol.reached(at, Level::Applied), 1);
+            }
+        }
+    }
+    assert!((20..60).contains(&acks(&link).len()), "{}", acks(&link).len());
+    // After a pause a change is a lone one again.
+    r.advance(Duration::from_secs(1));
+    link.flow(&mut a, &mut r);
+    let at = change(&mut a, &mut r, &mut link);
+    r.call(|r, cx| r.ack(cx, at, Level::Applied, true)).expect("it was given");
+    link.flow(&mut a, &mut r);
+    assert_eq!(a.protocol.reached(at, Level::Applied), 1);
+}
+
+#[test]
+fn invariant_14_what_gathered_of_a_revision_is_said_beside_less_of_a_later_one() {
+    let (mut a, mut r, mut link) = pair();
+    for _ in 0..9 {
+        let at = change(&mut a, &mut r, &mut link);
+        r.call(|r, cx| r.ack(cx, at, Level::Applied, true)).expect("it was given");
+        link.flow(&mut a, &mut r);
+    }
+    r.advance(Duration::from_millis(50));
+    link.flow(&mut a, &mut r);
+    link.up.clear();
+    // On disk; applied and not on disk; visible.
+    let mut reach = |level, volatile| {
+        let at = change(&mut a, &mut r, &mut link);
+        r.call(|r, cx| r.ack_in_passing(cx, at, level, volatile)).expect("it was given");
+        at
+    };
+    let (stored, applied, visible) =
+        (reach(Level::Stored, false), reach(Level::Applied, true), reach(Level::Visible, true));
+    r.advance(Duration::from_millis(50));
+    link.flow(&mut a, &mut r);
+    let node = &a.protocol.status()[0];
+    assert_eq!((node.stored, node.applied, node.visible), (Some(stored), Some(applied), Some(visible)));
+    // A refusal does not come before what was reached before it.
+    let at = change(&mut a, &mut r, &mut link);
+    r.call(|r, cx| r.ack(cx, at, Level::Visible, true)).expect("it was given");
+    link.up.clear();
+    r.call(|r, cx| r.nack(cx, at, NackCode::Hook, "no")).expect("it is visible");
+    link.flow(&mut a, &mut r);
+    assert!(matches!(&link.up[..], [Frame::Ack(_), Frame::Nack(_)]), "{:?}", link.up);
+}
+
+#[test]
+fn a_stream_that_is_fast_never_waits_for_a_report() {
+    let (mut a, mut r, mut link) = pair();
+    for n in 0..200 {
+        let at = commit(&mut a, &puts([("a", &n.to_string())]));
+        link.flow(&mut a, &mut r);
+        let update = r.recv().expect("each came by itself");
+        assert_eq!(update.position(), at);
+        r.call(|r, cx| r.ack(cx, at, Level::Applied, true)).expect("it was given");
+        link.flow(&mut a, &mut r);
+    }
+    let reported = acks(&link);
+    assert!(reported.len() <= 5 + 200 / 4, "{}", reported.len());
+    assert!(reported.windows(2).all(|pair| pair[1].0 - pair[0].0 <= 4), "half of what may be on its way");
+    // Large ones: half of the window is not exceeded.
+    let large = "x".repeat(100 << 10);
+    for n in 0..4 {
+        let at = commit(&mut a, &puts([("a", &format!("{n}{large}"))]));
+        link.flow(&mut a, &mut r);
+        accept(&mut r, Level::Applied);
+        link.flow(&mut a, &mut r);
+        assert!(n % 2 == 0 || a.protocol.reached(at, Level::Applied) == 1);
+    }
+}

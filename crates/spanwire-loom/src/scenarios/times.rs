@@ -78,6 +78,41 @@ fn a_timer_set_between_two_calls_fires_though_nobody_comes_back() {
 }
 
 #[test]
+fn a_timer_set_lazily_by_another_thread_interrupts_a_leader_that_sleeps() {
+    alone(3, plain, |s| {
+        let a = go(s, |s| assert!(s.wait_key(1, Endless)));
+        s.set_timer_lazily(5, 1);
+        s.kernel.advance(5);
+        join([a]);
+    });
+}
+
+#[test]
+fn a_timer_set_lazily_on_a_watched_socket_fires() {
+    alone(3, plain, |s| {
+        watched(s);
+        with_driver(s, || {
+            s.set_timer_lazily(5, 1);
+            s.kernel.advance(5);
+            s.until(|st| st.open.contains(&1));
+        });
+    });
+}
+
+#[test]
+fn a_timer_set_lazily_between_two_calls_fires_though_nobody_comes_back() {
+    driven(3, plain, |s| {
+        let a = go(s, |s| {
+            s.recv(Short);
+            s.set_timer_lazily(5, 1);
+        });
+        s.kernel.advance(5);
+        join([a]);
+        s.until(|st| st.open.contains(&1));
+    });
+}
+
+#[test]
 fn a_deadline_of_the_loop_passes_with_it_to_the_driver() {
     driven(3, plain, |s| {
         s.with_handshake(5);

@@ -351,7 +351,9 @@ impl Core {
         Owed {
             news: !(st.fresh.is_empty() && st.jobs.is_empty()),
             unstalled: !st.fx.unstalled.is_empty(),
-            moved: st.fx.timers.moved() || st.alarm_moved,
+            moved: st.fx.timers.moved()
+                || st.alarm_moved
+                || st.fx.timers.moved_lazily() && !st.lead.is_looked_at(),
             blocked: st.blocked > 0,
             ask: st.ask,
         }

@@ -311,6 +311,16 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         quiet && (self.token.is_none() || self.watched || lazy)
     }
 
+    /// Whoever drives next looks at the timers soon, untold: a leader that is awake, or the driver at its next tick.
+    #[inline]
+    pub(crate) fn is_looked_at(&self) -> bool {
+        match self.token {
+            None => self.sleeping.is_none() && !self.watched,
+            // On the driver's list, or put on it by the `leave` that follows.
+            Some(_) => !self.watched,
+        }
+    }
+
     /// The common case, without a look at anything that a message does not touch: nobody waits, nothing is new, and
     /// somebody minds the socket. ([`leave`](Lead::leave) would say the same, at the price of building its answer: a
     /// fifth of a small message.)

@@ -13,6 +13,8 @@ use crate::protocol::{Time, TimerKey, WaitKey};
 pub(crate) struct Timers {
     /// A timer was set that is due before all others: whoever sleeps may have to be told.
     moved: bool,
+    /// The same of one that may be late while its socket is looked after anyway.
+    moved_lazily: bool,
     by_key: HashMap<TimerKey, Time>,
     by_time: BTreeSet<(Time, TimerKey)>,
 }
@@ -20,22 +22,35 @@ pub(crate) struct Timers {
 impl Timers {
     #[inline]
     pub(super) fn set(&mut self, key: TimerKey, at: Time) {
+        self.moved |= self.put(key, at);
+    }
+    pub(super) fn set_lazily(&mut self, key: TimerKey, at: Time) {
+        self.moved_lazily |= self.put(key, at);
+    }
+    /// Whether it is due before all others now.
+    #[inline]
+    fn put(&mut self, key: TimerKey, at: Time) -> bool {
         if let Some(old) = self.by_key.insert(key, at) {
             if old == at {
-                return;
+                return false;
             }
             self.by_time.remove(&(old, key));
         }
-        self.moved |= self.next().is_none_or(|first| at < first);
+        let first = self.next().is_none_or(|first| at < first);
         self.by_time.insert((at, key));
+        first
     }
     #[inline]
     pub(crate) fn moved(&self) -> bool {
         self.moved
     }
     #[inline]
-    pub(crate) fn take_moved(&mut self) -> bool {
-        std::mem::take(&mut self.moved)
+    pub(crate) fn moved_lazily(&self) -> bool {
+        self.moved_lazily
+    }
+    #[inline]
+    pub(crate) fn take_moved(&mut self) {
+        (self.moved, self.moved_lazily) = (false, false);
     }
     pub(super) fn clear(&mut self, key: TimerKey) {
         if let Some(old) = self.by_key.remove(&key) {

@@ -308,6 +308,14 @@ impl<'a> Cx<'a> {
         self.fx.timers.set(key, at);
     }
 
+    /// Sets or moves a timer that may be late by a few milliseconds: nobody is woken to take notice of it where the
+    /// socket was just used and is looked at soon in any case. For what is most often done, and the timer cleared, by
+    /// the caller who comes back.
+    #[inline]
+    pub fn set_timer_lazily(&mut self, key: TimerKey, at: Time) {
+        self.fx.timers.set_lazily(key, at);
+    }
+
     /// Takes a timer away.
     pub fn clear_timer(&mut self, key: TimerKey) {
         self.fx.timers.clear(key);
