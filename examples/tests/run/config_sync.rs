@@ -358,6 +358,19 @@ fn scripts_tell_conflict_refusal_and_time_apart() {
 }
 
 #[test]
+fn a_watch_ends_when_nobody_reads_it_any_more() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let mut command = Command::new(program("config-sync"));
+    command.args(["watch", "--after", "1:1", "--control", &w.control()]).stdout(Stdio::piped());
+    let mut watch = Running::spawn(&mut command);
+    drop(watch.child.stdout.take());
+    w.ok(&["set", "a", "2"]);
+    assert_eq!(watch.ends().0, Some(0));
+}
+
+#[test]
 fn a_lost_store_goes_on_from_what_a_node_holds() {
     let w = World::new();
     let server = w.serve_log();
