@@ -48,7 +48,11 @@ impl From<ClientError> for Failed {
             ClientError::Unanswered(_) | ClientError::Busy => TIMEOUT,
             _ => ADDRESS,
         };
-        Failed(code, error.to_string())
+        let asked = match &error {
+            ClientError::Unanswered(_) => "; is that the --control address of a server that runs?",
+            _ => "",
+        };
+        Failed(code, format!("{error}{asked}"))
     }
 }
 
@@ -304,9 +308,9 @@ fn output(file: &Path, bytes: &[u8]) -> Res<()> {
         .map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
 }
 
-/// Standard output that has no reader any more is no error of ours.
-pub(crate) fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Standard output that has no reader any more is no error of ours; a verb without an end of its own ends then.
+pub(crate) fn print(text: &str) -> bool {
+    std::io::stdout().write_all(text.as_bytes()).is_ok()
 }
 
 impl To {

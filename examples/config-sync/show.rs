@@ -18,7 +18,13 @@ pub(crate) fn place_json(at: Place) -> Value {
 
 /// What ends a line or moves the cursor must not come from a node or a key.
 pub(crate) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let plain = |c: char| match c {
+        // Words of a command have several lines.
+        '\n' | '\r' | '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(plain).collect()
 }
 
 /// Milliseconds since 1970 as a date and time of day in UTC.
@@ -250,4 +256,17 @@ pub(crate) fn waited(at: Place, waited: &Waited, json: bool) -> String {
     rows.extend(list("behind", behind));
     rows.extend(list("silent", silent));
     table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_a_node_is_one_line() {
+        assert_eq!(
+            plain("unknown directive\ntest failed\u{1b}[2J"),
+            "unknown directive test failed\u{fffd}[2J"
+        );
+    }
 }

@@ -194,7 +194,7 @@ impl<'a> Agent<'a> {
     fn start(config: &'a Config, shutdown: &'a Shutdown, log: &'a Log) -> Result<Self, ProcessError> {
         let refuse = |why: String| Err(ProcessError::Refused(why));
         if config.connect.is_empty() {
-            return refuse("no server to connect to".into());
+            return refuse("no server to connect to (--connect)".into());
         }
         folders::apart(&config.out, &config.state)?;
         let Config { name, labels, limits, .. } = config;

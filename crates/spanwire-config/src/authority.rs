@@ -40,6 +40,10 @@ pub use api::{
 use rollout::Rollout;
 pub use rollout::{CohortNode, Tally};
 
+/// Why nothing can be adopted, and no new namespace be begun.
+const BEGUN: &str = "nothing was lost here: adopt and init are for a store that holds nothing; a new epoch begins \
+                     with what is here (new-epoch), or with what was exported (import)";
+
 use crate::faults::planted;
 use crate::rollout::{Mark, Plan};
 use crate::source::{Batch, LogCommit, Record, Recovered, Snapshot};
@@ -355,7 +359,7 @@ impl NsAuthority {
                     return out;
                 }
                 if !matches!(self.mode, Mode::Vacant) {
-                    let why = Invalid::NotNow("the namespace has begun");
+                    let why = Invalid::NotNow(BEGUN);
                     out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
                 } else {
                     self.begin(&mut out, ticket, incarnation, Some(content), None);

@@ -45,9 +45,29 @@ impl Check {
         let (tree, list) = (self.dir.join("tree"), self.dir.join("changed"));
         let changed = hook::lines(changes.keys());
         std::fs::write(&list, &changed).map_err(|e| not_run(format!("{}: {e}", list.display())))?;
-        let told = Told { head, out, changed: &changed, changed_file: &list };
+        // A relative name means nothing in the directory that it runs in.
+        let out = std::path::absolute(out).map_err(|e| not_run(format!("{}: {e}", out.display())))?;
+        let told = Told { head, out: &out, changed: &changed, changed_file: &list };
         let mut run = command::shell(&self.command, &told);
         run.env("CONFIG_SYNC_NEW", &tree).current_dir(&tree);
         command::run(&mut run, self.limit, shutdown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::shutdown;
+
+    #[test]
+    fn the_command_finds_the_directory_by_a_relative_name_too() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&temp.path().join("state")).expect("writable");
+        let command =
+            "case $CONFIG_SYNC_OUT in /*/some/out) ;; *) echo \"$CONFIG_SYNC_OUT\" >&2; false ;; esac";
+        let check = Check::open(&store, command, Duration::from_secs(20)).expect("writable");
+        let (_stopper, stop) = shutdown();
+        let (head, files, changes) = (Head::default(), State::new(), ChangeSet::new());
+        check.run(&head, &files, &changes, std::path::Path::new("some/out"), &stop).expect("absolute");
     }
 }

@@ -37,13 +37,19 @@ impl Shutdown {
 pub struct Log(Arc<dyn Fn(&str) + Send + Sync>);
 
 impl Log {
-    /// Each line goes to `line`.
+    /// Each line goes to `line`. What would end it or move a cursor (in the name of a node or key, in the words of a
+    /// command) is replaced.
     pub fn new(line: impl Fn(&str) + Send + Sync + 'static) -> Log {
         Log(Arc::new(line))
     }
 
     pub(crate) fn say(&self, line: impl fmt::Display) {
-        (self.0)(&line.to_string());
+        let plain = |c: char| match c {
+            '\n' | '\r' | '\t' => ' ',
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        };
+        (self.0)(&line.to_string().trim_end().chars().map(plain).collect::<String>());
     }
 }
 
@@ -139,5 +145,18 @@ impl ProcessError {
             ProcessError::Store(_) | ProcessError::Tree(_) | ProcessError::Template(_) => 3,
             ProcessError::Socket(_) => 4,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_log_is_one_line_whatever_a_node_says() {
+        let (sender, said) = crossbeam_channel::unbounded();
+        let log = Log::new(move |line| sender.send(line.to_owned()).expect("it is read"));
+        log.say("node a\u{1b}[2J: no\nnode b: yes\n");
+        assert_eq!(said.try_iter().collect::<Vec<_>>(), ["node a\u{fffd}[2J: no node b: yes"]);
     }
 }

@@ -181,7 +181,7 @@ impl<'a> Server<'a> {
     fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
         let refuse = |why: String| Err(ProcessError::Refused(why));
         if config.bind.is_empty() {
-            return refuse("no address to listen at".into());
+            return refuse("no address to listen at (--bind)".into());
         }
         match &config.dir {
             Some(dir) => {
@@ -190,9 +190,11 @@ impl<'a> Server<'a> {
                 std::fs::read_dir(dir).map_err(|error| tree::TreeError::Io { path: dir.clone(), error })?;
                 folders::apart(dir, &config.state)?;
             }
-            None if config.state.as_os_str().is_empty() => return refuse("no state folder".into()),
+            None if config.state.as_os_str().is_empty() => return refuse("no state folder (--state)".into()),
             None if config.control.is_empty() => {
-                return refuse("neither a directory to publish nor an address for commits".into());
+                return refuse(
+                    "neither a directory to publish (--dir) nor an address for commits (--control)".into(),
+                );
             }
             None => {}
         }

@@ -197,7 +197,7 @@ impl Keyring {
         keys.chain(self.revoked.iter().map(|key| format!("spanwire-revoked 1 {}\n", hex(key)))).collect()
     }
 
-    /// The public keys of a key file: at least one.
+    /// The public keys of a key file: at least one, or one that was revoked.
     ///
     /// # Errors
     /// [`KeyFileError`].
@@ -218,8 +218,8 @@ impl Keyring {
         }
         ring.keys.retain(|_, key| !ring.revoked.contains(key.as_bytes()));
         match ring.keys.len() {
-            0 => Err(KeyFileError::Count("no public key")),
-            1..=MAX_KEYS => Ok(ring),
+            0 if ring.revoked.is_empty() => Err(KeyFileError::Count("no public key")),
+            0..=MAX_KEYS => Ok(ring),
             _ => Err(KeyFileError::Count("more than 16 public keys")),
         }
     }
@@ -385,6 +385,9 @@ mod tests {
         let mut ring = old.public();
         ring.revoke(&old.public());
         assert!(!ring.is_empty() && ring.has_revoked(&signer), "without a key it believes nobody");
+        // The file that keygen made holds this key alone, and is where it is revoked.
+        let alone = Keyring::from_file(&old.public().to_file().replace("public", "revoked")).expect("a ring");
+        assert_eq!(alone, ring);
     }
 
     #[test]

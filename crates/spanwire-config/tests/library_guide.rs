@@ -82,7 +82,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 #[test]
 fn the_program_of_the_guide_does_what_it_says() -> Result<(), Box<dyn Error>> {
     let secret = Secret::from_seed(1, &[7; 32]);
-    let key_file = secret.public().to_file();
+    let key_text = secret.public().to_file();
     let mut server = Server::new(secret)?;
     let url = server.url.clone();
     let temp = tempfile::tempdir()?;
@@ -92,7 +92,7 @@ fn the_program_of_the_guide_does_what_it_says() -> Result<(), Box<dyn Error>> {
     let node = Node::builder()
         .connect(&url) // "tcp://config.internal:7700"; may be said again
         .cache(&folder) // optional: start without a server
-        .trust(Keyring::from_file(&key_file)?) // optional: take only what these keys signed
+        .trust(Keyring::from_file(&key_text)?) // optional: the text of server.key.pub; take only what it signed
         .validate(|update: &Update| match update.state.get("workers") {
             Some(_) => Ok(()),
             None => Err("workers is missing".into()),

@@ -5,7 +5,7 @@
 use clap::{Args, Subcommand};
 use spanwire_config::Id;
 use spanwire_config::client::Client;
-use spanwire_config::wire::client::BeginWith;
+use spanwire_config::wire::client::{BeginWith, Writable};
 
 use super::{Failed, REFUSED, Res, Rev, To, done, id, print, random};
 use crate::show;
@@ -65,6 +65,16 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             let client = to.client()?;
             if highest || at.is_some() {
                 return again.begin(&client, BeginWith::Node(at.map(whole).transpose()?));
+            }
+            let status = client.status()?;
+            if status.writable != Writable::Vacant {
+                let at = show::place(status.tip.position.into());
+                let why = Some(status.text).filter(|text| !text.is_empty());
+                let why = why.unwrap_or("adopt is for a store that holds nothing".into());
+                return Err(Failed(
+                    REFUSED,
+                    format!("nothing was lost here, the newest revision is {at}; {why}"),
+                ));
             }
             let holdings = client.holdings()?;
             print(&show::holdings(&holdings, json));

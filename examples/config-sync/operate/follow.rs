@@ -16,7 +16,9 @@ pub(super) fn history(client: &Client, max: usize, keys: bool, json: bool) -> Re
     let (mut before, mut left) = (None, max);
     while left > 0 {
         let page = client.log(before, u16::try_from(left).unwrap_or(u16::MAX))?;
-        page.commits.iter().for_each(|commit| print(&show::commit(commit, keys, json)));
+        if !page.commits.iter().all(|commit| print(&show::commit(commit, keys, json))) {
+            break;
+        }
         left -= page.commits.len().min(left);
         match page.commits.last() {
             Some(last) if page.more => before = Some(last.at),
@@ -78,13 +80,17 @@ pub(super) fn watch(client: &Client, after: Option<Rev>, json: bool) -> Res<()> 
     loop {
         match client.follow(after, Duration::from_secs(60)) {
             Ok(page) => {
-                page.commits.iter().for_each(|commit| print(&show::commit(commit, true, json)));
+                if !page.commits.iter().all(|commit| print(&show::commit(commit, true, json))) {
+                    return Ok(());
+                }
                 after = page.commits.last().map_or(after, |last| last.at);
             }
             Err(ClientError::Invalid { code: InvalidCode::Compacted, oldest, .. }) => {
                 let (from, to) = (show::place(after), show::place(oldest));
                 if json {
-                    print(&format!("{}\n", json!({"missed": {"after": from, "to": to}})));
+                    if !print(&format!("{}\n", json!({"missed": {"after": from, "to": to}}))) {
+                        return Ok(());
+                    }
                 } else {
                     eprintln!("what came after {from} up to {to} is not kept");
                 }

@@ -23,7 +23,12 @@ struct Running {
 impl Running {
     fn start(args: &[&str]) -> Running {
         let mut command = Command::new(program("config-sync"));
-        let command = command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(args).stdout(Stdio::null());
+        Running::spawn(&mut command)
+    }
+
+    fn spawn(command: &mut Command) -> Running {
+        let command = command.stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the example was built");
         let lines = BufReader::new(child.stderr.take().expect("it was piped")).lines();
         let (sender, words) = channel();
@@ -323,7 +328,8 @@ fn an_operator_rolls_a_change_out_in_stages_and_takes_one_back() {
 #[test]
 fn scripts_tell_conflict_refusal_and_time_apart() {
     let w = World::new();
-    assert_eq!(w.verb(&["status", "--timeout", "0.2"]).0, Some(7), "no server");
+    let (code, _, err) = w.verb(&["status", "--timeout", "0.2"]);
+    assert!(code == Some(7) && err.contains("--control"), "{err}");
     let server = w.serve_log();
     let (code, _, err) = w.verb(&["set", "a", "1"]);
     assert!(code == Some(6) && err.contains("expect 0:0"), "{err}");
@@ -344,9 +350,24 @@ fn scripts_tell_conflict_refusal_and_time_apart() {
     // Where a directory is published, there is no other source of truth.
     let server = w.serve(&format!(" --control {}", w.control()));
     server.says("revision 1/");
-    let (code, _, err) = w.verb(&["set", "a", "2"]);
-    assert!(code == Some(6) && err.contains("conf on the server is what is published"), "{err}");
+    for change in [&["set", "a", "2"][..], &["adopt"]] {
+        let (code, _, err) = w.verb(change);
+        assert!(code == Some(6) && err.contains("conf on the server is what is published"), "{err}");
+    }
     assert_eq!(w.ok(&["get", "a"]), "1");
+}
+
+#[test]
+fn a_watch_ends_when_nobody_reads_it_any_more() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let mut command = Command::new(program("config-sync"));
+    command.args(["watch", "--after", "1:1", "--control", &w.control()]).stdout(Stdio::piped());
+    let mut watch = Running::spawn(&mut command);
+    drop(watch.child.stdout.take());
+    w.ok(&["set", "a", "2"]);
+    assert_eq!(watch.ends().0, Some(0));
 }
 
 #[test]
@@ -378,7 +399,10 @@ fn a_lost_store_goes_on_from_what_a_node_holds() {
     assert_eq!(w.verb(&["adopt", "--at", "7"]).0, Some(2), "without its epoch");
     assert_eq!(w.verb(&["adopt", "--at", "1:7"]).0, Some(6));
     assert_eq!(w.ok(&["adopt", "--highest"]), "2:2\n");
-    assert_eq!(w.verb(&["init"]).0, Some(6), "it has begun");
+    for late in [&["init"][..], &["adopt", "--highest"], &["adopt"]] {
+        let (code, _, err) = w.verb(late);
+        assert!(code == Some(6) && err.contains("nothing was lost here"), "{late:?}: {err}");
+    }
     assert_eq!((w.ok(&["get", "a"]), w.ok(&["wait"])), ("1".into(), "ok  one\n".into()));
     assert_eq!(w.ok(&["new-epoch"]), "3:3\n");
 }
@@ -623,9 +647,13 @@ fn a_request_that_makes_no_sense_is_2() {
     std::fs::create_dir(w.path("out")).expect("writable");
     std::fs::write(w.path("out/precious"), "mine").expect("writable");
     for (running, why) in [
-        (w.run("serve --dir {}/conf"), "no address to listen at"),
-        (w.run("agent --out {}/none"), "no server to connect to"),
-        (w.run("serve --bind tcp://127.0.0.1:0"), "no state folder"),
+        (w.run("serve --dir {}/conf"), "no address to listen at (--bind)"),
+        (w.run("agent --out {}/none"), "no server to connect to (--connect)"),
+        (w.run("serve --bind tcp://127.0.0.1:0"), "no state folder (--state)"),
+        (
+            w.run("serve --bind tcp://127.0.0.1:0 --state {}/s"),
+            "(--dir) nor an address for commits (--control)",
+        ),
         (w.agent(" --label x"), "--help"),
         (w.agent(""), "--take-over"),
         (w.agent(" --state {}/out/state"), "--state"),

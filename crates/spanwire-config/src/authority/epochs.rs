@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Actions, Adopting, Answer, AuthorityAction, Beginning, Invalid, Mode, NsAuthority, Place, ReadOnly,
-    Ticket, Writing, max_each,
+    Actions, Adopting, Answer, AuthorityAction, BEGUN, Beginning, Invalid, Mode, NsAuthority, Place,
+    ReadOnly, Ticket, Writing, max_each,
 };
 use crate::faults::planted;
 use crate::source::LogCommit;
@@ -98,7 +98,7 @@ impl NsAuthority {
         }
         let refuse = |why| AuthorityAction::Reply(ticket, Answer::Invalid(Invalid::NotNow(why)));
         if !matches!(self.mode, Mode::Vacant) || self.writing.is_some() {
-            return out.push(refuse("the namespace has begun"));
+            return out.push(refuse(BEGUN));
         }
         if self.adopting.is_some() {
             return out.push(AuthorityAction::Reply(ticket, Answer::Busy));
@@ -142,7 +142,7 @@ impl NsAuthority {
         let begun = !matches!(self.mode, Mode::Vacant) && !planted("adopts-after-begin");
         if begun || self.writing.is_some() {
             // It began in another way meanwhile, and what was committed since must not be undone.
-            let why = Invalid::NotNow("the namespace has begun");
+            let why = Invalid::NotNow(BEGUN);
             return out.push(AuthorityAction::Reply(adopting.ticket, Answer::Invalid(why)));
         }
         let head = &adopting.head;

@@ -74,10 +74,10 @@ impl Config {
 pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), ProcessError> {
     let refuse = |why: &str| Err(ProcessError::Refused(why.into()));
     if config.connect.is_empty() {
-        return refuse("no server to connect to");
+        return refuse("no server to connect to (--connect)");
     }
     if config.bind.is_empty() {
-        return refuse("no address to listen at");
+        return refuse("no address to listen at (--bind)");
     }
     let mut store = Store::open(&config.state)?;
     store.set_trust(config.keys.clone());
