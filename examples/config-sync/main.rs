@@ -48,8 +48,10 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// A file (TOML) with what neither options nor the environment (CONFIG_SYNC_*) say: a table for each verb.
-    #[arg(long, global = true, env = "CONFIG_SYNC_SETTINGS", value_name = "FILE")]
-    settings: Option<PathBuf>,
+    // An empty one in the environment is none, which clap's own paths refuse.
+    #[arg(long, global = true, env = "CONFIG_SYNC_SETTINGS", value_name = "FILE",
+          value_parser = clap::builder::OsStringValueParser::new())]
+    settings: Option<std::ffi::OsString>,
     /// End when standard input closes (used by the demo).
     #[arg(long, hide = true, global = true)]
     tied: bool,

@@ -27,7 +27,7 @@ use crate::serve::names;
 use crate::sign::Keyring;
 use crate::store::{Evidence, Identity, Loaded, Store};
 use crate::tree::{self, TreeError};
-use crate::wire::NackCode;
+use crate::wire::{NackCode, NamespaceStatus};
 use crate::{
     ChangeSet, Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State,
     Update, folders,
@@ -188,6 +188,8 @@ struct Agent<'a> {
     promotion: Promotion,
     evidence: Evidence,
     status: Option<(Data, Option<Id>)>,
+    /// What the server in use says of the namespace.
+    namespace: Option<NamespaceStatus>,
 }
 
 impl<'a> Agent<'a> {
@@ -265,6 +267,7 @@ impl<'a> Agent<'a> {
             ),
             evidence: Evidence::new(conflict),
             status: None,
+            namespace: None,
         };
         agent.resume(loaded);
         follow(agent.socket.events(), log.clone());
@@ -537,6 +540,11 @@ impl<'a> Agent<'a> {
         if let Err(why) = self.evidence.keep(&self.store, status.evidence.as_ref(), now) {
             self.log.say(why);
         }
+        if std::mem::replace(&mut self.namespace, status.namespace) != status.namespace
+            && let Some(why) = status.namespace.and_then(not_served)
+        {
+            self.log.say(format_args!("namespace {:?}: {why}", self.config.namespace));
+        }
         let seen = (status.data, status.upstream);
         if self.status != Some(seen) {
             self.status = Some(seen);
@@ -622,5 +630,15 @@ fn settings(config: &Config, identity: Identity) -> ReplicaSettings {
         limits: config.limits,
         trust: config.trust.clone(),
         ..ReplicaSettings::default()
+    }
+}
+
+/// What a person should know of a namespace of which nothing comes.
+fn not_served(status: NamespaceStatus) -> Option<&'static str> {
+    match status {
+        NamespaceStatus::Unknown => Some("this server has none of this name; --namespace names another"),
+        NamespaceStatus::Denied => Some("this server does not give it to this node"),
+        NamespaceStatus::Vacant => Some("this server holds nothing yet; its operator begins, or adopts"),
+        NamespaceStatus::Known | NamespaceStatus::Pending => None,
     }
 }

@@ -71,10 +71,10 @@ pub(crate) fn follow(events: Receiver<Event>, log: Log) {
                     log.say(format_args!("connected: {}", facts.remote));
                 }
                 Event::Disconnected { remote, reason, .. } => {
-                    log.say(format_args!("disconnected: {remote}: {reason}"));
+                    log.say(format_args!("disconnected: {}: {reason}", named(&remote)));
                 }
                 Event::Rejected { remote, reason, .. } => {
-                    log.say(format_args!("refused: {remote}: {reason}"))
+                    log.say(format_args!("refused: {}: {reason}", named(&remote)))
                 }
                 Event::ConnectFailed { endpoint, url, error } if failing.insert(endpoint) => {
                     log.say(format_args!("cannot reach {url}: {error}; trying on"));
@@ -84,6 +84,11 @@ pub(crate) fn follow(events: Receiver<Event>, log: Log) {
             }
         }
     });
+}
+
+/// Who dials over ipc has no address.
+fn named(remote: &str) -> &str {
+    if remote.is_empty() { "a local peer" } else { remote }
 }
 
 /// What a state folder holds is of this namespace.

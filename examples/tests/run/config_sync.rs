@@ -492,6 +492,10 @@ fn an_option_goes_before_the_environment_and_that_before_the_file() {
     assert!(server.says("applied 1/").starts_with("node flag "));
     let nodes = json(&w.ok(&["status", "--json"]));
     assert_eq!(nodes["nodes"][0]["labels"], serde_json::json!({"a": "1", "b": "2"}));
+    // None is named by an empty name.
+    let mut command = Command::new(program("config-sync"));
+    let command = command.args(["keygen", &w.path("key").to_string_lossy()]).env("CONFIG_SYNC_SETTINGS", "");
+    assert!(command.stdout(Stdio::null()).status().expect("it was built").success());
     for (text, code, why) in [
         ("x = 1", 2, "no verb has an option \"x\""),
         ("[serve]\nx = 1", 2, "serve: x: there is no such option"),
@@ -615,6 +619,16 @@ fn every_option_does_what_it_says() {
     std::fs::remove_file(w.path("conf/a")).expect("ours");
     let server = w.serve(&format!("{names} --state {{}}/server --allow-empty"));
     server.says("0 keys");
+}
+
+#[test]
+fn an_agent_that_asks_for_a_namespace_that_nobody_has_is_told() {
+    let w = World::new();
+    let server = w.serve("");
+    let agent = w.agent(" --namespace other");
+    agent.says("namespace \"other\": this server has none of this name");
+    drop(agent);
+    server.says("disconnected: a local peer: ");
 }
 
 #[test]
