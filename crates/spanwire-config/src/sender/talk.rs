@@ -18,7 +18,7 @@ use crate::wire::{
 };
 
 impl Distributor {
-    /// What is known of each namespace that this pipe asked for.
+    /// What is known of each namespace that this pipe asked for: first of those that are here.
     pub(super) fn welcome(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         let Some(session) = self.sessions.get_mut(pipe).filter(|session| session.hello.is_some()) else {
             return;
@@ -31,7 +31,7 @@ impl Distributor {
             path: self.path.clone(),
             beacon_ms: u32::try_from(self.settings.beacon.as_millis()).unwrap_or(u32::MAX),
             window: self.settings.window,
-            namespaces: unknown.chain(known).collect(),
+            namespaces: known.chain(unknown).take(MAX_WANTS).collect(),
         });
         session.owes_welcome = cx.put(pipe, Message::from(welcome.encode())).is_err();
     }

@@ -27,18 +27,13 @@ impl Distributor {
         self.welcome_anew(cx);
         loop {
             self.namespaces.iter_mut().for_each(|namespace| self.work.append(&mut namespace.work));
-            // Who had waited may need no slot any more: the next in line must not wait for another to free one.
-            let pipe = match self.work.pop_front() {
-                None if self.has_slot() => match self.waiting.pop_front() {
-                    Some((at, pipe)) => {
-                        // The slot is for this one, whoever else of the pipe wants one.
-                        self.begin(cx, at, pipe);
-                        Some(pipe)
-                    }
-                    None => None,
-                },
-                next => next,
-            };
+            // First who waits longest, who may need no slot any more: the next in line must not wait for another to free
+            // one.
+            let next = if self.has_slot() { self.waiting.pop_front() } else { None };
+            if let Some((at, pipe)) = next {
+                self.begin(cx, at, pipe);
+            }
+            let pipe = next.map(|(_, pipe)| pipe).or_else(|| self.work.pop_front());
             let Some(pipe) = pipe else { return };
             self.pump(cx, pipe);
             if planted("stopped-reader-holds-up") && self.is_stopped(pipe) {
@@ -65,9 +60,18 @@ impl Distributor {
             match self.turn(cx, turn, pipe) {
                 Turn::Over => over += 1,
                 Turn::Sent => over = 0,
-                Turn::Full => break,
+                Turn::Full => {
+                    // Who needs a slot is in line for it by now, whatever the pipe takes.
+                    (0..count).for_each(|at| _ = self.begin(cx, at, pipe));
+                    break;
+                }
             }
             turn = (turn + 1) % count;
+            if !self.waiting.is_empty() && self.has_slot() {
+                // It ended, and others wait for what it gave back.
+                self.work.push_back(pipe);
+                break;
+            }
         }
         if let Some(session) = self.sessions.get_mut(pipe) {
             session.turn = turn;

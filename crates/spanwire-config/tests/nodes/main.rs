@@ -4,6 +4,7 @@ mod adopt;
 mod history;
 mod library;
 mod memory;
+mod namespaces;
 mod relays;
 mod reports;
 mod rollouts;
