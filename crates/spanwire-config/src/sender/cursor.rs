@@ -58,6 +58,8 @@ pub(super) struct Cursor {
     pub(super) sending: Option<Sending>,
     /// It holds one of the slots for transfers above one window.
     pub(super) slot: bool,
+    /// It is in the line for one.
+    pub(super) waits: bool,
     /// The place that it was told last among those that wait for one; 0: it does not wait.
     pub(super) place: u32,
     /// That of the pipe.
@@ -84,6 +86,7 @@ impl Cursor {
             flight: VecDeque::new(),
             sending: None,
             slot: false,
+            waits: false,
             place: 0,
             window,
             asked: false,

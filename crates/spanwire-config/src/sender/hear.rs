@@ -95,7 +95,7 @@ impl Namespace {
         if let Some(cursor) = self.cursors.get_mut(pipe) {
             (cursor.hello, cursor.window) = (hello.clone(), window);
         }
-        if !wants && self.nodes.boot(hello.node).is_none() {
+        if !wants && !self.is_wanted(pipe) && self.nodes.boot(hello.node).is_none() {
             return true;
         }
         cx.wake(self.wait_key());

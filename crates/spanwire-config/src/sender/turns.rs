@@ -31,6 +31,9 @@ impl Distributor {
             // one.
             let next = if self.has_slot() { self.waiting.pop_front() } else { None };
             if let Some((at, pipe)) = next {
+                if let Some(cursor) = self.namespaces[at].cursors.get_mut(pipe) {
+                    cursor.waits = false;
+                }
                 self.begin(cx, at, pipe);
             }
             let pipe = next.map(|(_, pipe)| pipe).or_else(|| self.work.pop_front());
@@ -113,16 +116,24 @@ impl Distributor {
     fn begin(&mut self, cx: &mut Cx<'_>, at: usize, pipe: PipeId) -> bool {
         let free = self.has_slot();
         let namespace = &mut self.namespaces[at];
-        if namespace.cursors.get(pipe).is_none_or(|cursor| cursor.sending.is_some()) {
-            return namespace.cursors.contains(pipe);
+        let Some(cursor) = namespace.cursors.get(pipe) else { return false };
+        if cursor.sending.is_some() {
+            return true;
         }
         let line = (at, pipe);
-        match namespace.begin(pipe, free) {
+        let begun = namespace.begin(pipe, free);
+        let Some(cursor) = namespace.cursors.get_mut(pipe) else { return false };
+        match begun {
             Begun::Begun => {
-                self.waiting.retain(|waiting| *waiting != line);
+                if std::mem::take(&mut cursor.waits) {
+                    self.waiting.retain(|waiting| *waiting != line);
+                }
                 return true;
             }
-            Begun::Waits if !self.waiting.contains(&line) => self.waiting.push_back(line),
+            Begun::Waits if !cursor.waits => {
+                cursor.waits = true;
+                self.waiting.push_back(line);
+            }
             _ => {}
         }
         if self.waiting.back() == Some(&line) {

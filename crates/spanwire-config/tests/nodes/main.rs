@@ -11,6 +11,7 @@ mod rollouts;
 mod sockets;
 mod transfers;
 mod trust;
+mod turns;
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;

@@ -12,13 +12,13 @@ use super::*;
 const WINDOW: u64 = 256 << 10;
 
 /// One server of several namespaces, each with its own authority.
-struct Server {
-    memories: BTreeMap<String, Memory>,
-    sender: Script<Distributor>,
+pub(crate) struct Server {
+    pub(crate) memories: BTreeMap<String, Memory>,
+    pub(crate) sender: Script<Distributor>,
 }
 
 impl Server {
-    fn new<const N: usize>(settings: Settings, names: [&str; N]) -> Server {
+    pub(crate) fn new<const N: usize>(settings: Settings, names: [&str; N]) -> Server {
         let memory = |(n, name): (usize, &&str)| {
             let settings = NsSettings { namespace: (*name).into(), ..NsSettings::default() };
             ((*name).to_owned(), Memory::new(settings, Id([n as u8 + 1; 16])))
@@ -40,7 +40,7 @@ impl Server {
         }
     }
 
-    fn commit(&mut self, name: &str, changes: &ChangeSet) -> Position {
+    pub(crate) fn commit(&mut self, name: &str, changes: &ChangeSet) -> Position {
         let (position, left) = self.memories.get_mut(name).expect("served").commit(changes);
         self.bring(name, left);
         position
@@ -58,7 +58,7 @@ impl Server {
         }
     }
 
-    fn hear(&mut self, pipe: PipeId, frame: Frame) {
+    pub(crate) fn hear(&mut self, pipe: PipeId, frame: Frame) {
         self.sender.arrive(pipe, [frame.encode()]);
         self.look();
     }
@@ -67,12 +67,12 @@ impl Server {
         self.sender.drain(pipe, usize::MAX).iter().map(frame).collect()
     }
 
-    fn status(&self, name: &str) -> Vec<NodeStatus> {
+    pub(crate) fn status(&self, name: &str) -> Vec<NodeStatus> {
         let of_name = |namespace: &&spanwire_config::Namespace| namespace.name() == name;
         self.sender.protocol.namespaces().iter().find(of_name).expect("served").status()
     }
 
-    fn beacon_time(&mut self) {
+    pub(crate) fn beacon_time(&mut self) {
         self.sender.advance(BEACON);
     }
 }
@@ -81,7 +81,7 @@ fn want(name: &str) -> Want {
     Want { namespace: name.into(), ..Want::default() }
 }
 
-fn hello<const N: usize>(node: u8, wants: [&str; N]) -> Hello {
+pub(crate) fn hello<const N: usize>(node: u8, wants: [&str; N]) -> Hello {
     Hello {
         node: Id([node; 16]),
         boot: 1,
@@ -137,7 +137,7 @@ fn bytes(slices: &[&Slice]) -> u64 {
     slices.iter().map(|slice| slice.bytes.len() as u64).sum()
 }
 
-fn ack(name: &str, position: Position) -> Frame {
+pub(crate) fn ack(name: &str, position: Position) -> Frame {
     Frame::Ack(Ack { namespace: name.into(), position, level: Level::Applied, volatile: false })
 }
 
