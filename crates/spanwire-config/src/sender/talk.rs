@@ -66,10 +66,8 @@ impl Distributor {
             Some((GoodbyeCode::Version, 0, "no common version"))
         } else if hello.cluster != self.settings.cluster {
             Some((GoodbyeCode::Cluster, 0, "node of another cluster"))
-        } else if let Some(boot) = self.later_boot(&hello) {
-            Some((GoodbyeCode::StaleBoot, boot, "boot below one known"))
         } else {
-            None
+            self.later_boot(&hello).map(|boot| (GoodbyeCode::StaleBoot, boot, "boot below one known"))
         };
         if let Some((code, detail, why)) = turned {
             self.goodbye(cx, pipe, code, detail, why);

@@ -15,7 +15,7 @@ use crate::{ChangeSet, Position, Shown};
 
 /// What came of looking for a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Begun {
+pub(super) enum Next {
     /// There is none, or not now.
     Nothing,
     /// It needs a slot.
@@ -64,10 +64,10 @@ impl Namespace {
     }
 
     /// Chooses the next transfer of a pipe; `free`: a slot is.
-    pub(super) fn begin(&mut self, pipe: PipeId, free: bool) -> Begun {
-        let Some(cursor) = self.cursors.get(pipe) else { return Begun::Nothing };
+    pub(super) fn begin(&mut self, pipe: PipeId, free: bool) -> Next {
+        let Some(cursor) = self.cursors.get(pipe) else { return Next::Nothing };
         let which = self.target(cursor);
-        let Some((head, _)) = self.current(which) else { return Begun::Nothing };
+        let Some((head, _)) = self.current(which) else { return Next::Nothing };
         let at_head = cursor.sent.is_some_and(|sent| sent.base.position == head.position);
         // A canary's node whose labels changed, or that the present stage leaves out: it goes on from there.
         let above = cursor.sent.is_some_and(|sent| sent.base.position > head.position);
@@ -79,25 +79,25 @@ impl Namespace {
             || at_head && !cursor.force
             || above
         {
-            return Begun::Nothing;
+            return Next::Nothing;
         }
         if (cursor.flight.len() >= FLIGHT || cursor.flight_bytes() >= cursor.window)
             && !planted("flight-unlimited")
         {
-            return Begun::Nothing;
+            return Next::Nothing;
         }
-        let Some(payload) = self.choose(pipe, which) else { return Begun::Nothing };
-        let Some(cursor) = self.cursors.get_mut(pipe) else { return Begun::Nothing };
+        let Some(payload) = self.choose(pipe, which) else { return Next::Nothing };
+        let Some(cursor) = self.cursors.get_mut(pipe) else { return Next::Nothing };
         if payload.size() > cursor.window && !cursor.slot {
             if !free && !planted("slots-unlimited") {
-                return Begun::Waits;
+                return Next::Waits;
             }
             self.slots += 1;
             cursor.slot = true;
         }
         cursor.place = 0;
         cursor.sending = Some(Sending { payload, offset: 0 });
-        Begun::Begun
+        Next::Begun
     }
 
     pub(super) fn choose(&mut self, pipe: PipeId, which: Which) -> Option<Arc<Payload>> {

@@ -7,7 +7,7 @@ use spanwire::Message;
 use spanwire::protocol::{Cx, PipeId, Reason};
 
 use super::Distributor;
-use super::transfer::Begun;
+use super::transfer::Next;
 use crate::faults::planted;
 use crate::wire::Frame;
 
@@ -124,13 +124,13 @@ impl Distributor {
         let begun = namespace.begin(pipe, free);
         let Some(cursor) = namespace.cursors.get_mut(pipe) else { return false };
         match begun {
-            Begun::Begun => {
+            Next::Begun => {
                 if std::mem::take(&mut cursor.waits) {
                     self.waiting.retain(|waiting| *waiting != line);
                 }
                 return true;
             }
-            Begun::Waits if !cursor.waits => {
+            Next::Waits if !cursor.waits => {
                 cursor.waits = true;
                 self.waiting.push_back(line);
             }
