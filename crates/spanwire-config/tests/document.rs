@@ -124,6 +124,22 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             .encode(),
         ),
         ("want", Frame::Want(WantReason::Digest, vec![want]).encode()),
+        ("wants", {
+            let want = |name: &str| Want { namespace: name.into(), ..Want::default() };
+            Frame::Want(WantReason::New, vec![want("db"), want("www")]).encode()
+        }),
+        ("answers", {
+            let answer = |(name, status): (&str, NamespaceStatus)| (name.to_owned(), status);
+            let (known, pending) = (NamespaceStatus::Known, NamespaceStatus::Pending);
+            Frame::Welcome(Welcome {
+                server: Id([0x55; 16]),
+                path: vec![Id([0x33; 16]), Id([0x55; 16])],
+                beacon_ms: 1000,
+                window: 256 << 10,
+                namespaces: [("config", known), ("db", known), ("www", pending)].map(answer).into(),
+            })
+            .encode()
+        }),
         ("delta", slice(&second, Some(first.base()), encode_changes(&changes)).encode()),
         ("snapshot", slice(&first, None, encode_state(&one)).encode()),
         ("beacon", Frame::Beacon(vec![second.clone()]).encode()),

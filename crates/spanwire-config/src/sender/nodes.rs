@@ -208,14 +208,25 @@ impl Nodes {
         gone.into_iter().for_each(|id| self.touch(id));
     }
 
-    /// A node said HELLO on `pipe`.
-    pub(super) fn enter(&mut self, hello: &Hello, pipe: PipeId, now: Time) -> Result<(), Turned> {
+    /// The highest start number of a node that is known.
+    pub(super) fn boot(&self, id: Id) -> Option<u64> {
+        self.table.get(&id).map(|node| node.status.boot)
+    }
+
+    /// A node said HELLO on `pipe`; `wants`: for what this is the table of.
+    pub(super) fn enter(
+        &mut self,
+        hello: &Hello,
+        pipe: PipeId,
+        now: Time,
+        wants: bool,
+    ) -> Result<(), Turned> {
         let node = self.admit(hello.node, hello.boot, now)?;
         node.status.kind = hello.kind;
         node.status.name.clone_from(&hello.name);
         node.status.labels.clone_from(&hello.labels);
-        // The highest attempt says where it is. A pipe in reserve (no wants) says nothing of that.
-        if hello.attempt >= node.attempt && !hello.wants.is_empty() {
+        // The highest attempt says where it is. A pipe in reserve says nothing of that.
+        if hello.attempt >= node.attempt && wants {
             node.attempt = hello.attempt;
             node.uses(pipe);
         }

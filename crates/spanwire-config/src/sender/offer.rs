@@ -7,9 +7,9 @@
 
 use bytes::Bytes;
 use spanwire::Message;
-use spanwire::protocol::{Cx, DropReason, PipeId, Reason, Time};
+use spanwire::protocol::{Cx, DropReason, PipeId, Time};
 
-use super::{Distributor, SHOWN};
+use super::Namespace;
 use crate::wire::{Frame, Slice, decode_state, snapshot_size};
 use crate::{Head, Id, State};
 
@@ -24,12 +24,12 @@ pub(super) struct Taking {
     since: Time,
 }
 
-impl Distributor {
+impl Namespace {
     /// Asks this node for the state of its HEAD. A node that is not connected here, directly, has none to give.
     pub(super) fn offer(&mut self, cx: &mut Cx<'_>, node: Id, head: Head) {
-        let here = self.sessions.iter_mut().find(|(_, session)| session.node == Some(node) && session.wants);
-        let Some((pipe, session)) = here else { return self.offered(cx, node, None) };
-        session.asked = true;
+        let here = self.cursors.iter_mut().find(|(_, cursor)| cursor.node() == node && cursor.wants);
+        let Some((pipe, cursor)) = here else { return self.offered(cx, node, None) };
+        cursor.asked = true;
         let offer = Frame::Offer(self.settings.namespace.clone(), head.position);
         if cx.put(pipe, Message::from(offer.encode())).is_err() {
             return self.offered(cx, node, None);
@@ -41,22 +41,18 @@ impl Distributor {
     fn offered(&mut self, cx: &mut Cx<'_>, node: Id, state: Option<State>) {
         self.taking = None;
         self.offered = Some((node, state));
-        cx.wake(SHOWN);
+        cx.wake(self.shown_key());
     }
 
-    /// A slice from a node. `false`: nobody asked for it, and the pipe is closed.
-    pub(super) fn on_offered(&mut self, cx: &mut Cx<'_>, pipe: PipeId, slice: &Slice) -> bool {
-        let Some(session) = self.sessions.get_mut(pipe).filter(|session| session.asked) else {
-            cx.dropped(Some(pipe), DropReason::Malformed);
-            cx.close(pipe, Reason::Malformed);
-            return false;
-        };
-        session.taken_up += slice.bytes.len() as u64;
-        // Cumulative: one that finds no room is made good by the next, or at the next beacon time.
-        session.owes_credit = cx.put(pipe, Message::from(Frame::Credit(session.taken_up).encode())).is_err();
+    /// The node on this pipe was asked for its state.
+    pub(super) fn has_asked(&self, pipe: PipeId) -> bool {
+        self.cursors.get(pipe).is_some_and(|cursor| cursor.asked)
+    }
+
+    /// A slice from a node that was asked.
+    pub(super) fn on_offered(&mut self, cx: &mut Cx<'_>, pipe: PipeId, slice: &Slice) {
         let Some(taking) = self.taking.as_mut().filter(|taking| taking.pipe == pipe) else {
-            cx.dropped(Some(pipe), DropReason::Own("offer-too-late"));
-            return true;
+            return cx.dropped(Some(pipe), DropReason::Own("offer-too-late"));
         };
         if slice.offset == 0 {
             taking.bytes.clear();
@@ -69,8 +65,7 @@ impl Distributor {
             && end <= snapshot_size(head.keys, head.bytes);
         if !fits {
             cx.dropped(Some(pipe), DropReason::Own("offer-out-of-step"));
-            self.offered(cx, node, None);
-            return true;
+            return self.offered(cx, node, None);
         }
         taking.bytes.extend_from_slice(&slice.bytes);
         taking.since = cx.now();
@@ -78,7 +73,6 @@ impl Distributor {
             let whole = decode_state(&Bytes::from(std::mem::take(&mut taking.bytes))).ok();
             self.offered(cx, node, whole);
         }
-        true
     }
 
     /// The pipe is gone.
@@ -92,10 +86,6 @@ impl Distributor {
 
     /// A node that does not go on is not waited for.
     pub(super) fn offer_tick(&mut self, cx: &mut Cx<'_>) {
-        for (pipe, session) in self.sessions.iter_mut().filter(|(_, session)| session.owes_credit) {
-            session.owes_credit =
-                cx.put(pipe, Message::from(Frame::Credit(session.taken_up).encode())).is_err();
-        }
         let stall = self.settings.stall;
         let stalled = |taking: &&Taking| cx.now().saturating_since(taking.since) >= stall;
         if let Some(node) = self.taking.as_ref().filter(stalled).map(|taking| taking.node) {

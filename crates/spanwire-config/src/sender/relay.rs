@@ -7,12 +7,11 @@
 use spanwire::Message;
 use spanwire::protocol::{Cx, DropReason, PipeId};
 
+use super::Namespace;
+use super::cursor::Standing;
 use super::nodes::Turned;
-use super::session::Standing;
-use super::{Distributor, REPORTS};
-use crate::faults::planted;
-use crate::wire::{Frame, NodeKind, NodeReport, Report};
-use crate::{Head, Id, RelayAction, RelayEvent, ServerId, Stale};
+use crate::wire::{Frame, NodeReport, Report};
+use crate::{Head, Id, RelayEvent};
 
 /// Records of one REPORT: small enough that data has its turn.
 const REPORT_RECORDS: usize = 128;
@@ -24,7 +23,7 @@ pub(super) enum Part {
     Rest,
 }
 
-impl Distributor {
+impl Namespace {
     /// What happened that a relay is to be told: at most one word about the table.
     pub fn relay_events(&mut self) -> Vec<RelayEvent> {
         let shown = std::mem::take(&mut self.shown).into_iter();
@@ -40,28 +39,8 @@ impl Distributor {
         !self.shown.is_empty() || self.nodes.has_news()
     }
 
-    /// Does what a relay wants of its sender; gives back what is not for nodes below.
-    ///
-    /// # Errors
-    /// As [`publish`](Self::publish).
-    pub fn perform_relay(
-        &mut self,
-        cx: &mut Cx<'_>,
-        action: RelayAction,
-    ) -> Result<Option<RelayAction>, Stale> {
-        match action {
-            RelayAction::Publish(published) => drop(self.publish(cx, published)?),
-            RelayAction::Show(head) => self.show_as(cx, head),
-            RelayAction::Judge { node, head, verdict } => self.judge(cx, node, &head, verdict),
-            RelayAction::Path { server, path } => self.set_path(cx, server, path),
-            RelayAction::Stale { node, boot } => self.send_stale(cx, node, boot),
-            other => return Ok(Some(other)),
-        }
-        Ok(None)
-    }
-
     /// A later HEAD of a state that is served: with another audience it is for more nodes, or for all.
-    fn show_as(&mut self, cx: &mut Cx<'_>, head: Head) {
+    pub(super) fn show_as(&mut self, cx: &mut Cx<'_>, head: Head) {
         let states = [&mut self.published, &mut self.canary].into_iter().flatten();
         let same = |served: &&mut Head| served.shown() == head.shown();
         let Some(served) = states.map(|(served, _)| served).find(same) else { return };
@@ -70,17 +49,6 @@ impl Distributor {
         } else {
             self.show_to(cx, head);
         }
-    }
-
-    /// The servers from the authority to here. WELCOME is said again when that changes.
-    fn set_path(&mut self, cx: &mut Cx<'_>, server: ServerId, path: Vec<ServerId>) {
-        let old = (self.settings.server, std::mem::replace(&mut self.path, path));
-        self.settings.server = server;
-        if old.0 == server && old.1 == self.path || planted("path-not-said-again") {
-            return;
-        }
-        let pipes: Vec<PipeId> = self.sessions.keys().collect();
-        pipes.into_iter().for_each(|pipe| self.welcome(cx, pipe));
     }
 
     /// All of the table is to be told upward, to a server that may know nothing of it, or too much.
@@ -110,7 +78,7 @@ impl Distributor {
     }
 
     /// A node that a server above knows a higher boot of is told so, if it is here.
-    fn send_stale(&mut self, cx: &mut Cx<'_>, node: Id, boot: u64) {
+    pub(super) fn send_stale(&mut self, cx: &mut Cx<'_>, node: Id, boot: u64) {
         match self.nodes.route(node) {
             Some(pipe) if cx.put(pipe, Message::from(Frame::Stale(node, boot).encode())).is_ok() => {}
             // It is told again with the next report about it.
@@ -120,17 +88,12 @@ impl Distributor {
 
     /// A relay tells of nodes below it.
     pub(super) fn on_report(&mut self, cx: &mut Cx<'_>, pipe: PipeId, report: Report) {
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        let (Some(relay), true) = (session.node, session.kind == NodeKind::Relay) else {
-            return cx.dropped(Some(pipe), DropReason::Own("report-of-no-relay"));
-        };
-        if report.namespace != self.settings.namespace {
-            return cx.dropped(Some(pipe), DropReason::Own("report-of-unknown"));
-        }
+        let Some(cursor) = self.cursors.get_mut(pipe) else { return };
+        let relay = cursor.node();
         if report.first {
-            session.table = self.nodes.begin_table();
+            cursor.table = self.nodes.begin_table();
         }
-        let table = session.table;
+        let table = cursor.table;
         for record in report.nodes {
             let id = record.status.node;
             // A relay speaks for itself by HELLO and ACK, and of nobody whose way does not begin with it.
@@ -143,7 +106,7 @@ impl Distributor {
         if report.last {
             self.nodes.end_table(pipe, table, cx.now());
         }
-        cx.wake(REPORTS);
+        cx.wake(self.wait_key());
     }
 
     fn on_record(&mut self, cx: &mut Cx<'_>, pipe: PipeId, mut record: NodeReport, table: u64) {
@@ -171,10 +134,10 @@ impl Distributor {
 
     /// What a node showed stands in its record for as long as it cannot be placed.
     pub(super) fn note_unplaced(&mut self, pipe: PipeId) {
-        let Some(session) = self.sessions.get(pipe) else { return };
-        if let (Some(node), true) = (session.node, self.passes) {
-            let unplaced = session.have.clone().filter(|_| session.standing == Standing::Unjudged);
-            self.nodes.unplaced(node, unplaced);
+        let Some(cursor) = self.cursors.get(pipe) else { return };
+        if self.passes {
+            let unplaced = cursor.have.clone().filter(|_| cursor.standing == Standing::Unjudged);
+            self.nodes.unplaced(cursor.node(), unplaced);
         }
     }
 }

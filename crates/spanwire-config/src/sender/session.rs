@@ -1,83 +1,28 @@
-//! One pipe of the sender: its cursor, its credit, and the transfer that is under way.
+//! One pipe of the sender: who is there, and the credit that all namespaces on it share.
 //!
-//! Owns: what was sent, taken and acknowledged. Never: what to send next.
+//! Owns: what went out and was taken, each way, and whose turn it is. Never: what a namespace sends.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use spanwire::protocol::Time;
 
-use crate::wire::{Ack, NodeKind, Payload};
-use crate::{Head, Id, Position, Shown};
-
-/// Reports kept for a node that is not judged yet: it says them of the one it shows and the one it was given.
-const ACKS: usize = 4;
-
-/// How what a node showed stands to the history served.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Standing {
-    /// It contradicts nothing.
-    Clear,
-    /// The log does not know it: beacons only, until it is judged.
-    Unjudged,
-    /// It contradicts: beacons only, in this epoch.
-    Conflict,
-}
-
-/// A transfer under way.
-#[derive(Clone, Debug)]
-pub(super) struct Sending {
-    pub(super) payload: Arc<Payload>,
-    pub(super) offset: u64,
-}
+use crate::wire::Hello;
 
 /// State of one pipe.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     pub(super) opened: Time,
-    /// Known once it said HELLO.
-    pub(super) node: Option<Id>,
-    /// Start number in its HELLO.
-    pub(super) boot: u64,
-    pub(super) kind: NodeKind,
-    /// In its HELLO.
-    pub(super) labels: Vec<(String, String)>,
-    /// The whole table that this relay tells, or told last.
-    pub(super) table: u64,
-    /// It wants the namespace over this pipe.
-    pub(super) wants: bool,
+    /// What the node said of itself last, without its wants.
+    pub(super) hello: Option<Arc<Hello>>,
     /// Namespaces that it asked for and that do not exist here.
     pub(super) unknown: Vec<String>,
     pub(super) owes_welcome: bool,
-    pub(super) standing: Standing,
-    pub(super) have: Option<Head>,
-    /// What it went back to after it showed `have`, while that is not judged.
-    pub(super) stays_at: Option<Position>,
-    /// What it reported while it is not judged.
-    pub(super) acks: Vec<Ack>,
-    /// What it has for certain.
-    pub(super) acked: Option<Shown>,
-    /// What it has at least, even where nothing more is known of that: a snapshot must be above it.
-    pub(super) floor: Option<Position>,
-    /// What it will have when all that was sent has arrived.
-    pub(super) sent: Option<Shown>,
-    /// It asked for a snapshot.
-    pub(super) force: bool,
-    /// At most two.
-    pub(super) refused: Vec<Position>,
-    /// Transfers that were sent and not acknowledged, with their sizes.
-    pub(super) flight: VecDeque<(Shown, u64)>,
-    pub(super) sending: Option<Sending>,
-    /// It holds one of the slots for transfers above one window.
-    pub(super) slot: bool,
-    /// The place that it was told last among those that wait for one; 0: it does not wait.
-    pub(super) place: u32,
     pub(super) window: u64,
     pub(super) chunk: usize,
+    /// The namespace whose slice is next, if it has one.
+    pub(super) turn: usize,
     pub(super) sent_bytes: u64,
-    /// It was asked for its state: slices may come up.
-    pub(super) asked: bool,
     /// Payload bytes that came up.
     pub(super) taken_up: u64,
     pub(super) owes_credit: bool,
@@ -90,31 +35,13 @@ impl Session {
     pub(super) fn new(now: Time) -> Self {
         Session {
             opened: now,
-            node: None,
-            boot: 0,
-            kind: NodeKind::Replica,
-            labels: Vec::new(),
-            table: 0,
-            wants: false,
+            hello: None,
             unknown: Vec::new(),
             owes_welcome: false,
-            standing: Standing::Clear,
-            have: None,
-            stays_at: None,
-            acks: Vec::new(),
-            acked: None,
-            floor: None,
-            sent: None,
-            force: false,
-            refused: Vec::new(),
-            flight: VecDeque::new(),
-            sending: None,
-            slot: false,
-            place: 0,
             window: 0,
             chunk: 0,
+            turn: 0,
             sent_bytes: 0,
-            asked: false,
             taken_up: 0,
             owes_credit: false,
             taken: 0,
@@ -122,21 +49,8 @@ impl Session {
         }
     }
 
-    /// The cursor starts again at `shown`; a transfer under way is dropped.
-    pub(super) fn restart(&mut self, shown: Option<Shown>) {
-        self.acked = shown;
-        self.floor = shown.map(|shown| shown.base.position);
-        self.sent = shown;
-        self.sending = None;
-        self.flight.clear();
-    }
-
     pub(super) fn has_credit(&self) -> bool {
         self.sent_bytes - self.taken < self.window
-    }
-
-    pub(super) fn flight_bytes(&self) -> u64 {
-        self.flight.iter().map(|(_, size)| size).sum()
     }
 
     /// A slice was put.
@@ -158,39 +72,5 @@ impl Session {
     /// Bytes are on their way, and none was taken for `limit`.
     pub(super) fn stalled(&self, now: Time, limit: Duration) -> bool {
         self.since.is_some_and(|since| now.saturating_since(since) >= limit)
-    }
-
-    /// A transfer to `position` was sent and not acknowledged.
-    pub(super) fn flies(&self, position: Position) -> bool {
-        self.flight.iter().any(|(shown, _)| shown.base.position == position)
-    }
-
-    /// Keeps a report until it is known what it is worth. `true`: the oldest was dropped for it.
-    pub(super) fn keep(&mut self, ack: Ack) -> bool {
-        self.acks.push(ack);
-        let full = self.acks.len() > ACKS;
-        if full {
-            self.acks.remove(0);
-        }
-        full
-    }
-
-    /// The node has what was sent up to `position`.
-    pub(super) fn acknowledge(&mut self, position: Position) {
-        if let Some(at) = self.flight.iter().position(|(shown, _)| shown.base.position == position)
-            && let Some((shown, _)) = self.flight.drain(..=at).next_back()
-        {
-            self.acked = Some(shown);
-            self.floor = Some(position);
-        }
-    }
-
-    pub(super) fn refuse(&mut self, position: Position) {
-        if !self.refused.contains(&position) {
-            self.refused.push(position);
-            if self.refused.len() > 2 {
-                self.refused.remove(0);
-            }
-        }
     }
 }

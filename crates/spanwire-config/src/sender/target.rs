@@ -6,8 +6,8 @@
 
 use spanwire::protocol::{Cx, PipeId};
 
-use super::Distributor;
-use super::session::Session;
+use super::Namespace;
+use super::cursor::Cursor;
 use crate::authority::CohortNode;
 use crate::faults::planted;
 use crate::rollout::admits;
@@ -28,7 +28,7 @@ pub(super) enum Which {
     Canary = 1,
 }
 
-impl Distributor {
+impl Namespace {
     /// The newest HEAD that is for all; `None` before the first.
     pub fn head_for_all(&self) -> Option<&Head> {
         self.published.as_ref().map(|(head, _)| head)
@@ -50,31 +50,30 @@ impl Distributor {
         }
     }
 
-    pub(super) fn target(&self, session: &Session) -> Which {
+    pub(super) fn target(&self, cursor: &Cursor) -> Which {
         let Some((head, _)) = &self.canary else { return Which::All };
-        let refused = session.refused.contains(&head.position) && !planted("resend-refused");
-        let node = session.node.filter(|_| !refused);
-        let meant = node.is_some_and(|node| match session.kind {
+        let refused = cursor.refused.contains(&head.position) && !planted("resend-refused");
+        let meant = match cursor.hello.kind {
             NodeKind::Replica => {
-                admits(&head.audience, node, &session.labels) || planted("canary-for-everybody")
+                admits(&head.audience, cursor.node(), &cursor.hello.labels) || planted("canary-for-everybody")
             }
-            NodeKind::Relay => self.has_for_all(session) || planted("canary-without-for-all"),
-        });
-        if meant { Which::Canary } else { Which::All }
+            NodeKind::Relay => self.has_for_all(cursor) || planted("canary-without-for-all"),
+        };
+        if meant && !refused { Which::Canary } else { Which::All }
     }
 
     /// A relay holds both states, one on top of the other: first what is for all.
-    fn has_for_all(&self, session: &Session) -> bool {
-        let has = session.sent.map(|sent| sent.base.position).or(session.floor);
+    fn has_for_all(&self, cursor: &Cursor) -> bool {
+        let has = cursor.sent.map(|sent| sent.base.position).or(cursor.floor);
         let all = self.published.as_ref().map(|(head, _)| head.position);
         all.zip(has).is_some_and(|(all, has)| all <= has)
     }
 
     /// The HEADs that a node is shown: a relay all, whatever it has.
-    pub(super) fn shown_to(&self, session: &Session) -> Shown {
-        match (session.kind, &self.canary) {
+    pub(super) fn shown_to(&self, cursor: &Cursor) -> Shown {
+        match (cursor.hello.kind, &self.canary) {
             (NodeKind::Relay, Some(_)) => Shown::Both,
-            _ => Shown::One(self.target(session)),
+            _ => Shown::One(self.target(cursor)),
         }
     }
 
@@ -91,30 +90,29 @@ impl Distributor {
         let position = head.position;
         let slot = if head.audience.is_empty() { &mut self.published } else { &mut self.canary };
         *slot = Some((head, state));
-        let pipes: Vec<PipeId> = self.sessions.keys().collect();
+        let pipes: Vec<PipeId> = self.cursors.keys().collect();
         for pipe in &pipes {
-            let holds = |session: &Session| session.sent.is_some_and(|sent| sent.base.position == position);
+            let holds = |cursor: &Cursor| cursor.sent.is_some_and(|sent| sent.base.position == position);
             // It has the content already.
-            if self.sessions.get(*pipe).is_some_and(holds) {
+            if self.cursors.get(*pipe).is_some_and(holds) {
                 self.beacon_now(cx, *pipe);
             }
         }
         self.work.extend(pipes);
-        self.run(cx);
     }
 
     /// What is encoded for a cohort, or on its way, is of a HEAD that is not current any more.
     pub(super) fn take_back(&mut self) {
         self.deltas.clear();
         self.snapshots[Which::Canary as usize] = None;
-        let under_way = |session: &Session| {
-            session.sending.as_ref().is_some_and(|sending| !sending.payload.head().audience.is_empty())
+        let under_way = |cursor: &Cursor| {
+            cursor.sending.as_ref().is_some_and(|sending| !sending.payload.head().audience.is_empty())
         };
         let pipes: Vec<PipeId> =
-            self.sessions.iter().filter(|(_, session)| under_way(session)).map(|(pipe, _)| pipe).collect();
+            self.cursors.iter().filter(|(_, cursor)| under_way(cursor)).map(|(pipe, _)| pipe).collect();
         for pipe in pipes {
-            if let Some(session) = self.sessions.get_mut(pipe) {
-                session.sending = None;
+            if let Some(cursor) = self.cursors.get_mut(pipe) {
+                cursor.sending = None;
             }
             self.release(pipe);
             self.work.push_back(pipe);

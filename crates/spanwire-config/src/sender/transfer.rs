@@ -4,17 +4,26 @@
 
 use std::sync::Arc;
 
-use spanwire::Message;
-use spanwire::protocol::{Cx, PipeId, Reason};
+use spanwire::protocol::PipeId;
 
-use super::session::{Sending, Session, Standing};
+use super::cursor::{Sending, Standing};
 use super::target::Which;
-use super::{Distributor, FLIGHT, Step};
+use super::{FLIGHT, Namespace, Step};
 use crate::faults::planted;
-use crate::wire::{Frame, Payload, snapshot_size};
+use crate::wire::{Payload, snapshot_size};
 use crate::{ChangeSet, Position, Shown};
 
-impl Distributor {
+/// What came of looking for a transfer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Next {
+    /// There is none, or not now.
+    Nothing,
+    /// It needs a slot.
+    Waits,
+    Begun,
+}
+
+impl Namespace {
     pub(super) fn append(&mut self, step: Step) {
         self.log_bytes += step.size;
         self.log.push_back(step);
@@ -54,124 +63,47 @@ impl Distributor {
         self.log.get(at).map(|step| step.base).filter(|shown| shown.base.position == position)
     }
 
-    /// Works off the pipes that have something to look at.
-    pub(super) fn run(&mut self, cx: &mut Cx<'_>) {
-        loop {
-            // Who had waited may need no slot any more: the next in line must not wait for another to free one.
-            let free = self.slots < self.settings.slots;
-            let next = match self.work.pop_front() {
-                None if free => self.waiting.pop_front(),
-                next => next,
-            };
-            let Some(pipe) = next else { return };
-            self.pump(cx, pipe);
-            let stopped = |session: &Session| session.sending.is_some() && !session.has_credit();
-            if planted("stopped-reader-holds-up") && self.sessions.get(pipe).is_some_and(stopped) {
-                return;
-            }
-        }
-    }
-
-    /// Sends on one pipe what credit and room allow.
-    pub(super) fn pump(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
-        loop {
-            let Some(session) = self.sessions.get(pipe) else { return };
-            if session.sending.is_none() && !self.begin(pipe) {
-                if self.waiting.back() == Some(&pipe) {
-                    self.tell_place(cx, pipe, self.waiting.len());
-                }
-                return;
-            }
-            let Some(session) = self.sessions.get_mut(pipe) else { return };
-            if !session.has_credit() && !planted("credit-ignored") {
-                return;
-            }
-            let chunk = session.chunk;
-            let Some(sending) = &mut session.sending else { return };
-            let Some((message, len)) = sending.payload.slice(sending.offset, chunk) else {
-                // Cannot be: a transfer ends with the slice that reaches its size.
-                cx.close(pipe, Reason::Protocol("transfer out of step"));
-                return;
-            };
-            let Ok(_room) = cx.put(pipe, message) else { return };
-            sending.offset += len as u64;
-            let done = sending.offset >= sending.payload.size();
-            session.put(len as u64, cx.now());
-            cx.count("slices", 1);
-            if done {
-                self.end(pipe);
-            }
-        }
-    }
-
-    /// Who waits for a slot is told its place, if that is another than it knows.
-    fn tell_place(&mut self, cx: &mut Cx<'_>, pipe: PipeId, place: usize) {
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        let place = u32::try_from(place).unwrap_or(u32::MAX);
-        if session.place != place {
-            let frame = Frame::Waiting(self.settings.namespace.clone(), place);
-            // Where there is no room there is something to read: it is said at the next beacon time.
-            if cx.put(pipe, Message::from(frame.encode())).is_ok() {
-                session.place = place;
-            }
-        }
-    }
-
-    /// The same for all who wait, at beacon time.
-    pub(super) fn tell_places(&mut self, cx: &mut Cx<'_>) {
-        for at in 0..self.waiting.len() {
-            let pipe = self.waiting[at];
-            // A beacon may be there, and nothing that is older.
-            if cx.unsent(pipe).0 <= 1 {
-                self.tell_place(cx, pipe, at + 1);
-            }
-        }
-    }
-
-    /// Chooses the next transfer of a pipe. `false`: there is none, or not now.
-    pub(super) fn begin(&mut self, pipe: PipeId) -> bool {
-        let Some(session) = self.sessions.get(pipe) else { return false };
-        let which = self.target(session);
-        let Some((head, _)) = self.current(which) else { return false };
-        let at_head = session.sent.is_some_and(|sent| sent.base.position == head.position);
+    /// Chooses the next transfer of a pipe; `free`: a slot is.
+    pub(super) fn begin(&mut self, pipe: PipeId, free: bool) -> Next {
+        let Some(cursor) = self.cursors.get(pipe) else { return Next::Nothing };
+        let which = self.target(cursor);
+        let Some((head, _)) = self.current(which) else { return Next::Nothing };
+        let at_head = cursor.sent.is_some_and(|sent| sent.base.position == head.position);
         // A canary's node whose labels changed, or that the present stage leaves out: it goes on from there.
-        let above = session.sent.is_some_and(|sent| sent.base.position > head.position);
-        let may = session.standing == Standing::Clear
-            || session.standing == Standing::Unjudged && planted("unjudged-is-served");
-        if !session.wants
+        let above = cursor.sent.is_some_and(|sent| sent.base.position > head.position);
+        let may = cursor.standing == Standing::Clear
+            || cursor.standing == Standing::Unjudged && planted("unjudged-is-served");
+        if !cursor.wants
             || !may
-            || session.refused.contains(&head.position) && !planted("resend-refused")
-            || at_head && !session.force
+            || cursor.refused.contains(&head.position) && !planted("resend-refused")
+            || at_head && !cursor.force
             || above
         {
-            return false;
+            return Next::Nothing;
         }
-        if (session.flight.len() >= FLIGHT || session.flight_bytes() >= session.window)
+        if (cursor.flight.len() >= FLIGHT || cursor.flight_bytes() >= cursor.window)
             && !planted("flight-unlimited")
         {
-            return false;
+            return Next::Nothing;
         }
-        let Some(payload) = self.choose(pipe, which) else { return false };
-        let Some(session) = self.sessions.get_mut(pipe) else { return false };
-        if payload.size() > session.window && !session.slot {
-            if self.slots >= self.settings.slots && !planted("slots-unlimited") {
-                if !self.waiting.contains(&pipe) {
-                    self.waiting.push_back(pipe);
-                }
-                return false;
+        let Some(payload) = self.choose(pipe, which) else { return Next::Nothing };
+        let Some(cursor) = self.cursors.get_mut(pipe) else { return Next::Nothing };
+        if payload.size() > cursor.window && !cursor.slot {
+            if !free && !planted("slots-unlimited") {
+                return Next::Waits;
             }
             self.slots += 1;
-            session.slot = true;
+            cursor.slot = true;
         }
-        session.place = 0;
-        session.sending = Some(Sending { payload, offset: 0 });
-        true
+        cursor.place = 0;
+        cursor.sending = Some(Sending { payload, offset: 0 });
+        Next::Begun
     }
 
     pub(super) fn choose(&mut self, pipe: PipeId, which: Which) -> Option<Arc<Payload>> {
-        let session = self.sessions.get(pipe)?;
+        let cursor = self.cursors.get(pipe)?;
         let (head, _) = self.current(which)?;
-        if let Some(sent) = session.sent.filter(|_| !session.force) {
+        if let Some(sent) = cursor.sent.filter(|_| !cursor.force) {
             if sent.digest == head.digest {
                 return Some(Arc::new(Payload::delta(head, sent.base, &ChangeSet::new())));
             }
@@ -222,15 +154,14 @@ impl Distributor {
     /// new one, and transfers of the old start again, so that there is never more than one.
     pub(super) fn snapshot_for(&mut self, pipe: PipeId, which: Which) -> Option<Arc<Payload>> {
         let (head, state) = self.current(which)?;
-        let session = self.sessions.get(pipe)?;
+        let cursor = self.cursors.get(pipe)?;
         // Never below what was sent or is held: it would be ignored, and never acknowledged.
-        let from = session.sent.map(|sent| sent.base.position).or(session.floor);
+        let from = cursor.sent.map(|sent| sent.base.position).or(cursor.floor);
         if let Some(old) = &self.snapshots[which as usize] {
             let (at, end) = (old.head(), self.log_end(head.position));
             let leads = |step: usize| step < end;
             let reached = at.position == head.position || self.step_from(&at.shown()).is_some_and(leads);
-            let useful = !session.refused.contains(&at.position)
-                && from.is_none_or(|from| from < at.position)
+            let useful = !cursor.refused.contains(&at.position) && from.is_none_or(|from| from < at.position)
                 || planted("old-snapshot-for-all");
             if reached && useful {
                 return Some(old.clone());
@@ -245,10 +176,10 @@ impl Distributor {
         }
         let new = Arc::new(Payload::snapshot(head, state));
         if let Some(old) = self.snapshots[which as usize].replace(new.clone()) {
-            for (other, session) in self.sessions.iter_mut() {
-                if other != pipe && session.sending.as_ref().is_some_and(|s| Arc::ptr_eq(&s.payload, &old)) {
-                    session.sending = None;
-                    if std::mem::take(&mut session.slot) {
+            for (other, cursor) in self.cursors.iter_mut() {
+                if other != pipe && cursor.sending.as_ref().is_some_and(|s| Arc::ptr_eq(&s.payload, &old)) {
+                    cursor.sending = None;
+                    if std::mem::take(&mut cursor.slot) {
                         self.slots = self.slots.saturating_sub(1);
                     }
                     self.work.push_back(other);
@@ -260,20 +191,20 @@ impl Distributor {
 
     /// The last slice of a transfer was put.
     pub(super) fn end(&mut self, pipe: PipeId) {
-        let Some(session) = self.sessions.get_mut(pipe) else { return };
-        if let Some(sending) = session.sending.take() {
+        let Some(cursor) = self.cursors.get_mut(pipe) else { return };
+        if let Some(sending) = cursor.sending.take() {
             let shown = sending.payload.head().shown();
-            session.sent = Some(shown);
-            session.force = false;
-            session.flight.push_back((shown, sending.payload.size()));
+            cursor.sent = Some(shown);
+            cursor.force = false;
+            cursor.flight.push_back((shown, sending.payload.size()));
         }
         self.release(pipe);
     }
 
     /// Gives a slot back; `run` gives it to who waits longest.
     pub(super) fn release(&mut self, pipe: PipeId) {
-        if let Some(session) = self.sessions.get_mut(pipe)
-            && std::mem::take(&mut session.slot)
+        if let Some(cursor) = self.cursors.get_mut(pipe)
+            && std::mem::take(&mut cursor.slot)
             && !planted("slot-leaks")
         {
             self.slots = self.slots.saturating_sub(1);

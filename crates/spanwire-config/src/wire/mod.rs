@@ -36,6 +36,8 @@ pub const MAX_TEXT: usize = 1024;
 pub const MAX_LABELS: usize = 16;
 /// Most namespaces that one message asks for or shows.
 pub const MAX_WANTS: usize = 64;
+/// Most HEADs in a beacon: a namespace has two while a rollout is open.
+pub const MAX_HEADS: usize = 2 * MAX_WANTS;
 /// Most bytes of a HELLO without its wants.
 pub const MAX_HELLO: usize = 4 << 10;
 const MAX_AUDIENCE: usize = 4 << 10;
@@ -463,7 +465,7 @@ impl Frame {
             }
             Frame::Beacon(heads) => {
                 let mut out = start(7);
-                let heads = &heads[..heads.len().min(MAX_WANTS)];
+                let heads = &heads[..heads.len().min(MAX_HEADS)];
                 out.u16(heads.len() as u16);
                 heads.iter().for_each(|head| head.encode(&mut out));
                 out
@@ -539,7 +541,7 @@ impl Frame {
             6 => Frame::Waiting(r.string(MAX_NAMESPACE, "namespace")?, r.u32()?),
             7 => {
                 let len = usize::from(r.u16()?);
-                Frame::Beacon(r.list(len, MAX_WANTS, "heads", Head::decode)?)
+                Frame::Beacon(r.list(len, MAX_HEADS, "heads", Head::decode)?)
             }
             8 => Frame::Credit(r.u64()?),
             9 => Frame::Ack(Ack {

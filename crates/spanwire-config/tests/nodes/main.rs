@@ -4,12 +4,14 @@ mod adopt;
 mod history;
 mod library;
 mod memory;
+mod namespaces;
 mod relays;
 mod reports;
 mod rollouts;
 mod sockets;
 mod transfers;
 mod trust;
+mod turns;
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;

@@ -495,7 +495,7 @@ impl Model for Cluster {
         if node >= self.servers {
             self.oracle.node_starts(node, io.disk.read());
             let agent = node - self.servers;
-            return Party::Agent(Agent::start(agent, self.node_settings[agent].clone(), io));
+            return Party::Agent(Box::new(Agent::start(agent, self.node_settings[agent].clone(), io)));
         }
         let copy = match self.second {
             Second::Mirror => node == 1,
@@ -511,7 +511,7 @@ impl Model for Cluster {
         self.oracle.server_starts(node);
         let mut server = Server::start(self.server_settings[node].clone(), self.lazy, io);
         server.mirror = self.second == Second::Mirror && node == 1;
-        Party::Server(server)
+        Party::Server(Box::new(server))
     }
 
     fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {

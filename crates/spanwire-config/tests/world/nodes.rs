@@ -65,8 +65,8 @@ impl Folder {
 
 #[derive(Debug)]
 pub(crate) enum Party {
-    Server(Server),
-    Agent(Agent),
+    Server(Box<Server>),
+    Agent(Box<Agent>),
     Relay(Box<Relay>),
 }
 

@@ -320,7 +320,7 @@ impl Model for Tree {
                 hello: HELLO,
                 ..Settings::default()
             };
-            return Party::Server(Server::start(settings, false, io));
+            return Party::Server(Box::new(Server::start(settings, false, io)));
         }
         if self.is_relay(node) {
             let mine = |(route, of): (usize, &Route)| (of.from == node).then_some(route);
@@ -338,7 +338,7 @@ impl Model for Tree {
             labels: super::group(node),
             ..ReplicaSettings::default()
         };
-        Party::Agent(Agent::start(node, settings, io))
+        Party::Agent(Box::new(Agent::start(node, settings, io)))
     }
 
     fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {
