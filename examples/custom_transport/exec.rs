@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use spanwire::mio::Interest;
 use spanwire::mio::unix::pipe::{Receiver, Sender};
 use spanwire::transport::{
-    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Transport,
+    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamReader, StreamWriter, Target,
+    Transport,
 };
 use spanwire::wire::Sp;
 
@@ -147,7 +148,7 @@ impl Stream for Pipes {
         Facts::new(format!("pid {}", std::process::id()), format!("pid {peer}"))
     }
 
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)> {
         let Pipes { input, output, process } = *self;
         let reader = Half { pipe: Some(input), _process: process.clone() };
         Ok((Box::new(reader), Box::new(Half { pipe: Some(output), _process: process })))
@@ -171,6 +172,8 @@ impl Read for Half<Receiver> {
         self.pipe()?.read(buf)
     }
 }
+
+impl StreamReader for Half<Receiver> {}
 
 impl Write for Half<Sender> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spanwire::Message;
 use spanwire::transport::{
     Bag, Connection, Dialer, Facts, Listener, MessagePipe, MessageReader, MessageWriter, Notifier, Registrar,
-    Stream, StreamWriter, Target, Transport,
+    Stream, StreamReader, StreamWriter, Target, Transport,
 };
 use spanwire::wire::{Hello, Inbox, PeerHello};
 
@@ -219,7 +219,7 @@ impl Stream for FaultyStream {
         self.inner.facts()
     }
 
-    fn split(mut self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
+    fn split(mut self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)> {
         let notifier = self.notifier.take().ok_or_else(unregistered)?;
         let (reader, writer) = self.inner.split()?;
         let (mut dice, line) = (self.dice, self.line);
@@ -229,7 +229,7 @@ impl Stream for FaultyStream {
     }
 }
 
-struct FaultyReader(Box<dyn Read + Send>, Lane);
+struct FaultyReader(Box<dyn StreamReader>, Lane);
 
 impl Read for FaultyReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -237,6 +237,12 @@ impl Read for FaultyReader {
         let got = self.0.read(&mut buf[..n])?;
         self.1.passed(got);
         Ok(got)
+    }
+}
+
+impl StreamReader for FaultyReader {
+    fn set_low_water(&mut self, bytes: usize) {
+        self.0.set_low_water(bytes);
     }
 }
 

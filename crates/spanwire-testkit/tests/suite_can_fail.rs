@@ -4,7 +4,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use spanwire::transport::{
-    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
+    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamReader, StreamWriter, Target, Tcp,
+    Transport,
 };
 use spanwire_testkit::conformance::{self, Setup};
 
@@ -113,13 +114,13 @@ impl Stream for BadStream {
     fn facts(&self) -> Facts {
         if self.1 == Break::Facts { Facts::default() } else { self.0.facts() }
     }
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)> {
         let (reader, writer) = self.0.split()?;
         Ok((Box::new(BadReader(reader, self.1)), Box::new(BadWriter(writer, self.1, Vec::new()))))
     }
 }
 
-struct BadReader(Box<dyn Read + Send>, Break);
+struct BadReader(Box<dyn StreamReader>, Break);
 
 impl Read for BadReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -130,6 +131,8 @@ impl Read for BadReader {
         Ok(n)
     }
 }
+
+impl StreamReader for BadReader {}
 
 struct BadWriter(Box<dyn StreamWriter>, Break, Vec<u8>);
 

@@ -43,6 +43,42 @@ fn requests_are_taken_many_at_a_time_and_each_has_its_own_way_back() {
     server.join().unwrap();
 }
 
+/// Whatever the receiver tells the system to wait for, nothing waits that is whole.
+#[test]
+fn large_and_small_messages_in_turn_all_arrive_however_their_bytes_come() {
+    use std::io::Write as _;
+    let sizes = [3 << 20, 5, 1 << 20, 200_000, 0, 200_000, 70_000, 1, 300_000];
+    let pull = Pull::builder().recv_max_size(4 << 20).build().unwrap();
+    let at = pull.bind("tcp://127.0.0.1:0").unwrap();
+    let mut peer = std::net::TcpStream::connect(at.url().trim_start_matches("tcp://")).unwrap();
+    let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
+    peer.write_all(&bytes).unwrap();
+    for piece in [150_000, 1_000_000, 13] {
+        for size in sizes {
+            bytes.clear();
+            bytes.extend((size as u64).to_be_bytes());
+            bytes.resize(8 + size, size as u8);
+            let (most, last) = bytes.split_at(bytes.len().saturating_sub(piece));
+            peer.write_all(most).unwrap();
+            // Its end comes alone, after the receiver has seen, or not seen, the rest.
+            std::thread::yield_now();
+            peer.write_all(last).unwrap();
+            // One at a time: the next cannot push it along.
+            let got = pull.recv_timeout(SOON).unwrap();
+            assert_eq!(got.len(), size);
+            assert!(got.iter().all(|byte| *byte == size as u8));
+        }
+    }
+    // The peer goes in the middle: its pipe does too, and soon.
+    let events = pull.events();
+    peer.write_all(&(1u64 << 20).to_be_bytes()).unwrap();
+    peer.write_all(&[0; 100_000]).unwrap();
+    drop(peer);
+    assert_eq!(pull.recv_timeout(Duration::from_millis(1)), Err(RecvError::TimedOut));
+    let gone = std::iter::from_fn(|| events.recv_timeout(SOON).ok());
+    assert!({ gone }.any(|event| matches!(event, spanwire::Event::Disconnected { .. })));
+}
+
 #[test]
 fn push_reaches_pull_in_order_on_every_transport() {
     for url in urls() {

@@ -7,12 +7,12 @@
 //! Owns: what was read and not yet decoded. Never: allocates on a peer's word (what a guess is made of has
 //! arrived before), or lets a reader's or a decoder's panic out.
 
-use std::io::{ErrorKind, IoSliceMut, Read};
+use std::io::{ErrorKind, IoSliceMut};
 
 use super::contain::contain;
 use crate::message::pool;
 use crate::protocol::Reason;
-use crate::transport::MessageReader;
+use crate::transport::{MessageReader, StreamReader};
 use crate::wire::{Decoder, Inbox, Input, WireError};
 
 /// What is read at once at most, in bytes, into a buffer that all pipes share.
@@ -25,6 +25,10 @@ const OWN: usize = 32 * 1024;
 const SPILL: usize = 1024;
 /// A larger frame is not guessed: that its first [`READ`] bytes are copied is little beside the rest.
 const GUESS: usize = 1024 * 1024;
+/// When less is missing of a large frame, an event may tell of any of it: nothing is gained with frames of 64 KiB.
+const LOW_WATER_LEAST: usize = 64 * 1024;
+/// An event is not kept waiting for more: so much the system's buffer must hold, for each connection that has it.
+const LOW_WATER_MOST: usize = 1024 * 1024;
 
 pub(crate) enum Rx {
     Stream(StreamRx),
@@ -33,7 +37,7 @@ pub(crate) enum Rx {
 
 /// The bytes of a stream that are not decoded yet.
 pub(crate) struct StreamRx {
-    reader: Box<dyn Read + Send>,
+    reader: Box<dyn StreamReader>,
     decoder: Box<dyn Decoder>,
     /// What was left of the last read: less than a frame, or all that came while the queue was full.
     partial: Vec<u8>,
@@ -50,6 +54,8 @@ pub(crate) struct StreamRx {
     recv_max: usize,
     /// Of the messages that came last, framing included, on average.
     message_size: usize,
+    /// An event tells of this many bytes.
+    low_water: usize,
 }
 
 /// A large frame on its way.
@@ -125,7 +131,7 @@ impl Rx {
 
 impl StreamRx {
     pub(super) fn new(
-        reader: Box<dyn Read + Send>,
+        reader: Box<dyn StreamReader>,
         decoder: Box<dyn Decoder>,
         short_is_empty: bool,
         recv_max: usize,
@@ -141,6 +147,7 @@ impl StreamRx {
             ending: false,
             recv_max,
             message_size: READ,
+            low_water: 1,
         }
     }
 
@@ -159,6 +166,23 @@ impl StreamRx {
     }
 
     pub(crate) fn fill(&mut self, scratch: &mut Vec<u8>, inbox: &mut Inbox) -> Filled {
+        let filled = self.fill_once(scratch, inbox);
+        if let Filled::Empty = filled {
+            self.await_more();
+        }
+        filled
+    }
+
+    /// Before an event is awaited: it need not tell of less than is missing of a large frame.
+    fn await_more(&mut self) {
+        let missing = self.large.as_ref().map_or(0, |large| large.total - large.have);
+        let low_water = if missing < LOW_WATER_LEAST { 1 } else { missing.min(LOW_WATER_MOST) };
+        if std::mem::replace(&mut self.low_water, low_water) != low_water {
+            self.reader.set_low_water(low_water);
+        }
+    }
+
+    fn fill_once(&mut self, scratch: &mut Vec<u8>, inbox: &mut Inbox) -> Filled {
         if scratch.is_empty() {
             *scratch = vec![0; READ]; // mapped, not written: what is never read costs no memory
         }
@@ -357,7 +381,8 @@ fn wire_reason(e: WireError) -> Reason {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::io::Read;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::Message;
@@ -373,6 +398,7 @@ mod tests {
     struct Pieces<'a> {
         bytes: std::io::Cursor<Vec<u8>>,
         lengths: std::iter::Cycle<std::slice::Iter<'a, usize>>,
+        low_water: Arc<Mutex<Vec<usize>>>,
     }
 
     impl Read for Pieces<'_> {
@@ -393,7 +419,22 @@ mod tests {
         }
     }
 
+    impl StreamReader for Pieces<'_> {
+        fn set_low_water(&mut self, bytes: usize) {
+            self.low_water.lock().expect("one thread").push(bytes);
+        }
+    }
+
     fn receive_in(sizes: &[usize], lengths: &'static [usize]) -> (Vec<usize>, Reason) {
+        receive_and_tell(sizes, lengths, &Arc::default())
+    }
+
+    /// The same, and notes the low-water marks that were set.
+    fn receive_and_tell(
+        sizes: &[usize],
+        lengths: &'static [usize],
+        low_water: &Arc<Mutex<Vec<usize>>>,
+    ) -> (Vec<usize>, Reason) {
         let mut bytes = b"\0SP\0\0\x50\0\0".to_vec();
         for size in sizes {
             bytes.extend((*size as u64).to_be_bytes());
@@ -401,12 +442,16 @@ mod tests {
         }
         let info = ProtocolInfo::new(0x51, "pull", 0x50, "push");
         let (decoder, _) =
-            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 1 << 20, ""), &mut Vec::new());
+            Box::new(Sp::TCP).start(&Hello::new(info, Side::Listener, 4 << 20, ""), &mut Vec::new());
         let mut rx = StreamRx::new(
-            Box::new(Pieces { bytes: std::io::Cursor::new(bytes), lengths: lengths.iter().cycle() }),
+            Box::new(Pieces {
+                bytes: std::io::Cursor::new(bytes),
+                lengths: lengths.iter().cycle(),
+                low_water: Arc::clone(low_water),
+            }),
             decoder,
             false,
-            1 << 20,
+            4 << 20,
         );
         let mut inbox = Inbox::with_budget(1000);
         let mut scratch = Vec::new();
@@ -418,8 +463,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_missing_of_a_large_frame_is_awaited_as_a_whole_and_of_a_guess_nothing() {
+        const LARGE: usize = 300_000;
+        // That another large one follows is a guess, until its first bytes are there.
+        for (sizes, lengths, marks) in [
+            // (The second read is as long as what is there: memory follows it.)
+            (&[LARGE, 5][..], &[8 + 8 + 100_000, 0][..], &[200_000, 200_000 - 100_008, 1][..]),
+            (&[100_000, 5, 5], &[8 + 8 + 100_000, 0, 13, 0], &[]),
+            (&[3 << 20, 5], &[3 << 20, 0], &[1 << 20, 1]),
+            (&[60_000, 60_000, 5], &[30_000, 0], &[]),
+        ] {
+            let told = Arc::default();
+            assert_eq!(receive_and_tell(sizes, lengths, &told), (sizes.to_vec(), Reason::Peer));
+            let told = told.lock().expect("one thread");
+            assert_eq!(*told, marks, "{sizes:?}");
+        }
+    }
+
     /// Small messages without end; notes how much was asked for.
-    struct Endless(Vec<u8>, Arc<std::sync::Mutex<Vec<usize>>>);
+    struct Endless(Vec<u8>, Arc<Mutex<Vec<usize>>>);
 
     impl Read for Endless {
         fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
@@ -434,6 +497,8 @@ mod tests {
             Ok(n)
         }
     }
+
+    impl StreamReader for Endless {}
 
     #[test]
     fn no_more_is_read_than_the_queue_has_room_for() {

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 
-use super::StreamWriter;
+use super::{StreamReader, StreamWriter, sys};
 
 /// What a half needs of its socket.
 #[cfg(unix)]
@@ -56,6 +56,16 @@ where
         (&*self.0).read_vectored(bufs)
     }
 }
+
+impl StreamReader for Half<mio::net::TcpStream> {
+    fn set_low_water(&mut self, bytes: usize) {
+        sys::set_low_water(&*self.0, bytes);
+    }
+}
+
+/// Linux minds no low-water mark when it tells of a Unix socket.
+#[cfg(unix)]
+impl StreamReader for Half<mio::net::UnixStream> {}
 
 #[cfg(unix)]
 impl<T: Socket> Write for Half<T> {

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
 
-use super::{Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Transport};
+use super::{
+    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamReader, StreamWriter, Target,
+    Transport,
+};
 use crate::engine::Notes;
 
 /// Registers, waits, and takes notices.
@@ -22,7 +25,7 @@ pub(super) struct Loop {
 /// The established ends of one connection, split.
 pub(super) struct End {
     pub(super) facts: Facts,
-    pub(super) reader: Box<dyn Read + Send>,
+    pub(super) reader: Box<dyn StreamReader>,
     pub(super) writer: Box<dyn StreamWriter>,
 }
 
@@ -66,6 +69,12 @@ impl Loop {
             }
             self.notices();
         }
+    }
+
+    /// Takes the events that are there, without waiting, and says of which tokens something can be read.
+    pub(super) fn readable(&mut self) -> Vec<Token> {
+        self.poll.poll(&mut self.events, Some(Duration::ZERO)).unwrap();
+        self.events.iter().filter(|event| event.is_readable()).map(mio::event::Event::token).collect()
     }
 
     /// The next connection of `listener`.

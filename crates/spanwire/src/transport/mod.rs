@@ -254,7 +254,17 @@ pub trait Stream: Send {
     ///
     /// # Errors
     /// The connection fails with it.
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)>;
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)>;
+}
+
+/// The reading half of a stream. [`read_vectored`](Read::read_vectored) is worth having: large frames are read with it,
+/// straight to where they stay.
+pub trait StreamReader: Read + Send {
+    /// From here on fewer than so many bytes are of no use (the rest of a large frame is awaited; 1: any are), so that
+    /// the event that tells of them may wait until they are there. It must not wait where less will not become more: at
+    /// the end of the stream, after a failure, with full buffers; and if they are there already, an event tells of it.
+    /// Default: nothing, which is always right.
+    fn set_low_water(&mut self, _bytes: usize) {}
 }
 
 /// The writing half of a stream. `flush` is called on every writable edge, even with nothing to write.

@@ -146,6 +146,37 @@ pub(super) fn peer_credentials(_socket: impl std::os::fd::AsFd) -> Option<super:
     None
 }
 
+/// An event tells of readability when so many bytes are there, or no more will come (`SO_RCVLOWAT`). Left out where the
+/// system would not make room for so many (Linux does so since 4.18, unless the buffer's size was set by hand): it might
+/// then wait for ever.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+pub(super) fn set_low_water(socket: impl std::os::fd::AsFd, bytes: usize) {
+    use std::os::fd::AsRawFd;
+    let set = |bytes: libc::c_int| {
+        let size = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the descriptor is borrowed and so open; the kernel reads `size` bytes of `bytes`, which is as long.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                (&raw const bytes).cast(),
+                size,
+            )
+        };
+        result == 0
+    };
+    let room = || socket2::SockRef::from(&socket).recv_buffer_size().unwrap_or(0);
+    let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    if set(wanted) && bytes > 1 && room() <= bytes {
+        set(1);
+    }
+}
+
+/// Other systems are not known to make room for so many bytes.
+#[cfg(not(any(target_os = "android", target_os = "linux")))]
+pub(super) fn set_low_water<T>(_socket: T, _bytes: usize) {}
+
 /// Takes the whole-file lock of `file`, without waiting; it goes when the file is closed.
 ///
 /// # Errors

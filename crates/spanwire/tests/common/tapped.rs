@@ -5,7 +5,8 @@
 use std::io::{self, IoSlice, Read, Write};
 
 use spanwire::transport::{
-    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
+    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamReader, StreamWriter, Target, Tcp,
+    Transport,
 };
 
 /// A call of the transport.
@@ -141,17 +142,23 @@ impl<T: Tap> Stream for Tapped<Box<dyn Stream>, T> {
         let _ = self.1.at(At::Facts);
         self.0.facts()
     }
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)> {
         self.1.at(At::Split)?;
         let (reader, writer) = self.0.split()?;
         Ok((Box::new(Tapped(reader, self.1.clone())), Box::new(Tapped(writer, self.1))))
     }
 }
 
-impl<T: Tap> Read for Tapped<Box<dyn Read + Send>, T> {
+impl<T: Tap> Read for Tapped<Box<dyn StreamReader>, T> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.1.at(At::Read)?;
         self.1.read(&mut *self.0, into)
+    }
+}
+
+impl<T: Tap> StreamReader for Tapped<Box<dyn StreamReader>, T> {
+    fn set_low_water(&mut self, bytes: usize) {
+        self.0.set_low_water(bytes);
     }
 }
 

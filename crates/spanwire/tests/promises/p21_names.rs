@@ -1,13 +1,14 @@
 //! Names are resolved apart from everything else, at every attempt; all addresses are tried.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use spanwire::transport::{
-    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamWriter, Target, Tcp, Transport,
+    Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamReader, StreamWriter, Target, Tcp,
+    Transport,
 };
 use spanwire::wire::Sp;
 use spanwire::{Event, Pull, Push};
@@ -76,7 +77,7 @@ impl Stream for Hang {
     fn facts(&self) -> Facts {
         Facts::default()
     }
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn StreamWriter>)> {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)> {
         Err(io::ErrorKind::NotConnected.into())
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 use mio::Interest;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
 use super::address::{Place, escape};
 use super::file::{OwnFile, listen_at};
@@ -17,6 +17,7 @@ pub(super) struct IpcListener {
     _file: Option<OwnFile>,
     listener: mio::net::UnixListener,
     url: String,
+    options: IpcOptions,
 }
 
 impl IpcListener {
@@ -36,7 +37,7 @@ impl IpcListener {
             }
         };
         let listener = mio::net::UnixListener::from_std(socket.into());
-        Ok(IpcListener { _file: file, listener, url })
+        Ok(IpcListener { _file: file, listener, url, options })
     }
 }
 
@@ -52,7 +53,10 @@ impl Listener for IpcListener {
     fn accept(&mut self) -> io::Result<Connection> {
         loop {
             match self.listener.accept() {
-                Ok((socket, _)) => return Ok(stream(socket, false, self.url.clone(), String::new())),
+                Ok((socket, _)) => {
+                    self.options.set_buffers(&SockRef::from(&socket))?;
+                    return Ok(stream(socket, false, self.url.clone(), String::new()));
+                }
                 // That one is gone; each turn takes one off the listener's queue.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

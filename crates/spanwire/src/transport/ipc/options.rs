@@ -70,7 +70,12 @@ impl IpcOptions {
     pub(super) fn socket(&self) -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        sizes::set_buffers(&SockRef::from(&socket), self.send_buffer, self.recv_buffer)?;
+        self.set_buffers(&SockRef::from(&socket))?;
         Ok(socket)
+    }
+
+    /// Of an accepted socket too, which has none of its listener's.
+    pub(super) fn set_buffers(&self, socket: &SockRef<'_>) -> io::Result<()> {
+        sizes::set_buffers(socket, self.send_buffer, self.recv_buffer)
     }
 }

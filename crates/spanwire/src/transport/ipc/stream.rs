@@ -5,7 +5,7 @@ use std::io;
 use mio::Interest;
 
 use crate::transport::halves::Half;
-use crate::transport::{Connection, Facts, Registrar, Stream, StreamWriter, sys};
+use crate::transport::{Connection, Facts, Registrar, Stream, StreamReader, StreamWriter, sys};
 use crate::wire::Sp;
 
 pub(super) fn stream(
@@ -57,7 +57,7 @@ impl Stream for IpcStream {
         facts
     }
 
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn io::Read + Send>, Box<dyn StreamWriter>)> {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)> {
         let (reader, writer) = Half::both(self.socket);
         Ok((Box::new(reader), Box::new(writer)))
     }

@@ -261,6 +261,30 @@ fn buffer_sizes_are_in_force() {
 }
 
 #[test]
+fn buffer_sizes_are_in_force_at_both_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, url) = place(&dir, "buffers");
+    let taken = |options: IpcOptions| {
+        let (mut a, mut b) = Loop::new().connect(&Ipc, &url, &bag(options));
+        [&mut a, &mut b].map(|end| {
+            let mut all = 0;
+            loop {
+                match end.writer.write(&[0; 1000]) {
+                    Ok(n) => all += n,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return all,
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        })
+    };
+    let (small, large) = (IpcOptions::default().send_buffer(Some(8 << 10)), IpcOptions::default());
+    let (small, large) = (taken(small), taken(large));
+    assert_eq!(small[0], small[1]);
+    assert_eq!(large[0], large[1]);
+    assert!(2 * small[0] < large[0], "{small:?} {large:?}");
+}
+
+#[test]
 fn a_bad_address_or_option_is_refused_in_words() {
     let long = format!("ipc://{}", "p".repeat(MAX_PATH + 1));
     let long_name = format!("abstract://{}", "n".repeat(MAX_PATH + 1));

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use mio::Interest;
 
 use crate::transport::halves::Half;
-use crate::transport::{Connection, Facts, Registrar, Stream, StreamWriter, sys};
+use crate::transport::{Connection, Facts, Registrar, Stream, StreamReader, StreamWriter, sys};
 use crate::wire::Sp;
 
 pub(super) fn stream(socket: mio::net::TcpStream) -> Connection {
@@ -50,7 +50,7 @@ impl Stream for TcpStream {
         Facts::new(text(self.socket.local_addr()), text(self.socket.peer_addr()))
     }
 
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn io::Read + Send>, Box<dyn StreamWriter>)> {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn StreamReader>, Box<dyn StreamWriter>)> {
         let (reader, writer) = Half::both(self.socket);
         Ok((Box::new(reader), Box::new(writer)))
     }

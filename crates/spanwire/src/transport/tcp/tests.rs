@@ -37,6 +37,49 @@ fn bytes_go_both_ways_and_an_end_is_seen_over_both_families_and_by_name() {
     }
 }
 
+/// Where the system minds the mark. On loopback what was written has arrived when the write returns.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_event_waits_for_the_low_water_mark_but_not_at_the_end_or_for_what_cannot_come() {
+    let mut turn = Loop::new();
+    let (mut a, mut b) = turn.connect(&Tcp, "tcp://127.0.0.1:0", &Bag::default());
+    let mut all = vec![0; 900_000];
+    turn.readable();
+    b.reader.set_low_water(500_000);
+    assert_eq!(a.writer.write(&[1; 100_000]).unwrap(), 100_000);
+    assert_eq!(turn.readable(), [], "fewer than were asked for");
+    let mut written = 100_000;
+    let mut got = 0;
+    turn.until("the rest", || {
+        written += a.writer.write(&vec![1; 600_000 - written]).unwrap_or(0);
+        match b.reader.read(&mut all) {
+            // Tried at the writer's events too: only what it brings at once counts.
+            Ok(n) => got += n,
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        (got == 600_000).then_some(())
+    });
+    // Already there when it is asked for: an event tells.
+    turn.readable();
+    assert_eq!(a.writer.write(&[1; 10_000]).unwrap(), 10_000);
+    assert_eq!(turn.readable(), [], "the mark is still in force");
+    b.reader.set_low_water(1);
+    assert_eq!(turn.readable().len(), 1, "of what was there before");
+    // The end.
+    b.reader.set_low_water(500_000);
+    assert!(a.writer.shutdown().unwrap());
+    turn.until("the end", || matches!(b.reader.read(&mut all), Ok(0)).then_some(()));
+    // More than a buffer of fixed size can hold.
+    let small = TcpOptions::default().recv_buffer(Some(64 << 10));
+    let (mut a, mut b) = turn.connect(&Tcp, "tcp://127.0.0.1:0", &bag(small));
+    turn.readable();
+    b.reader.set_low_water(1 << 20);
+    assert_eq!(a.writer.write(&[1; 1000]).unwrap(), 1000);
+    assert_eq!(turn.readable().len(), 1, "no mark at all");
+    let wanted = b.reader.read(&mut all);
+    assert_eq!(wanted.unwrap(), 1000);
+}
+
 #[test]
 fn a_name_is_resolved_to_targets_of_alternating_families() {
     let mut turn = Loop::new();
