@@ -170,6 +170,8 @@ impl Groups {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::*;
     use super::*;
     use crate::protocol::script::Script;
@@ -346,6 +348,143 @@ mod tests {
             if leaves {
                 s.drain(pipe, 1000);
             }
+        }
+    }
+
+    /// What the property below does next; numbers choose among what there is.
+    #[derive(Clone, Copy, Debug)]
+    enum Op {
+        Start(usize, bool),
+        Cancel(usize, usize),
+        Collect(usize, usize),
+        Replace(usize),
+        Open,
+        Lose(usize),
+        Drain(usize, usize),
+        Answer(usize),
+        Advance(u64),
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            4 => (0usize..3, any::<bool>()).prop_map(|(group, resend)| Op::Start(group, resend)),
+            1 => (0usize..3, 0usize..9).prop_map(|(group, at)| Op::Cancel(group, at)),
+            2 => (0usize..3, 0usize..5).prop_map(|(group, max)| Op::Collect(group, max)),
+            1 => (0usize..3).prop_map(Op::Replace),
+            1 => Just(Op::Open),
+            1 => (0usize..3).prop_map(Op::Lose),
+            3 => (0usize..3, 0usize..4).prop_map(|(pipe, n)| Op::Drain(pipe, n)),
+            4 => (0usize..99).prop_map(Op::Answer),
+            1 => (0u64..90).prop_map(Op::Advance),
+        ];
+        proptest::collection::vec(op, 1..120)
+    }
+
+    proptest! {
+        /// Whatever is started, answered, cancelled, lost and collected in whatever order: each request of a group ends once,
+        /// in its group, or is never heard of again; the numbers are right; and no wake-up is missing.
+        #[test]
+        fn each_request_of_a_group_is_collected_once_and_whoever_waits_is_told(ops in ops(), most in 1usize..12) {
+            let mut s = Script::new(Req::new().max_open(most));
+            // What of each group was started and neither collected nor cancelled.
+            let mut groups: Vec<(GroupId, Vec<ReqId>)> = (0..3).map(|_| (group(&mut s), Vec::new())).collect();
+            let mut gone: Vec<ReqId> = Vec::new();
+            let (mut pipes, mut seen) = (vec![s.open(3)], Vec::new());
+            for op in ops {
+                s.woken();
+                let before: Vec<_> = groups.iter().map(|(id, _)| (*id, s.protocol.left_in(*id))).collect();
+                let was_full = !s.readiness().send;
+                match op {
+                    Op::Start(at, resend) => {
+                        let (id, started) = &mut groups[at];
+                        let (id, resend) = (*id, if resend { MINUTE } else { None });
+                        match s.call(|p, cx| p.open_in(cx, id, "x".into(), resend)) {
+                            Ok(new) => started.push(new),
+                            Err(why) => prop_assert!(was_full, "{why:?}"),
+                        }
+                    }
+                    Op::Cancel(at, which) => {
+                        let (id, started) = &mut groups[at];
+                        if !started.is_empty() {
+                            let (id, one) = (*id, started[which % started.len()]);
+                            if s.call(|p, cx| p.cancel_in(cx, id, one)) {
+                                started.retain(|started| *started != one);
+                                gone.push(one);
+                            }
+                        }
+                    }
+                    Op::Collect(at, max) => {
+                        let (id, started) = &mut groups[at];
+                        for end in collect(&mut s, *id, max) {
+                            let place = started.iter().position(|started| *started == end.id);
+                            prop_assert!(place.is_some(), "{:?} is not of this group, or was collected before", end.id);
+                            started.remove(place.unwrap_or(0));
+                            gone.push(end.id);
+                        }
+                    }
+                    Op::Replace(at) => {
+                        let (id, started) = groups[at].clone();
+                        s.call(|p, cx| p.remove_group(cx, id));
+                        gone.extend(started);
+                        groups[at] = (group(&mut s), Vec::new());
+                    }
+                    Op::Open => pipes.push(s.open(3)),
+                    Op::Lose(at) => {
+                        if !pipes.is_empty() {
+                            let pipe = pipes.remove(at % pipes.len());
+                            seen.retain(|(on, _)| *on != pipe);
+                            s.lose(pipe);
+                        }
+                    }
+                    Op::Drain(at, n) => {
+                        if !pipes.is_empty() {
+                            let pipe = pipes[at % pipes.len()];
+                            let ids = s.drain(pipe, n).into_iter().filter_map(|mut msg| msg.pop_word());
+                            seen.extend(ids.map(|id| (pipe, ReqId(id))));
+                        }
+                    }
+                    Op::Answer(which) => {
+                        // Some of them twice.
+                        if !seen.is_empty() {
+                            let (pipe, id) = seen[which % seen.len()];
+                            answer(&mut s, pipe, [id]);
+                        }
+                    }
+                    Op::Advance(seconds) => s.advance(Duration::from_secs(seconds)),
+                }
+                let woken = s.woken();
+                let mut open = 0;
+                for (id, started) in &groups {
+                    let (left, kept) = s.protocol.left_in(*id);
+                    prop_assert_eq!(left + kept, started.len());
+                    open += left;
+                    let Some((_, before)) = before.iter().find(|(old, _)| old == id) else { continue };
+                    let must = (kept > 0 && before.1 == 0) || ((left, kept) == (0, 0) && *before != (0, 0));
+                    prop_assert!(!must || woken.contains(&id.key()), "{op:?}: {before:?} became {:?}", (left, kept));
+                }
+                prop_assert_eq!(open, s.protocol.outstanding());
+                let kept: usize = groups.iter().map(|(id, _)| s.protocol.left_in(*id).1).sum();
+                prop_assert!(open + kept <= most);
+                prop_assert!(!(was_full && s.readiness().send) || woken.contains(&Req::ROOM), "{op:?}");
+            }
+            // A peer that answers all: nothing stays behind.
+            pipes.drain(..).for_each(|pipe| s.lose(pipe));
+            let pipe = s.open(3);
+            for _ in 0..=most {
+                s.advance(Duration::from_secs(60));
+                let ids: Vec<_> = s.drain(pipe, 9).into_iter().filter_map(|mut msg| msg.pop_word()).collect();
+                answer(&mut s, pipe, ids.into_iter().map(ReqId));
+            }
+            for (id, mut started) in groups {
+                let mut got = ids(&collect(&mut s, id, usize::MAX));
+                got.sort_unstable();
+                started.sort_unstable();
+                prop_assert_eq!(&got, &started);
+                prop_assert!(got.iter().all(|id| !gone.contains(id)), "ended twice");
+                s.call(|p, cx| p.remove_group(cx, id));
+            }
+            prop_assert_eq!((s.protocol.outstanding(), s.protocol.held(), s.protocol.table.len), (0, 0, 0));
+            prop_assert!(s.protocol.groups.slab.is_empty());
         }
     }
 }
