@@ -72,11 +72,13 @@ impl Message {
     /// Copies `body`.
     #[inline]
     pub fn from_slice(body: &[u8]) -> Self {
-        if body.len() <= BUF {
-            Self::inline(body)
-        } else {
-            Message(Repr::Shared { words: Words::default(), body: Body::copy(body) })
-        }
+        if body.len() <= BUF { Self::inline(body) } else { Self::copied(body) }
+    }
+
+    /// Out of line, so that what makes a small message is short enough to be made where the caller keeps it.
+    #[inline(never)]
+    fn copied(body: &[u8]) -> Self {
+        Message(Repr::Shared { words: Words::default(), body: Body::copy(body) })
     }
 
     /// At most [`BUF`] bytes. What is larger than [`INLINE`](Self::INLINE) takes room from the header: words that came in
@@ -390,12 +392,14 @@ impl AsRef<[u8]> for Message {
 }
 
 impl From<&[u8]> for Message {
+    #[inline]
     fn from(body: &[u8]) -> Self {
         Self::from_slice(body)
     }
 }
 
 impl<const N: usize> From<&[u8; N]> for Message {
+    #[inline]
     fn from(body: &[u8; N]) -> Self {
         Self::from_slice(body)
     }
@@ -408,6 +412,7 @@ impl<const N: usize> From<[u8; N]> for Message {
 }
 
 impl From<&str> for Message {
+    #[inline]
     fn from(body: &str) -> Self {
         Self::from_slice(body.as_bytes())
     }
