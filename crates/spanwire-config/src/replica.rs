@@ -139,7 +139,9 @@ impl Replica {
     pub fn add_namespace(&mut self, cx: &mut Cx<'_>, name: &str, kept: Kept) -> Result<(), NotServed> {
         let at = self.enter(name, kept)?;
         self.namespaces[at].moved(cx.now());
-        self.namespaces[at].owed.extend([Word::Want(WantReason::New), Word::Report, Word::Refusals]);
+        if !planted("added-not-asked-for") {
+            self.namespaces[at].owed.extend([Word::Want(WantReason::New), Word::Report, Word::Refusals]);
+        }
         self.speak(cx, at);
         Ok(())
     }

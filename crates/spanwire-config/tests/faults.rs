@@ -126,7 +126,7 @@ fn every_listed_fault_is_planted_somewhere() {
         include_str!("../src/replica/trust.rs"),
         include_str!("../src/replica/words.rs"),
         include_str!("../src/wait.rs"),
-        include_str!("world/nodes.rs"),
+        include_str!("world/agent.rs"),
     ];
     for (name, _) in ALL {
         let quoted = format!("\"{name}\"");

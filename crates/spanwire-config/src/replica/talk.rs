@@ -120,7 +120,8 @@ impl Replica {
     /// Credited as it is taken, whether it is kept or not, and whatever namespace it is of.
     fn on_slice(&mut self, cx: &mut Cx<'_>, pipe: PipeId, slice: Slice) {
         let took = |session: &mut Session| session.took(slice.bytes.len() as u64);
-        if self.sessions.get_mut(pipe).is_some_and(took) {
+        let counts = !planted("credit-of-the-first") || slice.head.namespace == self.settings.namespace;
+        if counts && self.sessions.get_mut(pipe).is_some_and(took) {
             self.say_credit(cx, pipe);
         }
         if self.active != Some(pipe) {
@@ -141,6 +142,11 @@ impl Replica {
         let Some(at) = self.index_of(&head.namespace) else { return self.on_stranger(cx, pipe) };
         let ns = &mut self.namespaces[at];
         hear(ns, cx);
+        let fresh = ns.fresh.filter(|_| planted("fresh-of-all"));
+        if fresh.is_some() {
+            self.namespaces.iter_mut().for_each(|ns| ns.fresh = ns.fresh.max(fresh));
+        }
+        let ns = &self.namespaces[at];
         if let (0, Some(session)) = (ns.doubted, self.sessions.get_mut(pipe)) {
             session.strangers = 0;
         }

@@ -9,7 +9,7 @@ use super::Replica;
 use super::namespace::{NsReplica, Refusal, Word};
 use crate::Position;
 use crate::faults::planted;
-use crate::wire::{Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, VERSION, Want};
+use crate::wire::{Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, MAX_WANTS, Nack, NackCode, VERSION, Want};
 
 impl NsReplica {
     pub(super) fn ack_of(&self, position: Position, level: Level, volatile: bool) -> Ack {
@@ -163,6 +163,7 @@ impl Replica {
     /// On the pipe in use it asks for all; on the others for nothing.
     fn hello(&self, pipe: PipeId) -> Frame {
         let wanted = self.namespaces.iter().filter(|_| self.active == Some(pipe));
+        let most = if planted("one-namespace-wanted") { 1 } else { MAX_WANTS };
         Frame::Hello(Hello {
             node: self.settings.node,
             boot: self.settings.boot,
@@ -175,7 +176,7 @@ impl Replica {
             cluster: self.settings.cluster,
             window: self.settings.window,
             max_chunk: self.settings.max_chunk,
-            wants: wanted.map(|ns| self.want(ns)).collect(),
+            wants: wanted.take(most).map(|ns| self.want(ns)).collect(),
         })
     }
 }

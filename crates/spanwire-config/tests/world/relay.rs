@@ -43,7 +43,7 @@ impl Relay {
             ..ReplicaSettings::default()
         };
         let window = receiver.window;
-        let (all, canary) = cached(folder.history, folder.before);
+        let (all, canary) = cached(folder.spaces[0].history.clone(), folder.spaces[0].before.clone());
         let replica = match canary.clone().or(all.clone()) {
             Some((head, state)) => Replica::restored(receiver, head, state, Level::Stored),
             None => Replica::new(receiver),
@@ -126,7 +126,7 @@ impl Relay {
             match left {
                 RelayAction::Persist(head, state) => {
                     let (at, before) = (head.position, io.disk.read().clone());
-                    let folder = io.disk.write();
+                    let folder = &mut io.disk.write().spaces[0];
                     let old = folder.history.replace((head, state));
                     // A later HEAD takes the place of the one before.
                     if old.as_ref().is_none_or(|(old, _)| old.position != at) {

@@ -14,7 +14,7 @@ use spanwire_config::{Epoch, Head, Id, Key, Level, Position, Replica, ReplicaSet
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
 
 use super::failover::FailOvers;
-use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, STALL, Server};
+use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Holding, Party, STALL, Server, Space};
 use super::oracle::memory::Intake;
 use super::relay::Relay;
 use super::{Op, changes, commit, restart_if_failed, with_server};
@@ -144,7 +144,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     kill(seed, relays, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
         id: Id([n as u8 + 1; 16]),
-        begin: Epoch { number: 1, incarnation: Id([1; 16]) },
+        spaces: vec![Space { begin: Epoch { number: 1, incarnation: Id([1; 16]) }, ..Space::default() }],
         ..Folder::default()
     });
     Setup {
@@ -184,8 +184,8 @@ fn kill(seed: u64, relays: usize, plan: &mut Vec<Step<Op>>) {
     ));
 }
 
-fn agent(net: &Net<Party>, n: usize) -> Option<&Agent> {
-    if let Some(Party::Agent(agent)) = net.node(n) { Some(agent) } else { None }
+fn agent(net: &Net<Party>, n: usize) -> Option<Holding<'_>> {
+    if let Some(Party::Agent(agent)) = net.node(n) { agent.holding(0) } else { None }
 }
 
 pub(super) fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
@@ -215,7 +215,7 @@ fn heads(frame: &Frame) -> Vec<&Head> {
 
 impl Tree {
     fn learn(&mut self, net: &Net<Party>) {
-        if let Some((head, state)) = net.disk(0).and_then(|disk| disk.durable().history.as_ref()) {
+        if let Some((head, state)) = net.disk(0).and_then(|disk| disk.durable().spaces[0].history.as_ref()) {
             self.committed.entry(place(&head.position)).or_insert_with(|| (head.clone(), state.clone()));
         }
     }
@@ -228,7 +228,7 @@ impl Tree {
     fn check_agent(&mut self, net: &Net<Party>, n: usize) -> Result<(), String> {
         let Some(node) = agent(net, n) else { return Ok(()) };
         let truth = &mut self.truths[n];
-        if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().history.as_ref()) {
+        if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().spaces[0].history.as_ref()) {
             truth.reached[0].insert(place(&head.position));
         }
         if let Some((head, state)) = &node.shown {
@@ -242,7 +242,7 @@ impl Tree {
                     return Err(format!("invariant 3: node {n} went back to {}", head.position));
                 }
                 truth.shown = Some(head.position);
-                if !admits(&head.audience, node.settings.node, &node.settings.labels) {
+                if !admits(&head.audience, node.settings().node, &node.settings().labels) {
                     return Err(format!(
                         "invariant 11: node {n} shows {}, which is not for it",
                         head.position
@@ -256,7 +256,7 @@ impl Tree {
                 }
             }
         }
-        let fresh = node.socket.protocol().status(net.now()).fresh;
+        let fresh = node.status(net.now()).fresh;
         if fresh && truth.rose.is_none_or(|rose| net.now().saturating_since(rose) > FRESH) {
             return Err(format!("invariant 18: node {n} says fresh; seq rose last at {:?}", truth.rose));
         }
@@ -328,7 +328,7 @@ impl Model for Tree {
             return Party::Relay(Box::new(Relay::start(dials, self.log_commits, io)));
         }
         let truth = &mut self.truths[node];
-        truth.shown = io.disk.read().history.as_ref().map(|(head, _)| head.position);
+        truth.shown = io.disk.read().spaces[0].history.as_ref().map(|(head, _)| head.position);
         let settings = ReplicaSettings {
             name: format!("n{node}"),
             window: 3_000 + io.rng().below(9_000) as u32,
@@ -345,14 +345,14 @@ impl Model for Tree {
         match op {
             Op::Commit { puts, deletes, poison, .. } => {
                 let changes = changes(puts, deletes, *poison);
-                with_server(net, 0, |server, io| server.put(io, &changes));
+                with_server(net, 0, 0, |server, io| server.put(io, &changes));
                 restart_if_failed(net, 0);
             }
             Op::Open { .. } | Op::Roll { .. } | Op::Nurse => {
-                self.counts.rollouts += u64::from(super::roll(net, op));
+                self.counts.rollouts += u64::from(super::roll(net, 0, op));
             }
             Op::NewEpoch { .. } => {
-                with_server(net, 0, |server, io| server.new_epoch(io, 0, &State::new()));
+                with_server(net, 0, 0, |server, io| server.new_epoch(io, 0, &State::new()));
                 restart_if_failed(net, 0);
             }
             Op::Freeze { relay, lasts } => {
@@ -412,7 +412,7 @@ impl Model for Tree {
         self.fail_overs.said(passage.link, from, &frame)?;
         match &frame {
             Frame::Ack(ack) if self.is_relay(from) => {
-                let durable = net.disk(from).and_then(|disk| disk.durable().history.as_ref());
+                let durable = net.disk(from).and_then(|disk| disk.durable().spaces[0].history.as_ref());
                 let stored = durable.map(|(head, _)| head.position);
                 if !ack.volatile
                     && stored.is_none_or(|stored| stored.partial_cmp(&ack.position).is_none_or(|o| o.is_lt()))
@@ -492,7 +492,7 @@ impl Model for Tree {
     }
 
     fn healed(&mut self, net: &mut Net<Party>) -> Result<(), String> {
-        let last = with_server(net, 0, |server, io| {
+        let last = with_server(net, 0, 0, |server, io| {
             let mut last = changes(&[], &[], None);
             last.put(Key::new("last").expect("short"), 0, "word");
             server.supersede(io, &last)
@@ -509,16 +509,16 @@ impl Model for Tree {
         self.check_relays(net, head)?;
         for n in 1 + self.relays..net.len() {
             let Some(node) = agent(net, n) else { return Err(format!("model: node {n} is down")) };
-            let status = node.socket.protocol().status(net.now());
+            let status = node.status(net.now());
             if node.shown.as_ref().map(|(head, _)| head.position) != Some(head.position) {
                 return Err(format!("invariant 23: node {n} ends below {}: {status:?}", head.position));
             }
             if !status.fresh {
                 return Err(format!("invariant 18: node {n} is connected and not fresh: {status:?}"));
             }
-            let known = table.iter().find(|known| known.node == node.settings.node);
+            let known = table.iter().find(|known| known.node == node.settings().node);
             let Some(known) = known else { return Err(format!("report: node {n} is not known")) };
-            if known.applied != Some(head.position) || known.boot != node.settings.boot {
+            if known.applied != Some(head.position) || known.boot != node.settings().boot {
                 return Err(format!("report: what node {n} reached is not known: {known:?}"));
             }
             let at = known.path.last().copied().unwrap_or(own);
