@@ -161,6 +161,7 @@ mod on {
         ("stale-not-routed", "relay: a node below is not told that a higher boot of it is known"),
         ("path-not-said-again", "relay: WELCOME is not said again when the path changes"),
         ("fail-over-empty-handed", "relay: who comes to another upstream does not say what it has"),
+        ("table-of-the-first", "relay: of several namespaces the table of the first alone is told upward"),
         ("newest-way-taken", "relay: a pipe that opens is used at once, whatever is in use"),
         // The world.
         ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),

@@ -309,6 +309,11 @@ impl Distributor {
         self.first().perform_relay(cx, action)
     }
 
+    /// Whether any namespace has something to tell a relay.
+    pub fn has_relay_events(&self) -> bool {
+        self.namespaces.iter().any(Namespace::has_relay_events)
+    }
+
     /// The servers from the authority to here. WELCOME is said again when that changes.
     fn set_path(&mut self, cx: &mut Cx<'_>, server: ServerId, path: Vec<ServerId>) {
         let old = (self.settings.server, std::mem::replace(&mut self.path, path));

@@ -113,7 +113,7 @@ impl Wait {
         Wait { position: goal.position, level, cohort: goal.audience.is_some(), nodes, unknown }
     }
 
-    /// Whether it ends now; `status` is that of the sender's nodes. `over`: its time is.
+    /// Whether it ends now; `status` is that of the nodes of the sender's namespace. `over`: its time is.
     pub fn look(&self, sender: &Namespace, status: &[NodeStatus], over: bool) -> Look {
         // The sender may not have heard yet of the epoch that the authority has begun.
         let later = |head: &&Head| head.position.epoch.number > self.position.epoch.number;
