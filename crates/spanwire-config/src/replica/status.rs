@@ -8,7 +8,7 @@ use crate::sign::Keyring;
 use crate::wire::{NamespaceStatus, NodeKind, SLICE};
 use crate::{ClusterId, Head, Id, Key, Limits, Position, ServerId, State};
 
-/// Settings of a [`Replica`].
+/// Settings of a [`Replica`](super::Replica).
 #[derive(Clone, Debug)]
 pub struct ReplicaSettings {
     /// The cluster. Default: zeros.
