@@ -143,6 +143,14 @@ mod on {
         ("wait-forgets-refusals", "a wait leaves out who refused"),
         ("wait-away-is-behind", "a wait says of who is away that it is here and behind"),
         ("wait-selects-anew", "a wait is for the nodes that have come since as well"),
+        // What namespaces share.
+        ("one-namespace-wanted", "HELLO asks for the first namespace alone"),
+        ("added-not-asked-for", "a namespace that is added on an open pipe is not asked for there"),
+        ("credit-of-the-first", "only what comes of the first namespace is credited"),
+        ("fresh-of-all", "a HEAD of one namespace is a sign of life of all"),
+        ("word-to-the-first", "what a node reports of a namespace is taken as said of the first"),
+        ("beacon-of-the-first", "beacons show the HEADs of the first namespace alone"),
+        ("slots-for-each", "each namespace has all the slots for itself"),
         // The relay.
         ("relay-issues", "relay: HEADs go down with a seq of the relay's own"),
         ("relay-acks-early", "relay: what is forwarded is reported as stored"),
@@ -153,6 +161,7 @@ mod on {
         ("stale-not-routed", "relay: a node below is not told that a higher boot of it is known"),
         ("path-not-said-again", "relay: WELCOME is not said again when the path changes"),
         ("fail-over-empty-handed", "relay: who comes to another upstream does not say what it has"),
+        ("table-of-the-first", "relay: of several namespaces the table of the first alone is told upward"),
         ("newest-way-taken", "relay: a pipe that opens is used at once, whatever is in use"),
         // The world.
         ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),

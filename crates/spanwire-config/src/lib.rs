@@ -102,7 +102,10 @@ pub use node::{
 };
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};
-pub use replica::{Arriving, Data, Memory, Replica, ReplicaSettings, ReplicaStatus, Unexpected, Update};
+pub use replica::{
+    Arriving, Data, Kept, Memory, NsReplica, NsReplicaMut, Replica, ReplicaSettings, ReplicaStatus,
+    Unexpected, Update,
+};
 pub use sender::{Distributor, Namespace, NamespaceMut, NodeStatus, NotServed, Origin, Settings, Stale};
 pub use wire::client::Step;
 pub use wire::{Level, NackCode, NodeKind};

@@ -10,6 +10,10 @@
 //! came; [`Distributor`](crate::Distributor) serves it as an authority's does. This machine, without I/O, stands
 //! between the two: [`NsRelay::handle`] takes what happened and returns what is to be done.
 //!
+//! A relay of several namespaces has one of these for each, between one receiver and one sender of all: what it wants done is
+//! done in its namespace ([`Replica::namespace`](crate::Replica::namespace),
+//! [`Distributor::namespace`](crate::Distributor::namespace)).
+//!
 //! While a rollout is open two HEADs are current, each with its state: what is for all, and on top of that the canary's.
 //! They arrive in that order, as every revision follows from the one before.
 //!

@@ -164,18 +164,18 @@ pub struct Stale {
     pub newest: Option<Position>,
 }
 
-/// A sender does not serve a namespace beside the others.
+/// A sender does not serve a namespace beside the others, or a receiver does not hold it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotServed {
     /// There is one of this name.
-    #[error("the namespace {0} is served already")]
+    #[error("the namespace {0} is there already")]
     Twice(String),
     /// Its name is beyond 128 bytes.
     #[error("a namespace's name has at most 128 bytes, and this one {0}")]
     Long(usize),
-    /// One sender serves at most 64: more than one node may want.
-    #[error("one server has at most 64 namespaces: give the others one of their own")]
+    /// One sender or receiver has at most 64: more than one message may ask for.
+    #[error("at most 64 namespaces share a pipe: give the others a server and receivers of their own")]
     TooMany,
 }
 
@@ -307,6 +307,11 @@ impl Distributor {
         action: RelayAction,
     ) -> Result<Option<RelayAction>, Stale> {
         self.first().perform_relay(cx, action)
+    }
+
+    /// Whether any namespace has something to tell a relay.
+    pub fn has_relay_events(&self) -> bool {
+        self.namespaces.iter().any(Namespace::has_relay_events)
     }
 
     /// The servers from the authority to here. WELCOME is said again when that changes.

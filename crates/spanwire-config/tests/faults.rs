@@ -116,13 +116,17 @@ fn every_listed_fault_is_planted_somewhere() {
         include_str!("../src/sender/turns.rs"),
         include_str!("../src/relay.rs"),
         include_str!("../src/replica.rs"),
-        include_str!("../src/replica/relay.rs"),
+        include_str!("../src/replica/handle.rs"),
         include_str!("../src/replica/heads.rs"),
+        include_str!("../src/replica/namespace.rs"),
+        include_str!("../src/replica/relay.rs"),
+        include_str!("../src/replica/session.rs"),
+        include_str!("../src/replica/talk.rs"),
         include_str!("../src/replica/transfer.rs"),
         include_str!("../src/replica/trust.rs"),
         include_str!("../src/replica/words.rs"),
         include_str!("../src/wait.rs"),
-        include_str!("world/nodes.rs"),
+        include_str!("world/agent.rs"),
     ];
     for (name, _) in ALL {
         let quoted = format!("\"{name}\"");

@@ -31,11 +31,13 @@ fn promises_03_04_05_13_invariants_01_to_25_hold_whatever_happens() {
             if !asked && ran * workers >= ENOUGH && start.elapsed() > TIME {
                 break;
             }
-            let (outcome, counts) = sim.run_with(seed, |model, _| model.oracle.counts);
+            let (outcome, counts) = sim.run_with(seed, |model, _| {
+                model.oracles.iter().map(|oracle| oracle.counts).collect::<Vec<_>>()
+            });
             if let Some(failure) = outcome.failure {
                 panic!("{}", sim.shorten(seed, failure));
             }
-            sum += counts;
+            counts.into_iter().for_each(|counts| sum += counts);
             ran += 1;
         }
         (sum, ran)

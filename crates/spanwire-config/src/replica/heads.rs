@@ -2,21 +2,33 @@
 //!
 //! Owns: the order of positions, freshness, conflicts. Never: moves what is visible.
 
-use spanwire::protocol::Cx;
+use spanwire::protocol::{Cx, PipeId};
 
-use super::{CHANGED, Refusal, Replica, ReplicaSettings, Verdict, Word};
+use super::ReplicaSettings;
+use super::namespace::{NsReplica, Refusal, Verdict, Word};
 use crate::faults::planted;
 use crate::rollout::admits;
 use crate::wire::NackCode;
 use crate::{Head, OverLimit, Position, chain};
 
-impl Replica {
+impl NsReplica {
+    /// A HEAD of a beacon, which never moves what is visible.
+    pub(super) fn on_shown(&mut self, cx: &mut Cx<'_>, pipe: PipeId, head: &Head) {
+        let before = self.data();
+        if let Verdict::Newer = self.on_head(cx, pipe, head) {
+            self.ask_in_turn(head);
+        }
+        if self.data() != before {
+            self.woken(cx);
+        }
+    }
+
     /// Any HEAD: freshness, conflicts, and whether it is news (the rules of a replica).
-    pub(super) fn on_head(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
+    pub(super) fn on_head(&mut self, cx: &mut Cx<'_>, pipe: PipeId, head: &Head) -> Verdict {
         if planted("seq-before-signature") {
             self.note_seq(cx, head);
         }
-        if !self.believes(cx, head) {
+        if !self.believes(cx, pipe, head) {
             return Verdict::Ignore;
         }
         let tip = self.tip().map(|held| held.head.clone());
@@ -115,11 +127,11 @@ impl Replica {
         if gone.is_some() {
             self.behind = None;
             self.assembly = None;
-            cx.wake(CHANGED);
+            self.woken(cx);
         }
     }
 
-    pub(super) fn news(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
+    fn news(&mut self, cx: &mut Cx<'_>, head: &Head) -> Verdict {
         if self.refused.iter().any(|r| r.position == head.position) && !planted("refusal-forgotten") {
             // Who shows it does not send what comes before it.
             self.not_beyond(head.position);
@@ -145,8 +157,8 @@ impl Replica {
         self.assembly = None;
         self.awaiting = true;
         self.not_beyond(position);
-        self.say(cx, Word::Refusals);
-        cx.wake(CHANGED);
+        self.say(Word::Refusals);
+        self.woken(cx);
     }
 
     /// A refusal: what it names and what comes before it is not sent any more, so there is nothing to be behind of,
@@ -159,7 +171,7 @@ impl Replica {
     }
 
     /// An upstream shows what is held.
-    pub(super) fn confirm(&mut self, cx: &mut Cx<'_>, head: &Head) {
+    fn confirm(&mut self, cx: &mut Cx<'_>, head: &Head) {
         self.confirmed = true;
         let held = self.ready.as_mut().or(self.given.as_mut()).or(self.visible.as_mut());
         if let Some(held) = held
@@ -169,12 +181,12 @@ impl Replica {
             let promoted = held.head.audience != head.audience;
             held.head = head.clone();
             if promoted || self.relays() {
-                cx.wake(CHANGED);
+                self.woken(cx);
             }
         }
     }
 
-    pub(super) fn note_seq(&mut self, cx: &Cx<'_>, head: &Head) {
+    fn note_seq(&mut self, cx: &Cx<'_>, head: &Head) {
         let epoch = Position { epoch: head.position.epoch, rev: 0 };
         let rose = match self.seq {
             // The first of a process life only sets the mark.
@@ -197,15 +209,15 @@ impl Replica {
         }
     }
 
-    pub(super) fn contradict(&mut self, cx: &mut Cx<'_>, mine: Head, other: Head) {
+    fn contradict(&mut self, cx: &mut Cx<'_>, mine: Head, other: Head) {
         if self.conflict.is_none() {
             cx.count("conflicts", 1);
             self.conflict = Some((mine, other));
             self.assembly = None;
             self.target = None;
             self.behind = None;
-            self.say(cx, Word::Refusals);
-            cx.wake(CHANGED);
+            self.say(Word::Refusals);
+            self.woken(cx);
         }
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! Owns: the list of it. Never: a limit; those are where states and slices are taken.
 
-use super::Replica;
+use super::NsReplica;
 use super::transfer::most;
 use crate::{Head, State};
 
-/// What a replica has in memory: verified states, and what has come of the next.
+/// What a receiver has in memory of a namespace: verified states, and what has come of the next.
 ///
 /// Each state is within the limits of the settings. They share what they have in common.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct Arriving<'r> {
     pub allocated: usize,
 }
 
-impl Replica {
+impl NsReplica {
     /// What it has in memory.
     pub fn memory(&self) -> Memory<'_> {
         Memory {

@@ -1,21 +1,24 @@
 //! The upper half of a relay: what a receiver says and hears that only a relay does.
 //!
+//! What is verified and heard is told of each namespace apart; loops and conversations are the pipe's.
+//!
 //! Owns: REPORT and STALE on this side, loops. Never: what is in the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use spanwire::Message;
-use spanwire::protocol::{Cx, PipeId, Reason, Receives as _};
+use spanwire::protocol::{Cx, PipeId};
 
-use super::{CHANGED, Held, Replica, Update};
+use super::namespace::{Held, NsReplica};
+use super::{Replica, Update};
 use crate::faults::planted;
-use crate::wire::{Frame, Goodbye, GoodbyeCode, MAX_PATH, NodeKind, Report, WantReason, Welcome};
-use crate::{Head, Id, Key, Position, RelayAction, RelayEvent, State, Unexpected, Upstream};
+use crate::wire::{Frame, GoodbyeCode, MAX_PATH, NodeKind, Report, WantReason, Welcome};
+use crate::{Head, Id, Key, Position, RelayEvent, State, Upstream};
 
 /// Words of STALE that wait to be routed; of more, the oldest are dropped, and come again.
 const MOST_STALE: usize = 1_000;
 
-/// What a relay's receiver has to tell.
+/// What a relay's receiver has to tell of a namespace.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Relayed {
     stale: BTreeMap<Id, u64>,
@@ -29,9 +32,6 @@ pub(super) struct Relayed {
     under: Option<(Held, BTreeSet<Key>)>,
     /// A canary whose data came before what it stands on was known to be for all. The server takes it for sent.
     out_of_turn: Option<Position>,
-    conversations: u64,
-    /// In which the pipe in use is.
-    conversation: Option<(PipeId, u64)>,
 }
 
 impl Relayed {
@@ -41,25 +41,10 @@ impl Relayed {
     }
 }
 
-impl Replica {
+impl NsReplica {
     /// Whether this is a relay's.
     pub(super) fn relays(&self) -> bool {
         self.settings.kind == NodeKind::Relay
-    }
-
-    /// Whether the path that a server shows leads round, or too deep: it is left then.
-    pub(super) fn refuses_path(&mut self, cx: &mut Cx<'_>, pipe: PipeId, welcome: &Welcome) -> bool {
-        let round = welcome.path.contains(&self.settings.node) && !planted("loop-not-seen");
-        let deep = welcome.path.len() >= MAX_PATH;
-        if !self.relays() || !round && !deep {
-            return false;
-        }
-        let (code, detail) = (GoodbyeCode::Loop, 0);
-        let goodbye = Goodbye { code, detail, retry_after_ms: 0, alternates: Vec::new() };
-        let _ = cx.put(pipe, Message::from(Frame::Goodbye(goodbye).encode()));
-        cx.count("loops", 1);
-        cx.finish(pipe, Reason::Protocol(if round { "servers form a loop" } else { "too many relays" }));
-        true
     }
 
     /// While a rollout is open, what is for all is below what is held last.
@@ -71,7 +56,7 @@ impl Replica {
             && self.relayed.for_all.as_ref().is_none_or(newer)
         {
             self.relayed.for_all = Some(head.clone());
-            cx.wake(CHANGED);
+            self.woken(cx);
         }
     }
 
@@ -83,9 +68,9 @@ impl Replica {
     }
 
     /// A beacon shows news, which may have come too early: the server would not send it again by itself.
-    pub(super) fn ask_in_turn(&mut self, cx: &mut Cx<'_>, news: &Head) {
+    pub(super) fn ask_in_turn(&mut self, news: &Head) {
         if self.relayed.out_of_turn.take_if(|early| *early == news.position).is_some() {
-            self.ask(cx, WantReason::Other);
+            self.ask(WantReason::Other);
         }
     }
 
@@ -101,10 +86,9 @@ impl Replica {
         }
     }
 
-    /// What happened that a relay is to be told.
-    pub fn relay_events(&mut self, cx: &mut Cx<'_>) -> Vec<RelayEvent> {
+    /// What happened that a relay is to be told. `upstream` is the present server.
+    pub(super) fn relay_events(&mut self, cx: &mut Cx<'_>, upstream: Option<Upstream>) -> Vec<RelayEvent> {
         let mut events = Vec::new();
-        let upstream = self.upstream();
         if upstream != self.relayed.upstream {
             self.relayed.upstream.clone_from(&upstream);
             events.push(RelayEvent::Upstream(upstream));
@@ -147,70 +131,88 @@ impl Replica {
         events
     }
 
-    /// Whether [`relay_events`](Self::relay_events) has something to tell.
-    pub fn has_relay_events(&self) -> bool {
+    pub(super) fn has_relay_events(&self, upstream: Option<&Upstream>) -> bool {
         self.ready.is_some()
             || !self.relayed.stale.is_empty()
             || self.relayed.for_all.is_some()
             || self.relayed.head.as_ref() != self.tip().map(|held| &held.head)
-            || self.relayed.upstream != self.upstream()
+            || self.relayed.upstream.as_ref() != upstream
     }
 
-    /// Does what a relay wants of its receiver; gives back what is not for servers above.
-    ///
-    /// # Errors
-    /// As [`ack`](Self::ack).
-    pub fn perform_relay(
-        &mut self,
-        cx: &mut Cx<'_>,
-        action: RelayAction,
-    ) -> Result<Option<RelayAction>, Unexpected> {
-        match action {
-            RelayAction::Ack { position, level, volatile } => self.ack(cx, position, level, volatile)?,
-            other => return Ok(Some(other)),
+    /// A node below has a later start than the one that was told.
+    fn note_stale(&mut self, cx: &mut Cx<'_>, node: Id, boot: u64) {
+        let stale = &mut self.relayed.stale;
+        let known = stale.entry(node).or_default();
+        *known = boot.max(*known);
+        if stale.len() > MOST_STALE {
+            stale.pop_first();
+            cx.count("stale-too-many", 1);
         }
-        Ok(None)
+        self.woken(cx);
+    }
+
+    /// The server of the pipe in use does not know what was said to others.
+    fn converses(&mut self) {
+        self.relayed.out_of_turn = None;
+    }
+}
+
+impl Replica {
+    /// Whether the path that a server shows leads round, or too deep: it is left then.
+    pub(super) fn refuses_path(&mut self, cx: &mut Cx<'_>, pipe: PipeId, welcome: &Welcome) -> bool {
+        let round = welcome.path.contains(&self.settings.node) && !planted("loop-not-seen");
+        let deep = welcome.path.len() >= MAX_PATH;
+        if self.settings.kind != NodeKind::Relay || !round && !deep {
+            return false;
+        }
+        cx.count("loops", 1);
+        self.goodbye(
+            cx,
+            pipe,
+            GoodbyeCode::Loop,
+            if round { "servers form a loop" } else { "too many relays" },
+        );
+        true
     }
 
     /// Tells the server above of nodes below. `false`: there is no room now, or no server.
     pub fn report(&mut self, cx: &mut Cx<'_>, report: &Report) -> bool {
-        let Some(pipe) = self.active.filter(|_| self.relayed.upstream.is_some()) else { return false };
+        let told = |at: usize| self.namespaces[at].relayed.upstream.is_some();
+        let Some(pipe) = self.active.filter(|_| self.index_of(&report.namespace).is_some_and(told)) else {
+            return false;
+        };
+        if planted("table-of-the-first") && report.namespace != self.settings.namespace {
+            return true;
+        }
         // What is queued after this would fill the pipe: data above all is to have room.
         cx.unsent(pipe).0 < 16
             && cx.put(pipe, Message::from(Frame::Report(Box::new(report.clone())).encode())).is_ok()
     }
 
     /// The server of the pipe in use, once it has said WELCOME.
-    fn upstream(&self) -> Option<Upstream> {
-        let up = self.active.and_then(|pipe| self.pipes.get(pipe))?;
-        let (server, path) = (up.server?, up.path.clone());
-        let conversation = self.relayed.conversation.filter(|(pipe, _)| self.active == Some(*pipe))?.1;
+    pub(super) fn upstream(&self) -> Option<Upstream> {
+        let session = self.active.and_then(|pipe| self.sessions.get(pipe))?;
+        let (server, path) = (session.server?, session.path.clone());
+        let conversation = self.conversation.filter(|(pipe, _)| self.active == Some(*pipe))?.1;
         Some(Upstream { server, path, conversation })
     }
 
     /// The server of the pipe in use, welcomed, does not know what was said to others.
     pub(super) fn converse(&mut self) {
-        let welcomed = |pipe: &PipeId| self.pipes.get(*pipe).is_some_and(|up| up.server.is_some());
+        let welcomed = |pipe: &PipeId| self.sessions.get(*pipe).is_some_and(|up| up.server.is_some());
         if let Some(pipe) = self.active.filter(welcomed) {
-            self.relayed.conversations += 1;
-            self.relayed.out_of_turn = None;
-            self.relayed.conversation = Some((pipe, self.relayed.conversations));
+            self.conversations += 1;
+            self.conversation = Some((pipe, self.conversations));
+            self.namespaces.iter_mut().for_each(NsReplica::converses);
         }
     }
 
-    /// STALE: for this node, or for one below.
+    /// STALE: for this node, or for one below, in whatever namespace it is known.
     pub(super) fn on_stale(&mut self, cx: &mut Cx<'_>, node: Id, boot: u64) {
         if node == self.settings.node {
             self.raise_boot(cx, boot);
-        } else if self.relays() {
-            let stale = &mut self.relayed.stale;
-            let known = stale.entry(node).or_default();
-            *known = boot.max(*known);
-            if stale.len() > MOST_STALE {
-                stale.pop_first();
-                cx.count("stale-too-many", 1);
-            }
-            cx.wake(CHANGED);
+        } else if self.settings.kind == NodeKind::Relay {
+            self.namespaces.iter_mut().for_each(|ns| ns.note_stale(cx, node, boot));
         }
     }
 
@@ -218,7 +220,7 @@ impl Replica {
     pub(super) fn raise_boot(&mut self, cx: &mut Cx<'_>, boot: u64) {
         if boot > self.settings.boot {
             self.stale_boot = Some(boot);
-            cx.wake(CHANGED);
+            self.woken(cx);
         }
     }
 }

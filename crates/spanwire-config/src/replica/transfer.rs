@@ -4,41 +4,39 @@
 //! digest that its HEAD names.
 
 use bytes::Bytes;
-use spanwire::protocol::{Cx, DropReason, PipeId, Reason};
+use spanwire::protocol::{Cx, DropReason, PipeId};
 
-use super::{Assembly, CHANGED, Held, REPORT, Replica, Verdict, Word};
+use super::namespace::{Complaint, Held, NsReplica, Verdict, Word};
 use crate::faults::planted;
 use crate::wire::{Level, Slice, WantReason, decode_changes, decode_state, snapshot_size};
-use crate::{Change, ChangeSet, Head, Key, Limits, State};
+use crate::{Base, Change, ChangeSet, Head, Key, Limits, State};
 
-impl Replica {
+/// A transfer that arrives.
+#[derive(Clone, Debug)]
+pub(super) struct Assembly {
+    pub(super) head: Head,
+    pub(super) base: Option<Base>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl NsReplica {
+    /// A slice that came over the pipe in use.
     pub(super) fn on_slice(&mut self, cx: &mut Cx<'_>, pipe: PipeId, slice: Slice) {
-        if let Some(up) = self.pipes.get_mut(pipe) {
-            // Credited as it is taken, whether it is kept or not.
-            up.taken += slice.bytes.len() as u64;
-            if up.taken - up.credited >= u64::from(up.window / 2) && !planted("credit-by-ack") {
-                self.say_on(cx, pipe, Word::Credit);
-            }
-        }
-        if self.active != Some(pipe) {
-            cx.dropped(Some(pipe), DropReason::Own("not-in-use"));
-            return;
-        }
         if slice.offset == 0 {
             self.assembly = None;
         }
-        let verdict = self.on_head(cx, &slice.head);
+        let verdict = self.on_head(cx, pipe, &slice.head);
         if !matches!(verdict, Verdict::Newer) {
             self.assembly = None;
             self.note_out_of_turn(&slice.head);
             cx.dropped(Some(pipe), DropReason::Own("not-news"));
             if matches!(verdict, Verdict::Same) && slice.last {
                 // The sender does not know that it is here.
-                self.say(cx, Word::Report);
+                self.say(Word::Report);
             }
             return;
         }
-        if slice.offset == 0 && !self.start(cx, &slice) {
+        if slice.offset == 0 && !self.start(&slice) {
             return;
         }
         self.behind = Some(cx.now());
@@ -52,7 +50,7 @@ impl Replica {
             && assembly.base == slice.base
             && (assembly.bytes.len() as u64 == slice.offset || planted("accept-holes"));
         if !fits {
-            self.ask(cx, WantReason::Other);
+            self.ask(WantReason::Other);
             return;
         }
         let size = slice.offset + slice.bytes.len() as u64;
@@ -70,17 +68,14 @@ impl Replica {
     }
 
     /// A transfer will come when others have theirs. That the queue moves is as good as data: nothing is withheld.
-    pub(super) fn on_waiting(&mut self, cx: &mut Cx<'_>, pipe: PipeId, namespace: &str, place: u32) {
-        if self.active != Some(pipe) || namespace != self.settings.namespace {
-            return cx.dropped(Some(pipe), DropReason::Unexpected);
-        }
+    pub(super) fn on_waiting(&mut self, cx: &mut Cx<'_>, place: u32) {
         let (before, best) = self.place.unwrap_or((0, u32::MAX));
         if place < best {
             self.behind = self.behind.map(|_| cx.now());
         }
         self.place = Some((place, best.min(place)));
         if place != before {
-            cx.wake(CHANGED);
+            self.woken(cx);
         }
     }
 
@@ -90,13 +85,13 @@ impl Replica {
     }
 
     /// The first slice of a transfer. `false`: it does not fit what is held.
-    pub(super) fn start(&mut self, cx: &mut Cx<'_>, slice: &Slice) -> bool {
+    fn start(&mut self, slice: &Slice) -> bool {
         if let Some(base) = slice.base
             && self.tip().map(|held| held.head.base()) != Some(base)
             && !planted("skip-base")
         {
             if !self.awaiting {
-                self.ask(cx, WantReason::Other);
+                self.ask(WantReason::Other);
             }
             return false;
         }
@@ -110,7 +105,7 @@ impl Replica {
     }
 
     /// A whole transfer: applied to a copy, and kept only if the copy has the digest that its HEAD names.
-    pub(super) fn verify(&mut self, cx: &mut Cx<'_>, pipe: PipeId, assembly: Assembly) {
+    fn verify(&mut self, cx: &mut Cx<'_>, pipe: PipeId, assembly: Assembly) {
         let Assembly { head, base, bytes } = assembly;
         let size = bytes.len();
         let bytes = Bytes::from(bytes);
@@ -141,17 +136,17 @@ impl Replica {
         cx.count("verified", 1);
         self.reports.verified(size);
         if let Some(at) = self.reports.plan(cx.now()) {
-            cx.set_timer_lazily(REPORT, at);
+            cx.set_timer_lazily(self.timer(), at);
         }
         self.accept(cx, Held { head, state }, changed);
     }
 
-    pub(super) fn accept(&mut self, cx: &mut Cx<'_>, held: Held, changed: Vec<Key>) {
+    fn accept(&mut self, cx: &mut Cx<'_>, held: Held, changed: Vec<Key>) {
         let position = held.head.position;
         if planted("ack-early") {
             let report = self.ack_of(position, Level::Stored, false);
             self.reports.set(report);
-            self.say(cx, Word::Report);
+            self.say(Word::Report);
         }
         if planted("changes-forgotten") {
             self.ready_changed.clear();
@@ -170,18 +165,18 @@ impl Replica {
             self.target = None;
             self.behind = None;
         }
-        cx.wake(CHANGED);
+        self.woken(cx);
     }
 
     /// What arrived is not what its HEAD names.
-    pub(super) fn failed(&mut self, cx: &mut Cx<'_>, pipe: PipeId, delta: bool) {
+    fn failed(&mut self, cx: &mut Cx<'_>, pipe: PipeId, delta: bool) {
         cx.count("digest-failures", 1);
         cx.dropped(Some(pipe), DropReason::Own("digest"));
         if delta {
-            self.ask(cx, WantReason::Digest);
+            self.ask(WantReason::Digest);
         } else {
             self.assembly = None;
-            cx.close(pipe, Reason::Protocol("a snapshot without the digest that its HEAD names"));
+            self.complaint = Some(Complaint::Close("a snapshot without the digest that its HEAD names"));
         }
     }
 }

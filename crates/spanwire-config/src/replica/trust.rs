@@ -5,32 +5,32 @@
 
 use spanwire::protocol::{Cx, DropReason, PipeId, Reason, Time};
 
-use super::{PATIENCE, Replica, endpoint};
+use super::namespace::Complaint;
+use super::{NsReplica, PATIENCE, Replica, endpoint};
 use crate::Head;
 use crate::faults::planted;
+use crate::wire::NamespaceStatus;
 
 /// So many HEADs in a row that are not to be believed, and the server is left.
 const IN_A_ROW: u32 = 3;
+const FOREIGN: &str = "shows HEADs of another cluster, or that no trusted key signed";
 /// How long a server that was left comes last, in times of *fresh*.
 const WHILE: u32 = 3;
 /// Most endpoints that are remembered as left.
 const MOST: usize = 64;
 
-impl Replica {
+impl NsReplica {
     /// Whether a HEAD is one of this namespace, signed by a trusted key if there are keys. Others are counted,
     /// and several in a row end the pipe in use, over which they came.
-    pub(super) fn believes(&mut self, cx: &mut Cx<'_>, head: &Head) -> bool {
-        let doubt = self.doubt(head);
-        let Some(up) = self.active.and_then(|pipe| self.pipes.get_mut(pipe)) else { return doubt.is_none() };
-        let Some(doubt) = doubt else {
-            up.doubted = 0;
+    pub(super) fn believes(&mut self, cx: &mut Cx<'_>, pipe: PipeId, head: &Head) -> bool {
+        let Some(doubt) = self.doubt(head) else {
+            self.doubted = 0;
             return true;
         };
-        up.doubted += 1;
-        let enough = up.doubted >= IN_A_ROW;
-        cx.dropped(self.active, DropReason::Own(doubt));
-        if let (Some(pipe), true) = (self.active, enough && !planted("forgeries-tolerated")) {
-            self.leave(cx, pipe, "shows HEADs of another cluster, or that no trusted key signed");
+        cx.dropped(Some(pipe), DropReason::Own(doubt));
+        self.doubted += 1;
+        if self.doubted >= IN_A_ROW && !planted("forgeries-tolerated") {
+            self.complaint = Some(Complaint::Leave(FOREIGN));
         }
         false
     }
@@ -60,6 +60,18 @@ impl Replica {
         self.signed = Some(head.clone());
         None
     }
+}
+
+impl Replica {
+    /// A HEAD of a namespace that nobody asked for: as foreign as one of another cluster.
+    pub(super) fn on_stranger(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
+        cx.dropped(Some(pipe), DropReason::Own("foreign-head"));
+        let Some(session) = self.sessions.get_mut(pipe) else { return };
+        session.strangers += 1;
+        if session.strangers >= IN_A_ROW {
+            self.leave(cx, pipe, FOREIGN);
+        }
+    }
 
     /// Closes a pipe because of what its server does: it comes last for a while.
     pub(super) fn leave(&mut self, cx: &mut Cx<'_>, pipe: PipeId, why: &'static str) {
@@ -78,15 +90,26 @@ impl Replica {
     }
 
     /// The pipe in use, if it lives and yet nothing that it showed rose for as long as *fresh* lasts, while another
-    /// server stands by: two relays that were cut off together could keep each other alive for ever.
+    /// server stands by: two relays that were cut off together could keep each other alive for ever. A namespace that the
+    /// server does not serve, or in which two histories contradict each other, is no reason to take the others elsewhere.
     pub(super) fn frozen(&self, now: Time) -> Option<PipeId> {
         let active = self.active?;
-        let up = self.pipes.get(active)?;
-        let server = up.server?;
-        let other = self.pipes.iter().any(|(_, up)| up.server.is_some_and(|other| other != server));
-        let since = self.fresh.map_or(self.active_since, |rose| rose.max(self.active_since));
+        let session = self.sessions.get(active)?;
+        let server = session.server?;
+        let other = self.sessions.iter().any(|(_, other)| other.server.is_some_and(|other| other != server));
         // Who is slow to say anything has said nothing wrong.
-        let patience = self.settings.fresh.max(up.beacon * PATIENCE);
-        (other && now.saturating_since(since) > patience).then_some(active)
+        let patience = self.settings.fresh.max(session.beacon * PATIENCE);
+        let still = |ns: &NsReplica| {
+            now.saturating_since(ns.fresh.map_or(ns.since, |rose| rose.max(ns.since))) > patience
+        };
+        let serves = |ns: &&NsReplica| {
+            ns.conflict.is_none() && session.status_of(ns.name()) == Some(NamespaceStatus::Known)
+        };
+        let mut served = self.namespaces.iter().filter(serves).peekable();
+        let frozen = match served.peek() {
+            Some(_) => served.any(still),
+            None => self.namespaces.iter().all(still),
+        };
+        (other && frozen).then_some(active)
     }
 }

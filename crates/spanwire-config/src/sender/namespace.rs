@@ -128,9 +128,11 @@ impl Namespace {
     }
 
     /// Woken whenever [`status`](Self::status) may have changed: wait with it until
-    /// [`reached`](Self::reached) says enough.
+    /// [`reached`](Self::reached) says enough. A relay waits for all news from below in one place: its namespaces have the
+    /// same.
     pub fn wait_key(&self) -> WaitKey {
-        WaitKey(SENDER as u32, u64::from(self.index) << 8)
+        let index = if self.passes { 0 } else { self.index };
+        WaitKey(SENDER as u32, u64::from(index) << 8)
     }
 
     /// Number of steps and bytes in the log.

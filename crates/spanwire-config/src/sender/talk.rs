@@ -172,7 +172,7 @@ impl Distributor {
         };
         let window = self.sessions.get(pipe).map_or(0, |session| session.window);
         let Some(at) = self.index_of(of) else { return cx.dropped(Some(pipe), DropReason::Own(unknown)) };
-        let namespace = &mut self.namespaces[at];
+        let namespace = &mut self.namespaces[if planted("word-to-the-first") { 0 } else { at }];
         namespace.enter(pipe, hello, window);
         match frame {
             Frame::Ack(ack) => namespace.on_ack(cx, pipe, ack),
@@ -277,7 +277,8 @@ impl Beacons {
 
     fn of(&mut self, namespaces: &[Namespace], pipe: PipeId) -> Message {
         self.shown.clear();
-        self.shown.extend(namespaces.iter().map(|namespace| {
+        let most = if planted("beacon-of-the-first") { 1 } else { namespaces.len() };
+        self.shown.extend(namespaces.iter().take(most).map(|namespace| {
             match namespace.cursors.get(pipe).filter(|cursor| cursor.wants) {
                 None => 0,
                 Some(cursor) => match namespace.shown_to(cursor) {

@@ -8,6 +8,7 @@ mod namespaces;
 mod relays;
 mod reports;
 mod rollouts;
+mod several;
 mod sockets;
 mod transfers;
 mod trust;

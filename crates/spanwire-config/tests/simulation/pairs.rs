@@ -67,6 +67,7 @@ const EVENTS: &[(&str, &[&str])] = &[
             "beacon time",
             "HELLO without wants",
             "HELLO",
+            "WANT new",
             "WANT digest",
             "WANT retry",
             "WANT other",
@@ -195,8 +196,15 @@ const EXCEPT: &[(&str, &[&str], &[&str], Why)] = &[
     (REPLICA, &["EMPTY"], &["DELTA"], Seldom("the replay of a step to who lost what it starts from")),
     (
         SESSION,
+        &["at rest", "in a transfer", "to be acknowledged", "in conflict", "turned away"],
+        &["WANT new"],
+        Seldom("it asks for what the pipe does not carry yet"),
+    ),
+    (
+        SESSION,
         &["no HELLO yet"],
         &[
+            "WANT new",
             "WANT digest",
             "WANT retry",
             "WANT other",

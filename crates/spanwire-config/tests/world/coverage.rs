@@ -11,7 +11,7 @@ use spanwire_config::wire::{Ack, Frame, GoodbyeCode, Level, Nack, NackCode, Want
 use spanwire_config::{Data, Head, NsRelay, RelayEvent, Verdict};
 use spanwire_testkit::sim::Event;
 
-use super::nodes::Agent;
+use super::nodes::Holding;
 
 /// Machine, state, event.
 pub(crate) type Pair = (&'static str, &'static str, &'static str);
@@ -40,30 +40,34 @@ fn data(data: Data) -> &'static str {
     }
 }
 
-/// The application of a replica says something.
-pub(crate) fn says(agent: &Agent, now: Time, event: &'static str) {
-    note(REPLICA, data(agent.socket.protocol().status(now).data), event);
+/// The application of a namespace says something.
+pub(crate) fn says(state: Data, event: &'static str) {
+    note(REPLICA, data(state), event);
 }
 
-/// Something comes to a replica.
-pub(crate) fn comes(agent: &Agent, now: Time, event: &Event) {
+/// Something comes to a node, for one of its namespaces.
+pub(crate) fn comes(one: Holding<'_>, now: Time, event: &Event) {
+    let says = |event: &'static str| says(one.status(now).data, event);
+    let mine = |head: &&Head| head.namespace == one.name();
     match event {
-        Event::Opened { .. } => says(agent, now, "pipe up"),
-        Event::Closed(_) => says(agent, now, "pipe down"),
-        Event::Timer => says(agent, now, "time"),
+        Event::Opened { .. } => says("pipe up"),
+        Event::Closed(_) => says("pipe down"),
+        Event::Timer => says("time"),
         Event::Writable(_) => {}
         Event::Message(_, message) => match Frame::decode(&message.clone().into_bytes()) {
-            Ok(Frame::Welcome(_)) => says(agent, now, "WELCOME"),
-            Ok(Frame::Goodbye(bye)) if bye.code == GoodbyeCode::StaleBoot => {
-                says(agent, now, "told of a higher boot")
+            Ok(Frame::Welcome(_)) => says("WELCOME"),
+            Ok(Frame::Goodbye(bye)) if bye.code == GoodbyeCode::StaleBoot => says("told of a higher boot"),
+            Ok(Frame::Waiting(name, _)) if name == one.name() => says("WAITING"),
+            Ok(Frame::Stale(..)) => says("told of a higher boot"),
+            Ok(Frame::Beacon(heads)) if !heads.iter().any(|head| mine(&head)) => {
+                says("BEACON without a HEAD")
             }
-            Ok(Frame::Waiting(..)) => says(agent, now, "WAITING"),
-            Ok(Frame::Stale(..)) => says(agent, now, "told of a higher boot"),
-            Ok(Frame::Beacon(heads)) if heads.is_empty() => says(agent, now, "BEACON without a HEAD"),
-            Ok(Frame::Beacon(heads)) => heads.iter().for_each(|head| says(agent, now, relation(agent, head))),
-            Ok(Frame::Slice(slice)) => {
-                says(agent, now, relation(agent, &slice.head));
-                says(agent, now, if slice.base.is_some() { "DELTA" } else { "SNAPSHOT" });
+            Ok(Frame::Beacon(heads)) => {
+                heads.iter().filter(mine).for_each(|head| says(relation(one, head)));
+            }
+            Ok(Frame::Slice(slice)) if mine(&&slice.head) => {
+                says(relation(one, &slice.head));
+                says(if slice.base.is_some() { "DELTA" } else { "SNAPSHOT" });
             }
             _ => {}
         },
@@ -71,9 +75,9 @@ pub(crate) fn comes(agent: &Agent, now: Time, event: &Event) {
 }
 
 /// What a HEAD is to what a replica holds.
-fn relation(agent: &Agent, head: &Head) -> &'static str {
-    let given = agent.given.as_ref().map(|given| &given.head);
-    let Some(held) = given.or(agent.socket.protocol().visible().map(|(held, _)| held)) else {
+fn relation(one: Holding<'_>, head: &Head) -> &'static str {
+    let given = one.given.as_ref().map(|given| &given.head);
+    let Some(held) = given.or(one.replica().visible().map(|(held, _)| held)) else {
         return "HEAD where nothing is held";
     };
     let (mine, theirs) = (held.position, head.position);
@@ -91,10 +95,14 @@ fn relation(agent: &Agent, head: &Head) -> &'static str {
     }
 }
 
-/// What a sender hears.
-pub(crate) fn heard(frame: &Frame) -> Option<&'static str> {
+/// What a sender hears of a namespace.
+pub(crate) fn heard(frame: &Frame, name: &str) -> Option<&'static str> {
     Some(match frame {
-        Frame::Hello(hello) if hello.wants.is_empty() => "HELLO without wants",
+        Frame::Want(_, wants) if wants.iter().all(|want| want.namespace != name) => return None,
+        Frame::Ack(Ack { namespace, .. }) | Frame::Nack(Nack { namespace, .. }) if namespace != name => {
+            return None;
+        }
+        Frame::Hello(hello) if hello.wants.iter().all(|want| want.namespace != name) => "HELLO without wants",
         Frame::Hello(_) => "HELLO",
         Frame::Want(WantReason::New, _) => "WANT new",
         Frame::Want(WantReason::Digest, _) => "WANT digest",

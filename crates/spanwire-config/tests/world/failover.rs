@@ -52,7 +52,7 @@ impl FailOvers {
             }
             let leads_elsewhere = |server: usize| {
                 let Some(relay) = relay(net, server) else { return server == 0 };
-                let up = relay.machine.upstream();
+                let up = relay.machines[0].upstream();
                 let round = |id: &Id| up.is_none_or(|up| up.server == *id || up.path.contains(id));
                 let fresh = relay.upper.protocol().status(net.now()).fresh;
                 server != dead && fresh && ![id(dead), id(*child)].iter().any(round)

@@ -1,5 +1,7 @@
 //! What must hold, whatever happens: the numbered invariants of the protocol, checked after every event.
 //!
+//! One looks at one namespace, as if there were no other; of a pipe it knows the bytes of all.
+//!
 //! The oracle knows every state that was ever durable at a server, every message, and what each node really did.
 //! It asks the protocols only for what they claim. The first words of a failure name its invariant.
 
@@ -15,15 +17,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use spanwire::Message;
-use spanwire::protocol::{Protocol, Time};
+use spanwire::protocol::Time;
 use spanwire_config::rollout::admits;
 use spanwire_config::wire::{Frame, NackCode, Want, WantReason, snapshot_size};
 use spanwire_config::{Data, Epoch, Head, Id, Level, Position, State, chain};
 use spanwire_testkit::sim::{Link, Net, Passage, Route};
 
-use super::coverage;
-use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, Server};
+use super::nodes::{BEACON, FRESH, HELLO, Holding, Party, Served, Space};
 use super::waits::Waits;
+use super::{NAMES, coverage};
 use memory::Intake;
 
 /// Un-acknowledged transfers on one pipe.
@@ -176,6 +178,9 @@ struct Record {
 /// The oracle.
 #[derive(Debug)]
 pub(crate) struct Oracle {
+    /// The namespace, by number, and its name.
+    at: usize,
+    name: &'static str,
     pub(crate) counts: Counts,
     pub(crate) routes: Vec<Route>,
     servers: usize,
@@ -195,7 +200,8 @@ pub(crate) struct Oracle {
     /// Whom each was for, as far as that was durable.
     audiences: BTreeMap<Fact, HashSet<Bytes>>,
     last: Vec<Option<Head>>,
-    folder: Folder,
+    /// The authority's, as far as it is durable.
+    space: Space,
     conversations: BTreeMap<Link, Conversation>,
     truths: Vec<Truth>,
     records: Vec<BTreeMap<Id, Record>>,
@@ -210,7 +216,7 @@ pub(crate) struct Oracle {
     tail_seen: bool,
     quiet: Option<Vec<Link>>,
     /// Connections that their nodes had cause to leave since.
-    in_vain: BTreeSet<Link>,
+    pub(crate) in_vain: BTreeSet<Link>,
     known_links: u64,
 }
 
@@ -225,18 +231,23 @@ pub(crate) struct Keys {
 
 type Checked = Result<(), String>;
 
-fn agent(net: &Net<Party>, node: usize) -> Option<&Agent> {
+/// What a node does with a namespace; `None` as well if it does not ask for it yet.
+fn agent(net: &Net<Party>, node: usize, at: usize) -> Option<Holding<'_>> {
     match net.node(node) {
-        Some(Party::Agent(agent)) => Some(agent),
+        Some(Party::Agent(agent)) => agent.holding(at),
         _ => None,
     }
 }
 
-fn server(net: &Net<Party>, node: usize) -> Option<&Server> {
+fn server(net: &Net<Party>, node: usize, at: usize) -> Option<Served<'_>> {
     match net.node(node) {
-        Some(Party::Server(server)) => Some(server),
+        Some(Party::Server(server)) => Some(server.served(at)),
         _ => None,
     }
+}
+
+fn durable(net: &Net<Party>, node: usize, at: usize) -> Option<&Space> {
+    net.disk(node).map(|disk| &disk.durable().spaces[at])
 }
 
 fn print_of(head: &Head) -> [u8; 32] {
@@ -245,18 +256,19 @@ fn print_of(head: &Head) -> [u8; 32] {
     *blake3::hash(&bytes).as_bytes()
 }
 
-fn decode(message: &Message) -> Option<Frame> {
+pub(crate) fn decode(message: &Message) -> Option<Frame> {
     Frame::decode(&message.clone().into_bytes()).ok()
 }
 
 /// A message in a few words.
 pub(crate) fn describe(message: &Message) -> String {
-    let heads =
-        |heads: &[Head]| heads.iter().map(|h| format!(" {} seq {:x}", h.position, h.seq)).collect::<String>();
+    let heads = |heads: &[Head]| {
+        heads.iter().map(|h| format!(" {} {} seq {:x}", h.namespace, h.position, h.seq)).collect::<String>()
+    };
     let wants = |wants: &[Want]| {
         let shown = |want: &Want| {
             let refused: Vec<String> = want.refused.iter().map(|(at, _)| at.to_string()).collect();
-            format!(" have{} refused {refused:?}", heads(&want.have))
+            format!(" {}: have{} refused {refused:?}", want.namespace, heads(&want.have))
         };
         wants.iter().map(shown).collect::<String>()
     };
@@ -267,8 +279,9 @@ pub(crate) fn describe(message: &Message) -> String {
         Some(Frame::Welcome(w)) => format!("WELCOME {:?} {:?}", w.server, w.namespaces),
         Some(Frame::Want(reason, w)) => format!("WANT {reason:?}{}", wants(&w)),
         Some(Frame::Slice(s)) => format!(
-            "{} {} from {:?} at {} + {}{}",
+            "{} {} {} from {:?} at {} + {}{}",
             if s.base.is_some() { "DELTA" } else { "SNAPSHOT" },
+            s.head.namespace,
             s.head.position,
             s.base.map(|base| base.position.rev),
             s.offset,
@@ -278,18 +291,35 @@ pub(crate) fn describe(message: &Message) -> String {
         Some(Frame::Beacon(h)) => format!("BEACON{}", heads(&h)),
         Some(Frame::Credit(taken)) => format!("CREDIT {taken}"),
         Some(Frame::Ack(a)) => {
-            format!("ACK {} {:?}{}", a.position, a.level, if a.volatile { " volatile" } else { "" })
+            format!(
+                "ACK {} {} {:?}{}",
+                a.namespace,
+                a.position,
+                a.level,
+                if a.volatile { " volatile" } else { "" }
+            )
         }
-        Some(Frame::Nack(n)) => format!("NACK {} {:?} stays at {}", n.position, n.code, n.stays_at),
+        Some(Frame::Nack(n)) => {
+            format!("NACK {} {} {:?} stays at {}", n.namespace, n.position, n.code, n.stays_at)
+        }
         Some(Frame::Goodbye(g)) => format!("GOODBYE {:?}", g.code),
         other => format!("{other:?}"),
     }
 }
 
 impl Oracle {
-    pub(crate) fn new(servers: usize, routes: &[Route], lies: bool, twin: bool, keys: Keys) -> Oracle {
+    pub(crate) fn new(
+        at: usize,
+        servers: usize,
+        routes: &[Route],
+        lies: bool,
+        twin: bool,
+        keys: Keys,
+    ) -> Oracle {
         let nodes = routes.iter().map(|route| route.from + 1).max().unwrap_or(servers);
         Oracle {
+            at,
+            name: NAMES[at],
             counts: Counts::default(),
             routes: routes.to_vec(),
             servers,
@@ -303,7 +333,7 @@ impl Oracle {
             committed: BTreeMap::new(),
             audiences: BTreeMap::new(),
             last: vec![None; servers],
-            folder: Folder::default(),
+            space: Space::default(),
             conversations: BTreeMap::new(),
             truths: vec![Truth::default(); nodes],
             records: vec![BTreeMap::new(); servers],
@@ -323,13 +353,13 @@ impl Oracle {
         self.committed.keys().map(|((number, ..), _)| *number).max().unwrap_or(0)
     }
 
-    /// The authority's folder, as far as it is durable.
-    pub(crate) fn authority_folder(&self) -> &Folder {
-        &self.folder
+    /// What the authority has, as far as it is durable.
+    pub(crate) fn authority_space(&self) -> &Space {
+        &self.space
     }
 
-    pub(crate) fn store_lost(&mut self, folder: Folder) {
-        self.folder = folder;
+    pub(crate) fn store_lost(&mut self, space: Space) {
+        self.space = space;
         self.last[0] = None;
         self.lineage[0].clear();
     }
@@ -345,7 +375,7 @@ impl Oracle {
     }
 
     /// Invariant 4.
-    pub(crate) fn node_starts(&mut self, node: usize, folder: &Folder) {
+    pub(crate) fn node_starts(&mut self, node: usize, folder: &Space) {
         self.counts.starts += 1;
         let found = folder.history.as_ref().map(|(head, _)| head.position);
         let truth = &mut self.truths[node];
@@ -396,7 +426,8 @@ impl Oracle {
 
     /// Takes note of what a server has on disk. Invariant 7, and that revisions rise.
     pub(crate) fn learn(&mut self, net: &Net<Party>, server: usize) -> Checked {
-        let Some((head, state)) = net.disk(server).and_then(|disk| disk.durable().history.as_ref()) else {
+        let Some((head, state)) = durable(net, server, self.at).and_then(|space| space.history.as_ref())
+        else {
             return Ok(());
         };
         if self.last[server].as_ref().is_some_and(|last| last == head) {
@@ -411,11 +442,7 @@ impl Oracle {
         }
         if self.last[server].as_ref().is_some_and(|last| last.shown() == head.shown()) {
             self.last[server] = Some(head.clone());
-            if server == 0
-                && let Some(disk) = net.disk(0)
-            {
-                self.folder = disk.durable().clone();
-            }
+            self.copy(net, server);
             return Ok(());
         }
         if self.frozen[server] == Some(head.position.epoch) && !self.lineage[server].contains(&fact(head)) {
@@ -454,12 +481,28 @@ impl Oracle {
             self.committed.insert((at, head.chain), (head.clone(), state.clone()));
         }
         self.last[server] = Some(head.clone());
-        if server == 0
-            && let Some(disk) = net.disk(0)
-        {
-            self.folder = disk.durable().clone();
-        }
+        self.copy(net, server);
         Ok(())
+    }
+
+    fn copy(&mut self, net: &Net<Party>, server: usize) {
+        if let Some(space) = durable(net, 0, self.at).filter(|_| server == 0) {
+            self.space = space.clone();
+        }
+    }
+
+    fn is_mine(&self, head: &Head) -> bool {
+        head.namespace == self.name
+    }
+
+    /// What a message asks for.
+    fn want_in<'f>(&self, frame: &'f Frame) -> Option<&'f Want> {
+        let wants = match frame {
+            Frame::Hello(hello) => &hello.wants,
+            Frame::Want(_, wants) => wants,
+            _ => return None,
+        };
+        wants.iter().find(|want| want.namespace == self.name)
     }
 
     /// Whether a node may believe a HEAD: one that left a server whose key it trusts, as it was.
@@ -471,26 +514,23 @@ impl Oracle {
         self.committed.get(&(place(&head.position), head.chain))
     }
 
-    pub(crate) fn passed(&mut self, net: &Net<Party>, passage: &Passage<'_>) -> Checked {
-        let Some(frame) = decode(passage.message) else { return Ok(()) };
+    pub(crate) fn passed(&mut self, net: &Net<Party>, passage: &Passage<'_>, frame: &Frame) -> Checked {
         let Passage { link, from, to, arrived, .. } = *passage;
         match (from < self.servers, arrived) {
-            (true, false) => self.server_sent(net, link, from, to, &frame),
-            (true, true) => self.node_got(net, link, to, &frame),
+            (true, false) => self.server_sent(net, link, from, to, frame),
+            (true, true) => self.node_got(net, link, to, frame),
             (false, false) => {
-                if matches!(&frame, Frame::Want(..))
-                    || matches!(&frame, Frame::Hello(h) if !h.wants.is_empty())
-                {
+                if self.want_in(frame).is_some() {
                     let truth = &mut self.truths[from];
                     truth.asked.insert(link);
                     (truth.waits, truth.asked_at) = (None, net.now());
-                    if let Some(node) = agent(net, from) {
-                        truth.intake.asked(node.socket.protocol());
+                    if let Some(node) = agent(net, from, self.at) {
+                        truth.intake.asked(node.replica());
                     }
                 }
-                self.node_sent(from, &frame)
+                self.node_sent(from, frame)
             }
-            (false, true) => self.server_got(net, link, to, from, &frame),
+            (false, true) => self.server_got(net, link, to, from, frame),
         }
     }
 
@@ -518,15 +558,15 @@ impl Oracle {
     }
 
     /// Invariant 23, and that reports, freshness and connections have come to rest.
-    pub(crate) fn settled(&self, net: &Net<Party>) -> Checked {
-        let at_rest = |s: usize| server(net, s).map(|server| server.socket.protocol());
+    pub(crate) fn settled(&self, net: &Net<Party>, left: &BTreeSet<Link>) -> Checked {
+        let at_rest = |s: usize| server(net, s, self.at).map(|server| server.namespace());
         let Some(head) = at_rest(0).and_then(|protocol| protocol.head()) else {
             return Err("invariant 23: the authority has no head".into());
         };
         for n in self.servers..net.len() {
-            let Some(node) = agent(net, n) else { return Err(format!("model: node {n} is down")) };
-            let status = node.socket.protocol().status(net.now());
-            if node.settings.limits.check(head.keys, head.bytes).is_err() {
+            let Some(node) = agent(net, n, self.at) else { return Err(format!("model: node {n} is down")) };
+            let status = node.status(net.now());
+            if node.settings().limits.check(head.keys, head.bytes).is_err() {
                 if !matches!(status.data, Data::Held | Data::Conflict) {
                     return Err(format!("invariant 23: node {n} cannot hold the head: {status:?}"));
                 }
@@ -547,7 +587,7 @@ impl Oracle {
             let records: Vec<_> = (0..self.servers)
                 .filter_map(at_rest)
                 .flat_map(|protocol| protocol.status())
-                .filter(|record| record.node == node.settings.node)
+                .filter(|record| record.node == node.settings().node)
                 .collect();
             for level in [Level::Stored, Level::Visible, Level::Applied] {
                 if !records.iter().any(|record| record.at(level) == Some(head.position)) {
@@ -564,7 +604,7 @@ impl Oracle {
                 return Err(format!("invariant 18: node {n} is connected and not fresh"));
             }
         }
-        for link in self.quiet.iter().flatten().filter(|link| !self.in_vain.contains(link)) {
+        for link in self.quiet.iter().flatten().filter(|link| !left.contains(link)) {
             if !net.link(*link).is_some_and(|view| view.dialer.1 && view.listener.1) {
                 return Err(format!("rest: {link:?} ended although nothing was wrong with it"));
             }

@@ -1,24 +1,25 @@
-//! The process between: a relay with its cache, and what it does when it stands still in part.
+//! The process between: a relay of each namespace with its cache, and what it does when it stands still in part.
 
 use std::time::Duration;
 
 use spanwire::protocol::Time;
 use spanwire_config::relay::cached;
 use spanwire_config::{
-    Distributor, Level, NodeKind, NsRelay, RelayAction, RelayEvent, RelaySettings, Replica, ReplicaSettings,
-    Settings,
+    Distributor, Kept, Level, NodeKind, NsRelay, RelayAction, RelayEvent, RelaySettings, Replica,
+    ReplicaSettings, Settings,
 };
 use spanwire_testkit::sim::{Event, Io, Scripted, SyncError};
 
-use super::coverage;
 use super::nodes::{BEACON, FRESH, Folder, HELLO, ROOM, STALL};
+use super::{NAMES, coverage};
 
 /// What `config-sync relay` is.
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) upper: Scripted<Replica>,
     pub(crate) lower: Scripted<Distributor>,
-    pub(crate) machine: NsRelay,
+    /// One for each namespace.
+    pub(crate) machines: Vec<NsRelay>,
     /// Bytes that it lets be on their way to it.
     pub(crate) window: u32,
     /// Routes by which it dials: what opens on another is from below.
@@ -43,13 +44,19 @@ impl Relay {
             ..ReplicaSettings::default()
         };
         let window = receiver.window;
-        let (all, canary) = cached(folder.history, folder.before);
-        let replica = match canary.clone().or(all.clone()) {
-            Some((head, state)) => Replica::restored(receiver, head, state, Level::Stored),
-            None => Replica::new(receiver),
-        };
-        let settings = RelaySettings { node: folder.id, ..RelaySettings::default() };
-        let machine = NsRelay::new(settings, all).with_canary(canary);
+        let opened = folder.spaces.iter().enumerate().map(|(at, space)| {
+            let (all, canary) = cached(space.history.clone(), space.before.clone());
+            let newest = canary.clone().or(all.clone());
+            let kept = newest.map(|(head, state)| Kept::revision(head, state, Level::Stored));
+            let (node, namespace) = (folder.id, NAMES[at].into());
+            let settings = RelaySettings { node, namespace, ..RelaySettings::default() };
+            (kept.unwrap_or_default(), NsRelay::new(settings, all).with_canary(canary))
+        });
+        let (mut kept, machines): (Vec<_>, Vec<_>) = opened.unzip();
+        let first = Replica::keeping(receiver, kept.remove(0));
+        let replica = kept.into_iter().zip(&NAMES[1..]).fold(first, |replica, (kept, name)| {
+            replica.with_namespace(name, kept).expect("few, and each once")
+        });
         let sender = Settings {
             server: folder.id,
             beacon: BEACON,
@@ -59,12 +66,15 @@ impl Relay {
             hello: HELLO,
             ..Settings::default()
         };
-        let lower = Distributor::new(sender, machine.origin());
+        let first = Distributor::new(sender, machines[0].origin());
+        let lower = machines.iter().zip(NAMES).skip(1).fold(first, |sender, (machine, name)| {
+            sender.with_namespace(name, machine.origin()).expect("few, and each once")
+        });
         let (above, below) = (io.rng().next(), io.rng().next());
         Relay {
             upper: Scripted::new(replica, ROOM, above),
             lower: Scripted::new(lower, ROOM, below),
-            machine,
+            machines,
             window,
             dials,
             frozen: Time::ZERO,
@@ -98,61 +108,71 @@ impl Relay {
     }
 
     fn turn(&mut self, io: &mut Io<'_, Folder>) {
+        (0..self.machines.len()).for_each(|at| self.turn_of(io, at));
+    }
+
+    fn turn_of(&mut self, io: &mut Io<'_, Folder>, at: usize) {
+        let name = NAMES[at];
         loop {
-            let mut events = self.upper.call(io, |r, cx| r.relay_events(cx));
-            events.extend(self.lower.call(io, |d, _| d.relay_events()));
-            if self.machine.due().is_some_and(|due| due <= io.now()) {
+            let mut events = self.upper.call(io, |r, cx| r.namespace(name).expect("held").relay_events(cx));
+            events.extend(self.lower.call(io, |d, _| d.namespace(name).expect("served").relay_events()));
+            if self.machines[at].due().is_some_and(|due| due <= io.now()) {
                 events.push(RelayEvent::Time);
             }
             if events.is_empty() || io.disk.is_crashed() {
                 break;
             }
-            events.into_iter().for_each(|event| self.tell(io, event));
+            events.into_iter().for_each(|event| self.tell(io, at, event));
         }
-        if let Some(due) = self.machine.due() {
+        if let Some(due) = self.machines[at].due() {
             io.wake_at(due.max(io.now() + Duration::from_micros(1)));
         }
     }
 
-    fn tell(&mut self, io: &mut Io<'_, Folder>, event: RelayEvent) {
-        coverage::told(&self.machine, &event);
-        for action in self.machine.handle(event, io.now()) {
+    fn tell(&mut self, io: &mut Io<'_, Folder>, at: usize, event: RelayEvent) {
+        let name = NAMES[at];
+        coverage::told(&self.machines[at], &event);
+        for action in self.machines[at].handle(event, io.now()) {
             if let RelayAction::Judge { verdict, .. } = &action {
                 coverage::judged(*verdict);
             }
-            let left = self.lower.call(io, |d, cx| d.perform_relay(cx, action)).expect("the machine's order");
-            let Some(left) = left else { continue };
-            let Ok(Some(left)) = self.upper.call(io, |r, cx| r.perform_relay(cx, left)) else { continue };
+            let left =
+                self.lower.call(io, |d, cx| d.namespace(name).expect("served").perform_relay(cx, action));
+            let Some(left) = left.expect("the machine's order") else { continue };
+            let left = self.upper.call(io, |r, cx| r.namespace(name).expect("held").perform_relay(cx, left));
+            let Ok(Some(left)) = left else { continue };
             match left {
                 RelayAction::Persist(head, state) => {
-                    let (at, before) = (head.position, io.disk.read().clone());
-                    let folder = io.disk.write();
-                    let old = folder.history.replace((head, state));
+                    let (position, before) = (head.position, io.disk.read().clone());
+                    let space = &mut io.disk.write().spaces[at];
+                    let old = space.history.replace((head, state));
                     // A later HEAD takes the place of the one before.
-                    if old.as_ref().is_none_or(|(old, _)| old.position != at) {
-                        folder.before = old;
+                    if old.as_ref().is_none_or(|(old, _)| old.position != position) {
+                        space.before = old;
                     }
                     match io.disk.sync() {
-                        Ok(()) => self.tell(io, RelayEvent::Stored(at, Ok(()))),
+                        Ok(()) => self.tell(io, at, RelayEvent::Stored(position, Ok(()))),
                         Err(SyncError::Crashed) => return,
                         Err(SyncError::Failed) => {
                             *io.disk.write() = before;
-                            self.tell(io, RelayEvent::Stored(at, Err("full".into())));
+                            self.tell(io, at, RelayEvent::Stored(position, Err("full".into())));
                         }
                     }
                 }
-                RelayAction::Report { whole } => {
-                    if whole {
-                        self.lower.call(io, |d, _| d.report_all());
-                    }
-                    while let Some(report) = self.lower.call(io, |d, _| d.take_report()) {
-                        if !self.upper.call(io, |r, cx| r.report(cx, &report)) {
-                            self.lower.call(io, |d, _| d.put_back(&report));
-                            break;
-                        }
-                    }
-                }
+                RelayAction::Report { whole } => self.report(io, name, whole),
                 _ => {}
+            }
+        }
+    }
+
+    fn report(&mut self, io: &mut Io<'_, Folder>, name: &str, whole: bool) {
+        if whole {
+            self.lower.call(io, |d, _| d.namespace(name).expect("served").report_all());
+        }
+        let next = |d: &mut Distributor| d.namespace(name).expect("served").take_report();
+        while let Some(report) = self.lower.call(io, |d, _| next(d)) {
+            if !self.upper.call(io, |r, cx| r.report(cx, &report)) {
+                return self.lower.call(io, |d, _| d.namespace(name).expect("served").put_back(&report));
             }
         }
     }

@@ -9,40 +9,51 @@ use std::time::Duration;
 use spanwire::Message;
 use spanwire::protocol::Time;
 use spanwire_config::rollout::admits;
-use spanwire_config::wire::Frame;
+use spanwire_config::wire::{Frame, Hello};
 use spanwire_config::{Epoch, Head, Id, Key, Level, Position, Replica, ReplicaSettings, Settings, State};
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
 
 use super::failover::FailOvers;
-use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Party, STALL, Server};
+use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Holding, Party, STALL, Server, Space};
 use super::oracle::memory::Intake;
 use super::relay::Relay;
-use super::{Op, changes, commit, restart_if_failed, with_server};
+use super::{NAMES, Op, changes, commit, restart_if_failed, with_server};
 
 const RUN: Duration = Duration::from_secs(6);
 const SETTLE: Duration = Duration::from_secs(20);
 
-type Place = (u64, Id, u64);
+/// In which namespace, and where.
+type Place = (usize, u64, Id, u64);
 
-fn place(at: &Position) -> Place {
-    (at.epoch.number, at.epoch.incarnation, at.rev)
+fn place(ns: usize, at: &Position) -> Place {
+    (ns, at.epoch.number, at.epoch.incarnation, at.rev)
+}
+
+fn place_of(head: &Head) -> Place {
+    place(number(&head.namespace), &head.position)
+}
+
+/// The number of a namespace: all that anybody speaks of are those of the world.
+fn number(name: &str) -> usize {
+    NAMES.iter().position(|known| *known == name).unwrap_or(usize::MAX)
 }
 
 /// What a node did, over all its lives.
 #[derive(Debug, Default)]
 struct Truth {
     reached: [BTreeSet<Place>; 3],
-    shown: Option<Position>,
-    /// Highest `seq` that arrived in this life, by epoch number, and when it rose.
-    seqs: BTreeMap<u64, u64>,
-    rose: Option<Time>,
-    /// What came to it in this life.
-    intake: Intake,
+    shown: BTreeMap<usize, Position>,
+    /// Highest `seq` that arrived in this life, by namespace and epoch number, and when it rose.
+    seqs: BTreeMap<(usize, u64), u64>,
+    rose: BTreeMap<usize, Time>,
+    /// What came to it in this life, of each namespace.
+    intake: BTreeMap<usize, Intake>,
 }
 
 /// The model with its oracle.
 #[derive(Debug)]
 pub(crate) struct Tree {
+    namespaces: usize,
     relays: usize,
     /// Somebody on the way lies.
     lies: bool,
@@ -142,13 +153,19 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     }
     super::rollouts(seed, &mut plan);
     kill(seed, relays, &mut plan);
+    let namespaces = super::namespaces(seed);
+    super::spread(seed, namespaces, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
         id: Id([n as u8 + 1; 16]),
-        begin: Epoch { number: 1, incarnation: Id([1; 16]) },
+        spaces: vec![
+            Space { begin: Epoch { number: 1, incarnation: Id([1; 16]) }, ..Space::default() };
+            namespaces
+        ],
         ..Folder::default()
     });
     Setup {
         model: Tree {
+            namespaces,
             relays,
             lies,
             routes: routes.clone(),
@@ -184,8 +201,8 @@ fn kill(seed: u64, relays: usize, plan: &mut Vec<Step<Op>>) {
     ));
 }
 
-fn agent(net: &Net<Party>, n: usize) -> Option<&Agent> {
-    if let Some(Party::Agent(agent)) = net.node(n) { Some(agent) } else { None }
+fn agent(net: &Net<Party>, n: usize, ns: usize) -> Option<Holding<'_>> {
+    if let Some(Party::Agent(agent)) = net.node(n) { agent.holding(ns) } else { None }
 }
 
 pub(super) fn relay(net: &Net<Party>, n: usize) -> Option<&Relay> {
@@ -215,8 +232,9 @@ fn heads(frame: &Frame) -> Vec<&Head> {
 
 impl Tree {
     fn learn(&mut self, net: &Net<Party>) {
-        if let Some((head, state)) = net.disk(0).and_then(|disk| disk.durable().history.as_ref()) {
-            self.committed.entry(place(&head.position)).or_insert_with(|| (head.clone(), state.clone()));
+        let spaces = net.disk(0).map(|disk| &disk.durable().spaces);
+        for (head, state) in spaces.into_iter().flatten().filter_map(|space| space.history.as_ref()) {
+            self.committed.entry(place_of(head)).or_insert_with(|| (head.clone(), state.clone()));
         }
     }
 
@@ -225,24 +243,24 @@ impl Tree {
     }
 
     /// Invariants 1, 2 and 3 for readers; 18.
-    fn check_agent(&mut self, net: &Net<Party>, n: usize) -> Result<(), String> {
-        let Some(node) = agent(net, n) else { return Ok(()) };
+    fn check_agent(&mut self, net: &Net<Party>, n: usize, ns: usize) -> Result<(), String> {
+        let Some(node) = agent(net, n, ns) else { return Ok(()) };
         let truth = &mut self.truths[n];
-        if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().history.as_ref()) {
-            truth.reached[0].insert(place(&head.position));
+        if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().spaces[ns].history.as_ref()) {
+            truth.reached[0].insert(place_of(head));
         }
         if let Some((head, state)) = &node.shown {
-            let at = place(&head.position);
+            let at = place(ns, &head.position);
             truth.reached[1].insert(at);
             if node.applied {
                 truth.reached[2].insert(at);
             }
-            if truth.shown != Some(head.position) {
-                if truth.shown.is_some_and(|old| head.position.partial_cmp(&old).is_none_or(|o| o.is_lt())) {
+            let shown = truth.shown.insert(ns, head.position);
+            if shown != Some(head.position) {
+                if shown.is_some_and(|old| head.position.partial_cmp(&old).is_none_or(|o| o.is_lt())) {
                     return Err(format!("invariant 3: node {n} went back to {}", head.position));
                 }
-                truth.shown = Some(head.position);
-                if !admits(&head.audience, node.settings.node, &node.settings.labels) {
+                if !admits(&head.audience, node.settings().node, &node.settings().labels) {
                     return Err(format!(
                         "invariant 11: node {n} shows {}, which is not for it",
                         head.position
@@ -256,21 +274,22 @@ impl Tree {
                 }
             }
         }
-        let fresh = node.socket.protocol().status(net.now()).fresh;
-        if fresh && truth.rose.is_none_or(|rose| net.now().saturating_since(rose) > FRESH) {
-            return Err(format!("invariant 18: node {n} says fresh; seq rose last at {:?}", truth.rose));
+        let fresh = node.status(net.now()).fresh;
+        let rose = truth.rose.get(&ns);
+        if fresh && rose.is_none_or(|rose| net.now().saturating_since(*rose) > FRESH) {
+            return Err(format!("invariant 18: node {n} says fresh; seq rose last at {rose:?}"));
         }
         Ok(())
     }
 
     /// Where each relay takes what it has from in the end: it is as new as the authority, and what it was told of the
     /// way up is the way.
-    fn check_relays(&self, net: &Net<Party>, head: &Head) -> Result<(), String> {
-        let above = |n: usize| relay(net, n).and_then(|relay| relay.machine.upstream());
+    fn check_relays(&self, net: &Net<Party>, ns: usize, head: &Head) -> Result<(), String> {
+        let above = |n: usize| relay(net, n).and_then(|relay| relay.machines[ns].upstream());
         for n in 1..=self.relays {
             let Some(relay) = relay(net, n) else { return Err(format!("model: relay {n} is down")) };
-            let status = relay.upper.protocol().status(net.now());
-            if relay.machine.held().map(|(held, _)| held.position) != Some(head.position) {
+            let status = relay.upper.protocol().status_of(NAMES[ns], net.now()).expect("held");
+            if relay.machines[ns].held().map(|(held, _)| held.position) != Some(head.position) {
                 return Err(format!("invariant 23: relay {n} ends below {}: {status:?}", head.position));
             }
             if !status.fresh {
@@ -291,16 +310,48 @@ impl Tree {
     }
 
     /// Invariant 14, through relays too.
-    fn check_table(&self, net: &Net<Party>) -> Result<(), String> {
+    fn check_table(&self, net: &Net<Party>, ns: usize) -> Result<(), String> {
         let Some(server) = authority(net) else { return Ok(()) };
-        for status in server.socket.protocol().status() {
+        for status in server.served(ns).namespace().status() {
             let n = usize::from(status.node.0[0]) - 1;
             let levels = [Level::Stored, Level::Visible, Level::Applied];
             for (level, reached) in levels.into_iter().zip(&self.truths[n].reached) {
-                if let Some(at) = status.at(level).filter(|at| !reached.contains(&place(at))) {
+                if let Some(at) = status.at(level).filter(|at| !reached.contains(&place(ns, at))) {
                     return Err(format!("invariant 14: node {n} never reached {level:?} at {at}"));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Invariants 23 and 26; and the authority knows all, and where it is.
+    fn settled_in(&mut self, net: &Net<Party>, ns: usize) -> Result<(), String> {
+        let Some(server) = authority(net) else { return Err("model: no authority".into()) };
+        let served = server.served(ns).namespace();
+        let Some(head) = served.head() else { return Err("model: no head".into()) };
+        let table = served.status();
+        let own = Id([1; 16]);
+        self.check_relays(net, ns, head)?;
+        for n in 1 + self.relays..net.len() {
+            let Some(node) = agent(net, n, ns) else { return Err(format!("model: node {n} is down")) };
+            let status = node.status(net.now());
+            if node.shown.as_ref().map(|(head, _)| head.position) != Some(head.position) {
+                return Err(format!("invariant 23: node {n} ends below {}: {status:?}", head.position));
+            }
+            if !status.fresh {
+                return Err(format!("invariant 18: node {n} is connected and not fresh: {status:?}"));
+            }
+            let known = table.iter().find(|known| known.node == node.settings().node);
+            let Some(known) = known else { return Err(format!("report: node {n} is not known")) };
+            if known.applied != Some(head.position) || known.boot != node.settings().boot {
+                return Err(format!("report: what node {n} reached is not known: {known:?}"));
+            }
+            let at = known.path.last().copied().unwrap_or(own);
+            if !known.connected || status.upstream != Some(at) {
+                return Err(format!("report: node {n} is at {:?}, not {known:?}", status.upstream));
+            }
+            self.counts.behind += u64::from(!known.path.is_empty());
+            self.counts.deep += u64::from(known.path.len() > 1);
         }
         Ok(())
     }
@@ -328,7 +379,9 @@ impl Model for Tree {
             return Party::Relay(Box::new(Relay::start(dials, self.log_commits, io)));
         }
         let truth = &mut self.truths[node];
-        truth.shown = io.disk.read().history.as_ref().map(|(head, _)| head.position);
+        let spaces = io.disk.read().spaces.iter().enumerate();
+        let held = spaces.filter_map(|(ns, space)| Some((ns, space.history.as_ref()?.0.position)));
+        truth.shown = held.collect();
         let settings = ReplicaSettings {
             name: format!("n{node}"),
             window: 3_000 + io.rng().below(9_000) as u32,
@@ -342,17 +395,18 @@ impl Model for Tree {
     }
 
     fn operate(&mut self, net: &mut Net<Party>, op: &Op) -> Result<(), String> {
+        let (ns, op) = if let Op::In(ns, op) = op { (*ns, &**op) } else { (0, op) };
         match op {
             Op::Commit { puts, deletes, poison, .. } => {
                 let changes = changes(puts, deletes, *poison);
-                with_server(net, 0, |server, io| server.put(io, &changes));
+                with_server(net, 0, ns, |server, io| server.put(io, &changes));
                 restart_if_failed(net, 0);
             }
             Op::Open { .. } | Op::Roll { .. } | Op::Nurse => {
-                self.counts.rollouts += u64::from(super::roll(net, op));
+                self.counts.rollouts += u64::from(super::roll(net, ns, op));
             }
             Op::NewEpoch { .. } => {
-                with_server(net, 0, |server, io| server.new_epoch(io, 0, &State::new()));
+                with_server(net, 0, ns, |server, io| server.new_epoch(io, 0, &State::new()));
                 restart_if_failed(net, 0);
             }
             Op::Freeze { relay, lasts } => {
@@ -385,24 +439,34 @@ impl Model for Tree {
         let Ok(frame) = Frame::decode(&passage.message.clone().into_bytes()) else { return Ok(()) };
         let (from, to) = (passage.from, passage.to);
         match &frame {
-            Frame::Slice(slice) if passage.arrived => self.truths[to].intake.took(passage.link, slice),
-            Frame::Hello(_) | Frame::Want(..) if !passage.arrived => {
-                if let Some((replica, _)) = receiver(net, from) {
-                    self.truths[from].intake.asked(replica);
+            Frame::Slice(slice) if passage.arrived => {
+                let intake = self.truths[to].intake.entry(number(&slice.head.namespace)).or_default();
+                intake.took(passage.link, slice);
+            }
+            Frame::Hello(Hello { wants, .. }) | Frame::Want(_, wants) if !passage.arrived => {
+                let held = receiver(net, from).into_iter().flat_map(|(replica, _)| replica.namespaces());
+                for held in held.filter(|held| wants.iter().any(|want| want.namespace == held.name())) {
+                    self.truths[from].intake.entry(number(held.name())).or_default().asked(held);
                 }
             }
             _ => {}
         }
         if passage.arrived {
             self.fail_overs.heard(passage.link, to, &frame);
-            if agent(net, to).is_some() {
+            if agent(net, to, 0).is_some() {
                 let truth = &mut self.truths[to];
                 for head in heads(&frame).into_iter() {
-                    let (epoch, first) = (head.position.epoch.number, truth.seqs.is_empty());
-                    let known = truth.seqs.entry(epoch).or_default();
+                    let ns = number(&head.namespace);
+                    if agent(net, to, ns).is_none() {
+                        continue;
+                    }
+                    let first = !truth.seqs.keys().any(|(of, _)| *of == ns);
+                    let known = truth.seqs.entry((ns, head.position.epoch.number)).or_default();
                     if head.seq > *known {
                         *known = head.seq;
-                        truth.rose = if first { truth.rose } else { Some(net.now()) };
+                        if !first {
+                            truth.rose.insert(ns, net.now());
+                        }
                     }
                 }
             }
@@ -412,7 +476,8 @@ impl Model for Tree {
         self.fail_overs.said(passage.link, from, &frame)?;
         match &frame {
             Frame::Ack(ack) if self.is_relay(from) => {
-                let durable = net.disk(from).and_then(|disk| disk.durable().history.as_ref());
+                let ns = number(&ack.namespace);
+                let durable = net.disk(from).and_then(|disk| disk.durable().spaces[ns].history.as_ref());
                 let stored = durable.map(|(head, _)| head.position);
                 if !ack.volatile
                     && stored.is_none_or(|stored| stored.partial_cmp(&ack.position).is_none_or(|o| o.is_lt()))
@@ -421,8 +486,8 @@ impl Model for Tree {
                     return Err(format!("invariant 14: relay {from} says {at} is stored, not {stored:?}"));
                 }
                 // It may have died since: what it says it does before it says it.
-                self.truths[from].reached[0].extend((!ack.volatile).then_some(place(&ack.position)));
-                self.truths[from].reached[1].insert(place(&ack.position));
+                self.truths[from].reached[0].extend((!ack.volatile).then_some(place(ns, &ack.position)));
+                self.truths[from].reached[1].insert(place(ns, &ack.position));
             }
             Frame::Report(report) => self.counts.reports += report.nodes.len() as u64,
             Frame::Goodbye(goodbye) if goodbye.code == spanwire_config::wire::GoodbyeCode::Loop => {
@@ -443,9 +508,9 @@ impl Model for Tree {
             }
             // It may have died since it said that.
             let Some(at) = relay(net, from) else { continue };
-            let held =
-                [at.machine.held(), at.machine.canary()].map(|held| held.map(|(held, _)| held.position));
-            if !held.contains(&Some(head.position)) && !self.held[from].contains(&place(&head.position)) {
+            let machine = &at.machines[number(&head.namespace)];
+            let held = [machine.held(), machine.canary()].map(|held| held.map(|(held, _)| held.position));
+            if !held.contains(&Some(head.position)) && !self.held[from].contains(&place_of(head)) {
                 return Err(format!("relay: {from} shows {} and holds {held:?}", head.position));
             }
         }
@@ -455,7 +520,7 @@ impl Model for Tree {
     fn died(&mut self, _net: &Net<Party>, node: usize) {
         self.fail_overs.died(node);
         let truth = &mut self.truths[node];
-        (truth.seqs, truth.rose, truth.intake) = (BTreeMap::new(), None, Intake::default());
+        (truth.seqs, truth.rose, truth.intake) = <_>::default();
     }
 
     fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
@@ -464,12 +529,14 @@ impl Model for Tree {
         self.counts.fail_overs = self.fail_overs.seen;
         let Some(n) = node else { return Ok(()) };
         if let Some((replica, window)) = receiver(net, n) {
-            let intake = &mut self.truths[n].intake;
-            intake.ended(|link| net.link(link).is_some_and(|view| view.dialer == (n, true)));
-            intake.check(n, replica, window, !self.lies)?;
+            for held in replica.namespaces() {
+                let intake = self.truths[n].intake.entry(number(held.name())).or_default();
+                intake.ended(|link| net.link(link).is_some_and(|view| view.dialer == (n, true)));
+                intake.check(n, held, window, !self.lies)?;
+            }
         }
-        if let Some(relay) = relay(net, n) {
-            let machine = &relay.machine;
+        let machines = relay(net, n).into_iter().flat_map(|relay| &relay.machines);
+        for machine in machines {
             if let Some((canary, _)) = machine.canary()
                 && machine.held().map(|(held, _)| held.position.rev) != Some(canary.prev_rev)
             {
@@ -479,56 +546,34 @@ impl Model for Tree {
                 ));
             }
             let held = [machine.held(), machine.canary()].into_iter().flatten();
-            self.held[n].extend(held.map(|(held, _)| place(&held.position)));
+            self.held[n].extend(held.map(|(held, _)| place_of(held)));
             let up = machine.upstream();
             if up.is_some_and(|up| up.path.contains(&Id([n as u8 + 1; 16]))) {
                 return Err(format!("loop: relay {n} takes what went through it: {up:?}"));
             }
         }
-        match n {
-            0 => self.check_table(net),
-            n => self.check_agent(net, n),
-        }
+        (0..self.namespaces).try_for_each(|ns| match n {
+            0 => self.check_table(net, ns),
+            n => self.check_agent(net, n, ns),
+        })
     }
 
     fn healed(&mut self, net: &mut Net<Party>) -> Result<(), String> {
-        let last = with_server(net, 0, |server, io| {
-            let mut last = changes(&[], &[], None);
-            last.put(Key::new("last").expect("short"), 0, "word");
-            server.supersede(io, &last)
-        });
-        if last == Some(true) { Ok(()) } else { Err("model: the authority is not there".into()) }
+        let last = |ns| {
+            with_server(net, 0, ns, |server, io| {
+                let mut last = changes(&[], &[], None);
+                last.put(Key::new("last").expect("short"), 0, "word");
+                server.supersede(io, &last)
+            })
+        };
+        match (0..self.namespaces).map(last).all(|last| last == Some(true)) {
+            true => Ok(()),
+            false => Err("model: the authority is not there".into()),
+        }
     }
 
-    /// Invariants 23 and 26; and the authority knows all, and where it is.
     fn settled(&mut self, net: &Net<Party>) -> Result<(), String> {
-        let Some(server) = authority(net) else { return Err("model: no authority".into()) };
-        let Some(head) = server.socket.protocol().head() else { return Err("model: no head".into()) };
-        let table = server.socket.protocol().status();
-        let own = Id([1; 16]);
-        self.check_relays(net, head)?;
-        for n in 1 + self.relays..net.len() {
-            let Some(node) = agent(net, n) else { return Err(format!("model: node {n} is down")) };
-            let status = node.socket.protocol().status(net.now());
-            if node.shown.as_ref().map(|(head, _)| head.position) != Some(head.position) {
-                return Err(format!("invariant 23: node {n} ends below {}: {status:?}", head.position));
-            }
-            if !status.fresh {
-                return Err(format!("invariant 18: node {n} is connected and not fresh: {status:?}"));
-            }
-            let known = table.iter().find(|known| known.node == node.settings.node);
-            let Some(known) = known else { return Err(format!("report: node {n} is not known")) };
-            if known.applied != Some(head.position) || known.boot != node.settings.boot {
-                return Err(format!("report: what node {n} reached is not known: {known:?}"));
-            }
-            let at = known.path.last().copied().unwrap_or(own);
-            if !known.connected || status.upstream != Some(at) {
-                return Err(format!("report: node {n} is at {:?}, not {known:?}", status.upstream));
-            }
-            self.counts.behind += u64::from(!known.path.is_empty());
-            self.counts.deep += u64::from(known.path.len() > 1);
-        }
-        Ok(())
+        (0..self.namespaces).try_for_each(|ns| self.settled_in(net, ns))
     }
 
     fn tamper(&mut self, message: &Message, random: u64) -> Option<Message> {

@@ -11,7 +11,7 @@ use spanwire::protocol::Time;
 use spanwire_config::rollout::admits;
 use spanwire_config::wait::{Goal, Look, Outcome, Wait};
 use spanwire_config::wire::client::{Named, WaitAsk, Waited};
-use spanwire_config::{Distributor, Id, NackCode, NodeKind, NodeStatus, NsAuthority, Place, Position};
+use spanwire_config::{Id, NackCode, Namespace, NodeKind, NodeStatus, NsAuthority, Place, Position};
 
 /// Longer than a process stands still.
 const LATE: Duration = Duration::from_secs(4);
@@ -31,7 +31,7 @@ impl Desk {
     pub(crate) fn ask(
         &mut self,
         machine: &NsAuthority,
-        sender: &Distributor,
+        sender: &Namespace,
         ask: &WaitAsk,
         until: Time,
     ) -> u64 {
@@ -46,7 +46,7 @@ impl Desk {
     }
 
     /// Ends what is to end; when the next has to.
-    pub(crate) fn look(&mut self, machine: &NsAuthority, sender: &Distributor, now: Time) -> Option<Time> {
+    pub(crate) fn look(&mut self, machine: &NsAuthority, sender: &Namespace, now: Time) -> Option<Time> {
         self.looked = now;
         if self.open.is_empty() {
             return None;

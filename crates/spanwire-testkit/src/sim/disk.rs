@@ -69,6 +69,10 @@ impl<D: Clone> Disk<D> {
     /// # Errors
     /// [`SyncError`], when a fault of the world says so.
     pub fn sync(&mut self) -> Result<(), SyncError> {
+        if self.crashed {
+            // Who died in a sync does nothing any more.
+            return Err(SyncError::Crashed);
+        }
         if let Some((left, after)) = self.crash_at {
             if left == 0 {
                 self.crash_at = None;

@@ -7,7 +7,7 @@ use super::*;
 
 impl Oracle {
     /// After an event of a server.
-    pub(super) fn check_adopted(&mut self, s: usize, server: &Server) -> Checked {
+    pub(super) fn check_adopted(&mut self, s: usize, server: Served<'_>) -> Checked {
         let seen = std::mem::replace(&mut self.adopted[s], server.adopted.len());
         for (adoption, answer, begun) in &server.adopted[seen..] {
             let Answer::Begun { position, lost } = answer else { continue };

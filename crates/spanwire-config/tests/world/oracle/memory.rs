@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use spanwire_config::wire::{Slice, snapshot_size};
-use spanwire_config::{Entry, Head, Memory, Replica, State};
+use spanwire_config::{Entry, Head, Memory, NsReplica, State};
 use spanwire_testkit::sim::Link;
 
 /// What a vector may have more than twice what is in it.
@@ -25,7 +25,7 @@ pub(crate) struct Intake {
 
 impl Intake {
     /// It said HELLO with a want, or WANT.
-    pub(crate) fn asked(&mut self, replica: &Replica) {
+    pub(crate) fn asked(&mut self, replica: &NsReplica) {
         (self.carried, self.asked) = (waits(&replica.memory()).map_or(0, |(_, own)| own), true);
     }
 
@@ -44,7 +44,7 @@ impl Intake {
     pub(crate) fn check(
         &mut self,
         n: usize,
-        replica: &Replica,
+        replica: &NsReplica,
         window: u32,
         obeys: bool,
     ) -> Result<(), String> {

@@ -1,5 +1,7 @@
 //! What passes over a connection, as both ends say and hear it.
 
+use spanwire_config::wire::{Ack, Hello, Nack};
+
 use super::*;
 
 impl Oracle {
@@ -8,7 +10,7 @@ impl Oracle {
         if self.keys.used && !(self.keys.foreign && from == 1) {
             self.issued.insert(print_of(head));
         }
-        if server(net, from).is_some_and(Server::is_vacant) {
+        if server(net, from, self.at).is_some_and(|server| server.is_vacant()) {
             return Err(format!("invariant 13: a server that has nothing shows {}", head.position));
         }
         let durable = |oracle: &Self| {
@@ -34,10 +36,10 @@ impl Oracle {
 
     /// Invariant 11, at the server: nobody is sent what is not for it.
     fn meant(&self, net: &Net<Party>, link: Link, to: usize, head: &Head) -> Checked {
-        let Some(node) = agent(net, to) else { return Ok(()) };
+        let Some(node) = agent(net, to, self.at) else { return Ok(()) };
         // Until it has heard of a new id or boot, it goes by the HELLO that it knows; labels stay.
         let exact = self.conversations.get(&link).is_some_and(|talk| talk.exact);
-        if exact && !admits(&head.audience, node.settings.node, &node.settings.labels) {
+        if exact && !admits(&head.audience, node.settings().node, &node.settings().labels) {
             return Err(format!("invariant 11: {} is sent to node {to}, which it is not for", head.position));
         }
         Ok(())
@@ -90,14 +92,14 @@ impl Oracle {
                 let state = self.conversation(net, link, from, to).state();
                 coverage::note(coverage::SESSION, state, "beacon time");
                 heads.iter().try_for_each(|head| {
+                    if !self.is_mine(head) {
+                        return Ok(());
+                    }
                     self.left(net, from, head)?;
                     self.meant(net, link, to, head)
                 })
             }
             Frame::Slice(slice) => {
-                self.left(net, from, &slice.head)?;
-                self.meant(net, link, to, &slice.head)?;
-                self.counts.slices += 1;
                 let (at, len, now) = (slice.head.position, slice.bytes.len() as u64, net.now());
                 let talk = self.conversation(net, link, from, to);
                 if talk.window > 0 && talk.sent.saturating_sub(talk.taken) >= talk.window {
@@ -110,8 +112,14 @@ impl Oracle {
                 if talk.sent > talk.taken {
                     talk.since.get_or_insert(now);
                 }
+                if !self.is_mine(&slice.head) {
+                    return Ok(());
+                }
+                self.counts.slices += 1;
+                self.left(net, from, &slice.head)?;
+                self.meant(net, link, to, &slice.head)?;
                 // A store that failed cannot say what was issued long ago: then a node is served, whatever it shows.
-                let knows = server(net, from).is_some_and(|server| !server.has_failed());
+                let knows = server(net, from, self.at).is_some_and(|server| !server.has_failed());
                 let talk = self.conversation(net, link, from, to);
                 if talk.exact && knows && talk.contradicts == Some(slice.head.position.epoch) {
                     return Err(format!("invariant 7: {at} is sent to who holds another history"));
@@ -158,6 +166,15 @@ impl Oracle {
     }
 
     pub(super) fn node_sent(&mut self, from: usize, frame: &Frame) -> Checked {
+        let of = match frame {
+            Frame::Nack(nack) => &nack.namespace,
+            Frame::Ack(ack) => &ack.namespace,
+            Frame::Want(..) if self.want_in(frame).is_some() => self.name,
+            _ => return Ok(()),
+        };
+        if of != self.name {
+            return Ok(());
+        }
         let truth = &mut self.truths[from];
         if let Frame::Nack(nack) = frame {
             truth.nacked.insert((nack.position.epoch.number, nack.position.rev));
@@ -193,37 +210,42 @@ impl Oracle {
         frame: &Frame,
     ) -> Checked {
         let now = net.now();
-        let Some(at) = server(net, to) else { return Ok(()) };
-        let window = u64::from(at.settings.window);
+        let Some(at) = server(net, to, self.at) else { return Ok(()) };
+        let window = u64::from(at.server.settings.window);
+        let (want, name) = (self.want_in(frame).cloned(), self.name);
+        // A boot is stale below the highest that any namespace knows of it.
+        let stale = |hello: &Hello| {
+            let mut known = at.server.socket.protocol().namespaces().iter().flat_map(|ns| ns.status());
+            known.any(|n| n.node == hello.node && n.boot > hello.boot)
+        };
         let talk = self.conversation(net, link, to, from);
-        if let Some(heard) = coverage::heard(frame) {
+        if let Some(heard) = coverage::heard(frame, name) {
             coverage::note(coverage::SESSION, talk.state(), heard);
         }
         match frame {
             Frame::Hello(hello) if talk.boot.is_none() => {
                 talk.boot = Some(hello.boot);
                 talk.window = u64::from(hello.window).min(window);
-                let known = at.socket.protocol().status();
-                talk.stale = known.iter().any(|n| n.node == hello.node && n.boot > hello.boot);
-                if !hello.wants.is_empty() && !talk.stale {
-                    talk.wanted(WantReason::New, &hello.wants);
+                talk.stale = stale(hello);
+                if let Some(want) = want.filter(|_| !talk.stale) {
+                    talk.wanted(WantReason::New, &want);
                     return self.contradiction(net, link);
                 }
             }
             // Once more: another pipe became the one in use, or the boot was raised.
             Frame::Hello(hello) => {
                 talk.boot = Some(hello.boot);
-                let known = at.socket.protocol().status();
-                talk.stale = known.iter().any(|n| n.node == hello.node && n.boot > hello.boot);
-                if !hello.wants.is_empty() && !talk.stale {
+                talk.stale = stale(hello);
+                if let Some(want) = want.filter(|_| !talk.stale) {
                     let taken_over = !talk.wants;
-                    talk.wanted(WantReason::New, &hello.wants);
+                    talk.wanted(WantReason::New, &want);
                     self.counts.fail_overs += u64::from(taken_over);
                     return self.contradiction(net, link);
                 }
             }
-            Frame::Want(reason, wants) if talk.boot.is_some() => {
-                talk.wanted(*reason, wants);
+            Frame::Want(reason, _) if talk.boot.is_some() => {
+                let Some(want) = want else { return Ok(()) };
+                talk.wanted(*reason, &want);
                 return self.contradiction(net, link);
             }
             // Where queues fill, the server has put more than was seen to leave it.
@@ -231,6 +253,7 @@ impl Oracle {
                 talk.taken = *taken;
                 talk.since = (talk.taken < talk.sent).then_some(now);
             }
+            Frame::Ack(Ack { namespace, .. }) | Frame::Nack(Nack { namespace, .. }) if namespace != name => {}
             Frame::Ack(ack) => {
                 talk.reached =
                     talk.reached.map(|at| if above(&ack.position, &at) { ack.position } else { at });
@@ -241,7 +264,7 @@ impl Oracle {
             // One that a higher epoch ended, or that is only said again, changes nothing.
             Frame::Nack(nack) if nack.code == NackCode::Conflict => {
                 talk.reached = None;
-                let head = at.socket.protocol().head();
+                let head = at.namespace().head();
                 if head.is_none_or(|head| head.position.epoch.number <= nack.position.epoch.number) {
                     talk.start_anew();
                 }
@@ -275,9 +298,9 @@ impl Oracle {
             let seen = &mut self.seen[talk.server];
             *seen = (*seen).max(have.position.epoch.number);
         }
-        let Some(at) = server(net, talk.server) else { return Ok(()) };
+        let Some(at) = server(net, talk.server, self.at) else { return Ok(()) };
         let open = net.link(link).is_some_and(|view| view.listener.1);
-        let (Some(have), Some(head), true) = (&talk.have, at.socket.protocol().head(), open) else {
+        let (Some(have), Some(head), true) = (&talk.have, at.namespace().head(), open) else {
             return Ok(());
         };
         let expected = match have.position.partial_cmp(&head.position) {
@@ -288,8 +311,8 @@ impl Oracle {
             }
         };
         let id = net.disk(talk.node).map(|disk| disk.read().id).unwrap_or_default();
-        let said = at.socket.protocol().status().iter().any(|n| n.node == id && n.conflict);
-        let (lazy, at_server, epoch) = (at.lazy, talk.server, head.position.epoch);
+        let said = at.namespace().status().iter().any(|n| n.node == id && n.conflict);
+        let (lazy, at_server, epoch) = (at.server.lazy, talk.server, head.position.epoch);
         if said != expected && !lazy {
             return Err(format!(
                 "invariant 7: node {} shows {} to a server at {}; conflict said: {said}",
@@ -308,7 +331,8 @@ impl Oracle {
     /// Invariants 12 and 18, as far as they are about what a node was told.
     pub(super) fn node_got(&mut self, net: &Net<Party>, link: Link, to: usize, frame: &Frame) -> Checked {
         let heads: Vec<&Head> = match frame {
-            Frame::Beacon(heads) => heads.iter().collect(),
+            Frame::Beacon(heads) => heads.iter().filter(|head| self.is_mine(head)).collect(),
+            Frame::Slice(slice) if !self.is_mine(&slice.head) => return Ok(()),
             Frame::Slice(slice) => {
                 self.truths[to].waits = None;
                 self.truths[to].intake.took(link, slice);
@@ -320,10 +344,10 @@ impl Oracle {
             }
             _ => return Ok(()),
         };
-        let Some(node) = agent(net, to) else { return Ok(()) };
+        let Some(node) = agent(net, to, self.at) else { return Ok(()) };
         let open = net.link(link).is_some_and(|view| view.dialer.1);
         let used = self.truths[to].asked.contains(&link);
-        let status = node.socket.protocol().status(net.now());
+        let status = node.status(net.now());
         for head in heads.into_iter().filter(|_| used) {
             let forged = !self.is_true(head);
             let truth = &mut self.truths[to];
@@ -334,7 +358,7 @@ impl Oracle {
                     "invariant 5: node {to} listens to {row} forged HEADs in a row on {link:?}"
                 ));
             }
-            if forged || !admits(&head.audience, node.settings.node, &node.settings.labels) {
+            if forged || !admits(&head.audience, node.settings().node, &node.settings().labels) {
                 continue;
             }
             let first = truth.seqs.is_empty();
@@ -346,10 +370,10 @@ impl Oracle {
                     truth.rose = Some(net.now());
                 }
             }
-            let Some((visible, _)) = node.socket.protocol().visible() else { continue };
+            let Some((visible, _)) = node.replica().visible() else { continue };
             let (a, b) = (visible.position, head.position);
             let same = a.epoch == b.epoch;
-            let tip = node.given.is_none() && !node.socket.protocol().readiness().recv;
+            let tip = node.given.is_none() && !node.is_ready();
             // A later HEAD of what is held takes its place: so a promotion reaches who has it.
             let quarrels = status.data == Data::Conflict;
             if tip && open && !quarrels && a == b && visible.chain == head.chain && visible.seq < head.seq {
@@ -392,8 +416,7 @@ impl Conversation {
         self.anew = true;
     }
 
-    pub(super) fn wanted(&mut self, reason: WantReason, wants: &[Want]) {
-        let Some(want) = wants.first() else { return };
+    pub(super) fn wanted(&mut self, reason: WantReason, want: &Want) {
         self.start_anew();
         self.contradicts = None;
         self.wants = true;

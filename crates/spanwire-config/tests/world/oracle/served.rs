@@ -10,10 +10,10 @@ const DELETES: u64 = 512;
 
 impl Oracle {
     /// Invariant 25, after an event of a server.
-    pub(super) fn check_served(&self, s: usize, server: &Server) -> Checked {
-        let protocol = server.socket.protocol();
+    pub(super) fn check_served(&self, s: usize, server: Served<'_>) -> Checked {
+        let protocol = server.namespace();
         // While a rollout is open each has a target of its own, and a store that failed judges nobody.
-        let plain = protocol.canary().is_none() && !server.lazy && !server.has_failed();
+        let plain = protocol.canary().is_none() && !server.server.lazy && !server.has_failed();
         let foreign = self.keys.foreign && s == 1;
         let logged = protocol.log_size().0 > 0;
         let Some(head) = protocol.head().filter(|_| plain && !foreign && logged) else { return Ok(()) };

@@ -8,14 +8,14 @@ use super::*;
 
 impl Oracle {
     pub(super) fn check_node(&mut self, net: &Net<Party>, n: usize) -> Checked {
-        if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().history.as_ref()) {
+        if let Some((head, _)) = durable(net, n, self.at).and_then(|space| space.history.as_ref()) {
             self.truths[n].reached[0].insert(fact(head));
         }
-        let Some(node) = agent(net, n) else { return Ok(()) };
-        let protocol = node.socket.protocol();
+        let Some(node) = agent(net, n, self.at) else { return Ok(()) };
+        let protocol = node.replica();
         let intake = &mut self.truths[n].intake;
         intake.ended(|link| net.link(link).is_some_and(|view| view.dialer.1));
-        intake.check(n, protocol, node.settings.window, !self.lies)?;
+        intake.check(n, protocol, node.settings().window, !self.lies)?;
         let shown = node.shown.as_ref().map(|(head, _)| head.position);
         if protocol.visible().map(|(head, _)| head.position) != shown {
             return Err(format!("invariant 3: node {n}: protocol and readers disagree on what is visible"));
@@ -36,7 +36,7 @@ impl Oracle {
             }
         }
         self.check_given(n, node)?;
-        let status = protocol.status(net.now());
+        let status = node.status(net.now());
         let truth = &mut self.truths[n];
         if status.fresh && truth.rose.is_none_or(|rose| net.now().saturating_since(rose) > FRESH) {
             return Err(format!("invariant 18: node {n} says fresh; seq rose last at {:?}", truth.rose));
@@ -51,7 +51,7 @@ impl Oracle {
         }
         self.check_upstream(net, n, status.fresh)?;
         let truth = &mut self.truths[n];
-        let behind = status.data == Data::Behind && node.given.is_none() && !protocol.readiness().recv;
+        let behind = status.data == Data::Behind && node.given.is_none() && !node.is_ready();
         truth.waits = behind.then_some(truth.waits.unwrap_or(net.now()));
         // A queue that moves is as good as data.
         let better = |place: u32| truth.place.is_none_or(|best| place < best);
@@ -120,7 +120,7 @@ impl Oracle {
     }
 
     /// Invariants 5, 9, 10 and 11 on what an application is given.
-    pub(super) fn check_given(&mut self, n: usize, node: &Agent) -> Checked {
+    pub(super) fn check_given(&mut self, n: usize, node: Holding<'_>) -> Checked {
         let Some(update) = &node.given else {
             self.truths[n].given = None;
             return Ok(());
@@ -130,11 +130,11 @@ impl Oracle {
             return Ok(());
         }
         self.truths[n].given = Some(at);
-        if !admits(&update.head.audience, node.settings.node, &node.settings.labels) {
+        if !admits(&update.head.audience, node.settings().node, &node.settings().labels) {
             return Err(format!("invariant 11: node {n} is given {at}, which is not for it"));
         }
         self.counts.canaries += u64::from(!update.head.audience.is_empty());
-        let limits = &node.settings.limits;
+        let limits = &node.settings().limits;
         if limits.check(update.state.keys(), update.state.bytes()).is_err() {
             return Err(format!("invariant 5: node {n} is given {at}, which is over its limits"));
         }
@@ -169,17 +169,17 @@ impl Oracle {
             }
             stays
         });
-        let Some(server) = server(net, s) else { return Ok(()) };
+        let Some(server) = server(net, s, self.at) else { return Ok(()) };
         if let Some(wrong) = &server.wrong {
             return Err(wrong.clone());
         }
-        let protocol = server.socket.protocol();
+        let (protocol, settings) = (server.namespace(), &server.server.settings);
 
         self.check_waits(net, s, true)?;
         self.check_served(s, server)?;
         self.check_adopted(s, server)?;
         let (steps, bytes) = protocol.log_size();
-        if steps > server.settings.log_commits || bytes > server.settings.log_bytes {
+        if steps > settings.log_commits || bytes > settings.log_bytes {
             return Err(format!("invariant 19: {steps} steps and {bytes} bytes in the log"));
         }
         for (link, talk) in self.conversations.iter().filter(|(_, talk)| talk.server == s) {
@@ -194,35 +194,14 @@ impl Oracle {
             {
                 return Err(format!("invariant 22: {link:?} is given no credit since {since:?}"));
             }
-            if talk.since.is_some_and(|since| now.saturating_since(since) > server.settings.stall + LATE) {
+            if talk.since.is_some_and(|since| now.saturating_since(since) > settings.stall + LATE) {
                 return Err(format!("invariant 22: nothing is taken on {link:?} since {:?}", talk.since));
             }
-        }
-        // Here and not where it is sent: the end of one and the start of the next may be one event.
-        let large = |talk: &&Conversation| talk.server == s && talk.exact && talk.large.is_some();
-        let newest = self
-            .conversations
-            .values()
-            .filter(large)
-            .filter_map(|talk| talk.large)
-            .map(|at| place(&at))
-            .max();
-        let large = self
-            .conversations
-            .values()
-            .filter(large)
-            .filter(|talk| talk.large.map(|at| place(&at)) == newest);
-        let large = large.count();
-        if large > server.settings.slots {
-            return Err(format!(
-                "invariant 22: {large} large transfers at once, of at most {}",
-                server.settings.slots
-            ));
         }
         for status in protocol.status() {
             let n = usize::from(status.node.0[0]) - 1;
             let levels = [status.stored, status.visible, status.applied];
-            let boot = agent(net, n).map(|node| node.settings.boot);
+            let boot = agent(net, n, self.at).map(|node| node.settings().boot);
             for (level, said) in levels.iter().enumerate() {
                 // Of a start before the present one it may say what was true then (and old words may be repeated).
                 let truth = &self.truths[n];
@@ -282,9 +261,23 @@ impl Oracle {
         Ok(())
     }
 
+    /// The transfers above one window that a server has under way, for invariant 22. Not where one is sent: the end of
+    /// one and the start of the next may be one event.
+    pub(crate) fn large(&self, net: &Net<Party>, s: usize) -> Vec<(Link, &'static str, Position)> {
+        let talks = self.conversations.iter().filter(|(_, talk)| talk.server == s && talk.exact);
+        let large = talks.filter_map(|(link, talk)| Some((*link, self.name, talk.large?)));
+        // What is dropped, since there is something newer, is dropped without a word.
+        let newest = large.clone().map(|(.., at)| place(&at)).max();
+        let alone = server(net, s, self.at).is_some_and(|server| server.is_alone());
+        let head = server(net, s, self.at).and_then(|server| server.namespace().head());
+        let counts =
+            |at| if alone { newest } else { head.map(|head| place(&head.position)) } == Some(place(&at));
+        large.filter(|(.., at)| counts(*at)).collect()
+    }
+
     /// Invariant 17. `came`: something came to the server, and it had the time to answer.
     pub(super) fn check_waits(&mut self, net: &Net<Party>, s: usize, came: bool) -> Checked {
-        let (Some(server), now) = (server(net, s), net.now()) else { return Ok(()) };
+        let (Some(server), now) = (server(net, s, self.at), net.now()) else { return Ok(()) };
         let truth = |id: Id| self.truths.get(usize::from(id.0[0]).wrapping_sub(1));
         let reached = |id: Id, ask: &WaitAsk| {
             let Some(truth) = truth(id) else { return false };
@@ -302,8 +295,8 @@ impl Oracle {
             known.any(|(_, audiences)| !audiences.contains(&Bytes::new()))
         };
         let status =
-            if self.waits.has_news(s, &server.desk) { server.socket.protocol().status() } else { Vec::new() };
-        let head = server.socket.protocol().head().map(|head| head.position);
+            if self.waits.has_news(s, &server.desk) { server.namespace().status() } else { Vec::new() };
+        let head = server.namespace().head().map(|head| head.position);
         let facts = Facts {
             now,
             looked: server.desk.looked,
@@ -323,15 +316,15 @@ impl Oracle {
 
     /// Invariant 24: two beacons after the last commit, who has been connected since knows of it.
     pub(super) fn check_tail(&self, net: &Net<Party>) -> Checked {
-        let Some(head) = server(net, 0).and_then(|server| server.socket.protocol().head()) else {
+        let Some(head) = server(net, 0, self.at).and_then(|server| server.namespace().head()) else {
             return Ok(());
         };
         for view in net.links().filter(|view| self.at_heal.contains(&view.link) && view.listener.0 == 0) {
             let Some(talk) = self.conversations.get(&view.link) else { continue };
-            let Some(node) = agent(net, view.dialer.0) else { continue };
+            let Some(node) = agent(net, view.dialer.0, self.at) else { continue };
             let heard = talk.wants && talk.exact && view.dialer.1 && view.listener.1 && !view.frozen;
-            let newest = node.socket.protocol().status(net.now()).newest;
-            let fits = node.settings.limits.check(head.keys, head.bytes).is_ok();
+            let newest = node.status(net.now()).newest;
+            let fits = node.settings().limits.check(head.keys, head.bytes).is_ok();
             if heard && fits && newest.is_none_or(|newest| above(&head.position, &newest)) {
                 return Err(format!(
                     "invariant 24: node {} knows of {newest:?}, not of {}",
