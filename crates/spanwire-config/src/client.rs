@@ -204,6 +204,13 @@ impl Client {
         self
     }
 
+    /// A client of another namespace at the same authority, over the same connection if it is that of a clone.
+    #[must_use]
+    pub fn with_namespace(mut self, namespace: impl Into<String>) -> Client {
+        self.namespace = namespace.into();
+        self
+    }
+
     /// The namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace

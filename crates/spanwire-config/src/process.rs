@@ -43,6 +43,12 @@ impl Log {
         Log(Arc::new(line))
     }
 
+    /// The same, for what is said of one namespace of several.
+    pub(crate) fn of(&self, namespace: &str) -> Log {
+        let (log, namespace) = (self.clone(), namespace.to_owned());
+        Log::new(move |line| log.say(format_args!("{namespace}: {line}")))
+    }
+
     pub(crate) fn say(&self, line: impl fmt::Display) {
         let plain = |c: char| match c {
             '\n' | '\r' | '\t' => ' ',

@@ -13,7 +13,7 @@ use crate::faults::planted;
 use crate::rollout::admits;
 use crate::wire::client::{Named, Refusing, Selector, WaitAsk, Waited};
 use crate::wire::{Level, NackCode, NodeKind};
-use crate::{Distributor, Head, Id, NodeStatus, NsAuthority, Place, Position};
+use crate::{Head, Id, Namespace, NodeStatus, NsAuthority, Place, Position};
 
 /// Longest text of a refusal in an answer: there may be many of them.
 const MAX_TEXT: usize = 256;
@@ -113,8 +113,8 @@ impl Wait {
         Wait { position: goal.position, level, cohort: goal.audience.is_some(), nodes, unknown }
     }
 
-    /// Whether it ends now; `status` is that of the sender's nodes. `over`: its time is.
-    pub fn look(&self, sender: &Distributor, status: &[NodeStatus], over: bool) -> Look {
+    /// Whether it ends now; `status` is that of the nodes of the sender's namespace. `over`: its time is.
+    pub fn look(&self, sender: &Namespace, status: &[NodeStatus], over: bool) -> Look {
         // The sender may not have heard yet of the epoch that the authority has begun.
         let later = |head: &&Head| head.position.epoch.number > self.position.epoch.number;
         if let Some(head) = sender.head().filter(later)
