@@ -251,6 +251,9 @@ fn check(config: &Config) -> Result<(), ProcessError> {
             "--new-epoch and --replace are for one namespace: start with that one alone, once".into(),
         );
     }
+    if !config.further.is_empty() && config.state.as_os_str().is_empty() {
+        return refuse("several namespaces have no state folder of themselves: name one (--state)".into());
+    }
     for dir in config.dirs().flatten() {
         // Beside a file, the state folder would lie in a directory that may be published.
         std::fs::read_dir(dir).map_err(|error| tree::TreeError::Io { path: dir.clone(), error })?;
