@@ -39,7 +39,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use spanwire_config::process::{Log, ProcessError, shutdown};
 use spanwire_config::store::Store;
-use spanwire_config::{agent, relay, serve};
+use spanwire_config::{agent, relay, serve, store};
 
 /// Keeps directories equal to one, over spanwire's config-broadcast.
 #[derive(Parser, Debug)]
@@ -414,7 +414,7 @@ fn resync(state: &Path) -> Result<(), ProcessError> {
     if !state.join("identity").is_file() {
         return refuse("is no state folder");
     }
-    if state.join("log").is_dir() {
+    if store::role(state) == Some(store::Role::Server) {
         return refuse("is the folder of a server; to begin anew there, see `serve --new-epoch`");
     }
     let mut store = Store::open(state)?;

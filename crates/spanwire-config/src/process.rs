@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use spanwire::Event;
 
+use crate::sign::Keyring;
 use crate::{Head, Id};
 
 /// Ends a running [`serve`](crate::serve::run) or [`agent`](crate::agent::run) when it is dropped.
@@ -95,6 +96,13 @@ pub(crate) fn follow(events: Receiver<Event>, log: Log) {
 /// Who dials over ipc has no address.
 fn named(remote: &str) -> &str {
     if remote.is_empty() { "a local peer" } else { remote }
+}
+
+/// Says so, if there are keys and all of them are revoked.
+pub(crate) fn believes_nobody(keys: &Keyring, log: &Log) {
+    if !keys.is_empty() && keys.ids().next().is_none() {
+        log.say("ALARM: every key that is named is revoked: nothing that anybody signs is believed; name one that is valid (--trust)");
+    }
 }
 
 /// What a state folder holds is of this namespace.

@@ -29,10 +29,10 @@ use space::{Opened, Space};
 use watch::watch;
 
 use crate::control::{self, Control};
-use crate::process::{Log, ProcessError, Shutdown, follow};
+use crate::process::{Log, ProcessError, Shutdown, believes_nobody, follow};
 use crate::rollout::Audience;
 use crate::sign::{Keyring, Secret};
-use crate::store::Store;
+use crate::store::{Role, Store};
 use crate::wire::{MAX_NAMESPACE, MAX_WANTS};
 use crate::{Distributor, Id, Key, Limits, NotServed, Origin, Settings, folders, tree};
 
@@ -144,12 +144,12 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
 struct Server<'a> {
     config: &'a Config,
     log: &'a Log,
-    /// Holds the lock on the state folder.
-    _store: Store,
     socket: Socket<Distributor>,
     control: Option<Control>,
     /// In the order of their names in the config, as in the sender.
     spaces: Vec<Space>,
+    /// Holds the lock on the state folder. The last: those of namespaces may be in it.
+    store: Store,
 }
 
 impl<'a> Server<'a> {
@@ -167,6 +167,9 @@ impl<'a> Server<'a> {
                 None => space.report(shutdown),
             }
         }
+        // It has started.
+        self.store.keep();
+        watched.iter_mut().for_each(|(space, ..)| space.keep());
         std::thread::scope(|scope| {
             for (space, dir, changed, watcher) in watched {
                 scope.spawn(move || {
@@ -196,7 +199,7 @@ impl<'a> Server<'a> {
 
     fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
         check(config)?;
-        let mut store = Store::open(&config.state)?;
+        let mut store = Store::open_as(&config.state, Role::Server)?;
         let opened = open_all(config, &mut store, log)?;
         let settings = Settings {
             cluster: Id::named(&config.cluster),
@@ -227,7 +230,8 @@ impl<'a> Server<'a> {
         let spaces: Vec<Space> = spaces.collect::<Result<_, _>>()?;
         let served = || spaces.iter().map(|space| (&space.authority, &space.config, &space.log));
         let control = control.map(|rep| Control::start(rep, served()));
-        Ok(Server { config, log, _store: store, socket, control, spaces })
+        believes_nobody(&config.keys, log);
+        Ok(Server { config, log, socket, control, spaces, store })
     }
 }
 
@@ -286,7 +290,7 @@ fn open_all(config: &Config, store: &mut Store, log: &Log) -> Result<Vec<Opened>
     let mut all = Vec::new();
     for ((name, dir), state) in config.names().zip(config.dirs()).zip(places) {
         let log = if config.further.is_empty() { log.clone() } else { log.of(name) };
-        let mut own = if state == config.state { None } else { Some(Store::open(&state)?) };
+        let mut own = if state == config.state { None } else { Some(Store::open_as(&state, Role::Server)?) };
         own.iter().for_each(|own| say(own, &log));
         let config = Config {
             namespace: name.into(),

@@ -13,6 +13,7 @@
 //! and passes it over.
 
 mod conflict;
+mod role;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write as _};
@@ -29,6 +30,8 @@ use crate::{Base, Head, Id, Position, State};
 
 pub use conflict::Contradiction;
 pub(crate) use conflict::Evidence;
+pub(crate) use role::NewDir;
+pub use role::{Role, role};
 
 const MAGIC: &[u8; 8] = b"spwcfg\x00\x02";
 /// The form before this one, without the key.
@@ -55,6 +58,16 @@ pub enum StoreError {
     /// Another process uses it.
     #[error("{0} is in use by another process")]
     InUse(PathBuf),
+    /// It is another kind of process's.
+    #[error("{dir} is the state folder of {of}, and {not} has one of its own: name another with --state")]
+    Foreign {
+        /// The folder.
+        dir: PathBuf,
+        /// Whose it is.
+        of: &'static str,
+        /// Whose it is not.
+        not: &'static str,
+    },
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
@@ -89,6 +102,8 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    /// It was made now, and may not be used.
+    new: Option<role::New>,
     /// Held for as long as the store is open.
     _lock: File,
     identity: Identity,
@@ -124,6 +139,7 @@ impl Store {
         }
         let mut store = Store {
             dir: dir.to_owned(),
+            new: None,
             _lock: lock,
             identity: fresh(None, 0)?,
             damaged: Vec::new(),

@@ -32,7 +32,7 @@ pub(super) struct Space {
     pub(super) config: Config,
     pub(super) log: Log,
     /// Holds the lock on its folder, where that is not the server's.
-    _store: Option<Store>,
+    store: Option<Store>,
     pub(super) authority: Arc<Authority>,
     judging: JoinHandle<()>,
     reports: Option<JoinHandle<()>>,
@@ -63,7 +63,7 @@ impl Space {
             judging: judging(authority.clone()),
             config,
             log,
-            _store: store,
+            store,
             authority,
             reports: None,
             behind: false,
@@ -94,6 +94,11 @@ impl Space {
                 Err(error) => self.trouble(&error),
             }
         }
+    }
+
+    /// Its folder stays, whatever becomes of this process.
+    pub(super) fn keep(&mut self) {
+        self.store.iter_mut().for_each(Store::keep);
     }
 
     /// Once the sockets are closed: its threads have ended, and its log.
