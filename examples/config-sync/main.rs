@@ -19,7 +19,7 @@
 //! The guide is `docs/config-sync.md`.
 //!
 //! Exit codes: 0 done, 1 the demo failed, or there is no such key, 2 a request that makes no sense or would do harm
-//! (also: a log of the server that cannot be used), 3 a folder, file or tree cannot be used, 4 an address cannot be
+//! (also: a key file that cannot be used, or that `keygen` would have to overwrite; a log of the server that cannot be used), 3 a folder, file or tree cannot be used, 4 an address cannot be
 //! used, 5 conflict: another revision than expected, or the epoch changed, 6 refused, by the server or by a node,
 //! 7 time was over: no answer, or nodes that are behind or silent.
 
@@ -63,7 +63,8 @@ enum Command {
     Serve(ServeArgs),
     /// Keep a directory equal to what a server publishes.
     Agent(AgentArgs),
-    /// Make a key pair: FILE for the server, FILE.pub for every agent.
+    /// Make a key pair: FILE for the server, FILE.pub for every agent. Where one of them is there already, or cannot be
+    /// written, it ends with exit code 2.
     Keygen {
         /// Where to put the secret key. Nothing is overwritten.
         file: PathBuf,

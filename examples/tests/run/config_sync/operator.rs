@@ -293,3 +293,27 @@ fn status_says_what_is_not_on_a_disk() {
     let table = await_status(false);
     assert!(table.contains("relay  here  1:1 "), "{table}");
 }
+
+#[test]
+fn where_nothing_listens_that_is_said_early_and_a_server_that_comes_later_still_answers() {
+    let w = World::new();
+    let status = |timeout: &str| {
+        let mut command = Command::new(program("config-sync"));
+        command.args(["status", "--control", &w.control(), "--timeout", timeout]).stdout(Stdio::null());
+        Running::spawn(&mut command)
+    };
+    let (code, words) = status("1.5").ends_with_all();
+    let lines: Vec<&str> = words.lines().collect();
+    assert_eq!((code, lines.len()), (Some(7), 2), "{words}");
+    let nothing = format!("config-sync: cannot reach {}: ", w.control());
+    assert!(lines[0].starts_with(&nothing) && lines[0].ends_with("; trying on"), "{words}");
+    assert!(lines[1].starts_with(&nothing) && lines[1].contains("--control"), "{words}");
+    // Said while it waits, and in time for a server that is yet to start.
+    let waits = status("20");
+    waits.says(&nothing);
+    let _server = w.serve_log();
+    assert_eq!(waits.ends().0, Some(0));
+    // What listens there is for nodes.
+    let (code, _, err) = w.verb(&["status", "--control", &w.url, "--timeout", "0.5"]);
+    assert!(code == Some(7) && err.contains("answers as no control address does"), "{err}");
+}

@@ -174,3 +174,39 @@ fn a_tied_process_ends_with_whoever_started_it() {
     drop(server.child.stdin.take());
     assert_eq!(server.ends().0, Some(0));
 }
+
+#[test]
+fn every_option_of_every_verb_has_a_line_of_help() {
+    let w = World::new();
+    let help = w.ok(&["--help"]);
+    let listed =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let verbs: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(verbs.len() > 20, "{help}");
+    for verb in verbs.into_iter().filter(|verb| *verb != "help") {
+        let help = w.ok(&[verb, "-h"]);
+        let begins = |line: &str| {
+            let depth = line.len() - line.trim_start().len();
+            (2..=6).contains(&depth) && ["-", "<", "["].iter().any(|sign| line.trim_start().starts_with(sign))
+        };
+        let lines: Vec<&str> = help.lines().collect();
+        for pair in lines.windows(2).filter(|pair| begins(pair[0])) {
+            // Beside it, or below where there is no room.
+            let below = pair[1].starts_with("          ");
+            assert!(pair[0].trim().contains("  ") || below, "{verb}: {}", pair[0]);
+        }
+    }
+}
+
+#[test]
+fn a_key_that_cannot_be_written_is_2_and_help_says_so() {
+    let w = World::new();
+    std::fs::write(w.path("key"), "mine").expect("writable");
+    for file in ["key", "none/key"] {
+        let (code, _, err) = w.verb(&["keygen", file]);
+        assert!(code == Some(2) && err.contains(file), "{err}");
+    }
+    assert_eq!(text(&w.path("key")), "mine");
+    let help = w.ok(&["keygen", "--help"]);
+    assert!(help.contains("exit code 2"), "{help}");
+}
