@@ -282,7 +282,7 @@ impl<'a> Agent<'a> {
         }
         agent.store.keep();
         new_out.keep();
-        new_staging.map(NewDir::keep);
+        new_staging.into_iter().for_each(NewDir::keep);
         Ok(agent)
     }
 
