@@ -19,7 +19,7 @@
 //! The guide is `docs/config-sync.md`.
 //!
 //! Exit codes: 0 done, 1 the demo failed, or there is no such key, 2 a request that makes no sense or would do harm
-//! (also: a log of the server that cannot be used), 3 a folder, file or tree cannot be used, 4 an address cannot be
+//! (also: a key file that cannot be used, or that `keygen` would have to overwrite; a log of the server that cannot be used), 3 a folder, file or tree cannot be used, 4 an address cannot be
 //! used, 5 conflict: another revision than expected, or the epoch changed, 6 refused, by the server or by a node,
 //! 7 time was over: no answer, or nodes that are behind or silent.
 
@@ -39,7 +39,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use spanwire_config::process::{Log, ProcessError, shutdown};
 use spanwire_config::store::Store;
-use spanwire_config::{agent, relay, serve};
+use spanwire_config::{agent, relay, serve, store};
 
 /// Keeps directories equal to one, over spanwire's config-broadcast.
 #[derive(Parser, Debug)]
@@ -63,7 +63,8 @@ enum Command {
     Serve(ServeArgs),
     /// Keep a directory equal to what a server publishes.
     Agent(AgentArgs),
-    /// Make a key pair: FILE for the server, FILE.pub for every agent.
+    /// Make a key pair: FILE for the server, FILE.pub for every agent. Where one of them is there already, or cannot be
+    /// written, it ends with exit code 2.
     Keygen {
         /// Where to put the secret key. Nothing is overwritten.
         file: PathBuf,
@@ -95,24 +96,26 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct ServeArgs {
-    /// The directory to publish. Without it the state lives in STATE alone, and changes by commits.
-    #[arg(long, env = "CONFIG_SYNC_DIR")]
-    dir: Option<PathBuf>,
+    /// The directory to publish. Without it the state lives in STATE alone, and changes by commits. With several
+    /// namespaces NAME=DIR, for each that publishes one.
+    #[arg(long, env = "CONFIG_SYNC_DIR", value_name = "[NAME=]DIR")]
+    dir: Vec<PathBuf>,
     /// Address to listen at for nodes; repeatable. Port 0 takes a free one.
     #[arg(long, env = "CONFIG_SYNC_BIND", value_delimiter = ',')]
     bind: Vec<String>,
     /// Address to listen at for operators; repeatable. Who reaches it may change everything.
     #[arg(long, env = "CONFIG_SYNC_CONTROL", value_delimiter = ',')]
     control: Vec<String>,
-    /// State folder; neither of it and DIR is inside the other [default: DIR.state].
+    /// State folder; neither of it and DIR is inside the other [default: DIR.state; none with several namespaces].
     #[arg(long, env = "CONFIG_SYNC_STATE")]
     state: Option<PathBuf>,
     /// Name of the cluster.
     #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
     cluster: String,
-    /// Name of the namespace.
+    /// Name of the namespace; repeatable, up to 64. Each has its own history, store (in STATE), nodes and operators'
+    /// commits.
     #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
-    namespace: String,
+    namespace: Vec<String>,
     /// Secret key that signs what is published (keygen).
     #[arg(long, env = "CONFIG_SYNC_KEY")]
     key: Option<PathBuf>,
@@ -245,15 +248,17 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 fn serve_config(args: ServeArgs) -> Result<serve::Config, ProcessError> {
-    let mut config = match args.dir {
-        Some(dir) => serve::Config::new(dir),
-        None => serve::Config::without_dir(""),
+    let (namespace, further, dir) = namespaces(args.namespace, args.dir)?;
+    let mut config = match dir {
+        // Of several, none names the folder of all.
+        Some(dir) if further.is_empty() => serve::Config::new(dir),
+        dir => serve::Config { dir, ..serve::Config::without_dir("") },
     };
     config.bind = args.bind;
     config.control = args.control;
     config.state = args.state.unwrap_or(config.state);
     config.cluster = args.cluster;
-    config.namespace = args.namespace;
+    (config.namespace, config.further) = (namespace, further);
     config.secret = args.key.as_deref().map(keys::secret).transpose()?;
     config.keys = keys::trusted(&args.trust)?;
     config.secret.iter().for_each(|secret| config.keys.add(&secret.public()));
@@ -262,6 +267,52 @@ fn serve_config(args: ServeArgs) -> Result<serve::Config, ProcessError> {
     config.replace = args.replace;
     config.rescan = Duration::from_secs(args.rescan.max(1));
     Ok(config)
+}
+
+/// The first namespace, the others, and the directory of the first.
+fn namespaces(
+    names: Vec<String>,
+    dirs: Vec<PathBuf>,
+) -> Result<(String, Vec<serve::Further>, Option<PathBuf>), ProcessError> {
+    let refuse = |why: String| Err(ProcessError::Refused(why));
+    let mut served: Vec<serve::Further> =
+        names.into_iter().map(|name| serve::Further { name, dir: None }).collect();
+    for dir in dirs {
+        // One alone may have `=` in its path.
+        let whose = match &mut served[..] {
+            [alone] => Some((alone, dir.clone())),
+            several => {
+                let of = |name: &str| Some(below(&dir, name)?.to_owned());
+                let named = several.iter_mut().filter_map(|further| Some((of(&further.name)?, further)));
+                // A name may begin with another and `=`.
+                named.max_by_key(|(_, further)| further.name.len()).map(|(dir, further)| (further, dir))
+            }
+        };
+        match whose {
+            None => {
+                return refuse(format!(
+                    "--dir {}: with several namespaces it is NAME=DIR, of one of them",
+                    dir.display()
+                ));
+            }
+            Some((serve::Further { name, dir: Some(_) }, _)) => {
+                return refuse(format!("--dir {}: the namespace {name} has a directory", dir.display()));
+            }
+            Some((further, dir)) => further.dir = Some(dir),
+        }
+    }
+    if served.is_empty() {
+        return refuse("no namespace (--namespace)".into());
+    }
+    let first = served.remove(0);
+    Ok((first.name, served, first.dir))
+}
+
+/// The directory in NAME=DIR.
+fn below<'p>(text: &'p Path, name: &str) -> Option<&'p Path> {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = text.as_os_str().as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+    Some(Path::new(std::ffi::OsStr::from_bytes(dir)))
 }
 
 fn relay_config(args: RelayArgs) -> Result<relay::Config, ProcessError> {
@@ -364,7 +415,7 @@ fn resync(state: &Path) -> Result<(), ProcessError> {
     if !state.join("identity").is_file() {
         return refuse("is no state folder");
     }
-    if state.join("log").is_dir() {
+    if store::role(state) == Some(store::Role::Server) {
         return refuse("is the folder of a server; to begin anew there, see `serve --new-epoch`");
     }
     let mut store = Store::open(state)?;

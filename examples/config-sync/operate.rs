@@ -35,6 +35,9 @@ const CONFLICT: u8 = 5;
 pub(crate) const REFUSED: u8 = 6;
 const TIMEOUT: u8 = 7;
 
+/// How long nothing is said of a server that cannot be reached.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 pub(crate) type Res<T> = Result<T, Failed>;
 
 impl From<ClientError> for Failed {
@@ -45,11 +48,13 @@ impl From<ClientError> for Failed {
             | ClientError::Rollout { .. }
             | ClientError::Aborted => CONFLICT,
             ClientError::Invalid { .. } | ClientError::ReadOnly { .. } => REFUSED,
-            ClientError::Unanswered(_) | ClientError::Busy => TIMEOUT,
+            ClientError::Unanswered(_) | ClientError::Unreachable(_) | ClientError::Busy => TIMEOUT,
             _ => ADDRESS,
         };
         let asked = match &error {
-            ClientError::Unanswered(_) => "; is that the --control address of a server that runs?",
+            ClientError::Unanswered(_) | ClientError::Unreachable(_) => {
+                "; is that the --control address of a server that runs?"
+            }
             _ => "",
         };
         Failed(code, format!("{error}{asked}"))
@@ -105,6 +110,7 @@ pub(crate) enum Verb {
         to: To,
         #[command(flatten)]
         how: How,
+        /// The key: a path, for agents.
         key: String,
         /// The value.
         #[arg(required_unless_present = "file", conflicts_with = "file")]
@@ -120,6 +126,7 @@ pub(crate) enum Verb {
     Get {
         #[command(flatten)]
         to: To,
+        /// The key.
         key: String,
         /// In which revision [default: the newest].
         #[arg(long, value_name = "REV")]
@@ -129,11 +136,13 @@ pub(crate) enum Verb {
     List {
         #[command(flatten)]
         to: To,
+        /// What the keys begin with.
         #[arg(default_value = "")]
         prefix: String,
         /// In which revision [default: the newest].
         #[arg(long, value_name = "REV")]
         at: Option<Rev>,
+        /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
     },
@@ -143,6 +152,7 @@ pub(crate) enum Verb {
         to: To,
         #[command(flatten)]
         how: How,
+        /// The keys; one that is not there is no error.
         #[arg(required = true)]
         keys: Vec<String>,
     },
@@ -171,6 +181,7 @@ pub(crate) enum Verb {
         /// With the keys that they changed.
         #[arg(long, short)]
         keys: bool,
+        /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
     },
@@ -178,8 +189,9 @@ pub(crate) enum Verb {
     Diff {
         #[command(flatten)]
         to: To,
+        /// The earlier revision: EPOCH:REV, or REV.
         from: Rev,
-        /// [default: the newest].
+        /// The later one [default: the newest].
         until: Option<Rev>,
     },
     /// Commit the content of an earlier revision.
@@ -188,12 +200,14 @@ pub(crate) enum Verb {
         to: To,
         #[command(flatten)]
         how: How,
+        /// The earlier revision: EPOCH:REV, or REV.
         revision: Rev,
     },
     /// See to the rollout that is open: a change that was made with --rollout.
     Rollout {
         #[command(flatten)]
         to: To,
+        /// What to do with it.
         what: What,
         /// Only if it is the rollout of this revision.
         #[arg(long, value_name = "REV")]
@@ -201,6 +215,7 @@ pub(crate) enum Verb {
         /// Repeat a request that had no answer: the id that was printed. Needs --at.
         #[arg(long, value_name = "ID", value_parser = id, requires = "at")]
         request: Option<Id>,
+        /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
     },
@@ -208,6 +223,7 @@ pub(crate) enum Verb {
     Status {
         #[command(flatten)]
         to: To,
+        /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
     },
@@ -230,6 +246,7 @@ pub(crate) enum Verb {
         /// Wait for so many nodes to be known, too; fewer are a failure.
         #[arg(long, default_value_t = 1)]
         min: usize,
+        /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
     },
@@ -237,7 +254,7 @@ pub(crate) enum Verb {
     Export {
         #[command(flatten)]
         to: To,
-        /// `-`: standard output.
+        /// Where to; `-`: standard output.
         file: PathBuf,
         /// Which revision [default: the newest].
         #[arg(long, value_name = "REV")]
@@ -247,7 +264,7 @@ pub(crate) enum Verb {
     Import {
         #[command(flatten)]
         to: To,
-        /// `-`: standard input.
+        /// What `export` wrote; `-`: standard input.
         file: PathBuf,
         /// Repeat a request that had no answer: the id that was printed.
         #[arg(long, value_name = "ID", value_parser = id)]
@@ -262,6 +279,7 @@ pub(crate) enum Verb {
         /// Begin above this revision [default: the newest].
         #[arg(long, value_name = "REV")]
         after: Option<Rev>,
+        /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
     },
@@ -315,7 +333,14 @@ pub(crate) fn print(text: &str) -> bool {
 
 impl To {
     fn client(&self) -> Res<Client> {
-        Ok(Client::connect(&self.control, &self.namespace)?.with_timeout(self.timeout))
+        let client = Client::connect(&self.control, &self.namespace)?.with_timeout(self.timeout);
+        let waits = client.clone();
+        // A server may be about to start, so there is time; who wrote a wrong address need not wait for its end.
+        std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE);
+            waits.trouble().into_iter().for_each(|why| eprintln!("config-sync: {why}; trying on"));
+        });
+        Ok(client)
     }
 }
 

@@ -55,7 +55,7 @@ examples! {
 }
 
 #[cfg(unix)]
-#[path = "run/config_sync.rs"]
+#[path = "run/config_sync/mod.rs"]
 mod config_sync;
 
 #[cfg(unix)]

@@ -21,11 +21,11 @@ use crate::check::Check;
 use crate::command::Failure;
 use crate::hook::{Owed, lines};
 use crate::layout::Kept;
-use crate::process::{Log, ProcessError, Shutdown, follow, ours};
+use crate::process::{Log, ProcessError, Shutdown, believes_nobody, follow, ours};
 use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
-use crate::store::{Evidence, Identity, Loaded, Store};
+use crate::store::{Evidence, Identity, Loaded, NewDir, Role, Store};
 use crate::tree::{self, TreeError};
 use crate::wire::{NackCode, NamespaceStatus};
 use crate::{
@@ -209,17 +209,23 @@ impl<'a> Agent<'a> {
                 config.out.join("current").display()
             ));
         }
-        let mut store = Store::open(&config.state)?;
+        let new_out = NewDir::look(&config.out);
+        let mut new_staging = None;
+        let mut store = Store::open_as(&config.state, Role::Agent)?;
         let open = |staging: &Path| Kept::open(config.layout, &config.out, staging);
         let output = match open(&store.dir().join("staging")) {
             Err(error @ TreeError::OtherFileSystem(..)) => match folders::beside(&config.out, ".staging") {
-                Some(staging) => open(&staging)?,
+                Some(staging) => {
+                    new_staging = Some(NewDir::look(&staging));
+                    open(&staging)?
+                }
                 None => return Err(error.into()),
             },
             output => output?,
         };
         let out = config.out.canonicalize().unwrap_or_else(|_| config.out.clone());
         claim(&store, &output, &out, config.take_over)?;
+        believes_nobody(&config.trust, log);
         store.set_trust(config.trust.clone());
         let loaded = store.load(config.limits.bytes);
         let damaged = store.damaged().iter().chain(&loaded.damaged);
@@ -274,6 +280,9 @@ impl<'a> Agent<'a> {
         for url in &config.connect {
             agent.socket.connect(url)?;
         }
+        agent.store.keep();
+        new_out.keep();
+        new_staging.into_iter().for_each(NewDir::keep);
         Ok(agent)
     }
 
@@ -427,17 +436,20 @@ impl<'a> Agent<'a> {
                 if let Some(why) = why {
                     self.log.say(format_args!("{why}; the directory is compared whole"));
                 }
-                self.repair(&changes);
+                self.repair(Some(&changes));
             }
         }
     }
 
-    /// Makes the directory hold what is shown, whatever is in it. `expected` to differ is what changes anyway.
-    fn repair(&mut self, expected: &ChangeSet) {
+    /// Makes the directory hold what is shown, whatever is in it. Of a revision that has just come, `expected` to differ is
+    /// what it changes.
+    fn repair(&mut self, expected: Option<&ChangeSet>) {
         let Some((head, state)) = self.shown.clone() else { return };
         match self.output.repair(&head, &state) {
             Ok(mut differed) => {
-                let changes: BTreeSet<String> = expected.keys().map(Key::to_string).collect();
+                let changes = expected.into_iter().flat_map(ChangeSet::keys).map(Key::to_string);
+                let own = expected.and_then(|_| self.output.own(&head));
+                let changes: BTreeSet<String> = changes.chain(own).collect();
                 let below = |dir: &str| {
                     let dir = format!("{dir}/");
                     changes.range(dir.clone()..).next().is_some_and(|key| key.starts_with(&dir))
@@ -516,7 +528,7 @@ impl<'a> Agent<'a> {
             self.socket.with(|r, cx| r.retry(cx));
         }
         if self.repair.is_due(now) {
-            self.repair(&ChangeSet::new());
+            self.repair(None);
         }
         if self.act.is_due(now) {
             self.act();

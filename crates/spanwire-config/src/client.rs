@@ -23,10 +23,12 @@
 
 mod export;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spanwire::{Req, RequestError};
+use crossbeam_channel::Receiver;
+use spanwire::{Event, Req, RequestError};
 
 use crate::rollout::Plan;
 use crate::wire::DecodeError;
@@ -47,6 +49,15 @@ pub struct Client {
     req: Req,
     namespace: String,
     timeout: Duration,
+    attempts: Arc<Attempts>,
+}
+
+/// How connecting went.
+#[derive(Debug)]
+struct Attempts {
+    events: Receiver<Event>,
+    /// What the last one that failed met with.
+    last: Mutex<Option<String>>,
 }
 
 /// A commit to ask for.
@@ -161,6 +172,9 @@ pub enum ClientError {
     /// request id, tells.
     #[error("no answer: {0}")]
     Unanswered(RequestError),
+    /// There never was a connection, so nothing was asked and nothing was done: as [`Client::trouble`].
+    #[error("{0}")]
+    Unreachable(String),
     /// The socket cannot be used.
     #[error(transparent)]
     Socket(#[from] spanwire::Error),
@@ -193,14 +207,41 @@ impl Client {
     /// An address that makes no sense, or the system's.
     pub fn connect(url: &str, namespace: impl Into<String>) -> Result<Client> {
         let req = Req::builder().recv_max_size(MAX_REPLY).build()?;
+        let attempts = Arc::new(Attempts { events: req.events(), last: Mutex::default() });
         req.connect(url)?;
-        Ok(Client { req, namespace: namespace.into(), timeout: Duration::from_secs(10) })
+        Ok(Client { req, namespace: namespace.into(), timeout: Duration::from_secs(10), attempts })
+    }
+
+    /// Why there has been no connection so far, in words; `None` once there was one, and as long as no attempt failed.
+    /// Attempts go on: a server may be about to start.
+    pub fn trouble(&self) -> Option<String> {
+        let mut last = self.attempts.last.lock().unwrap_or_else(PoisonError::into_inner);
+        for event in self.attempts.events.try_iter() {
+            match event {
+                Event::ConnectFailed { url, error, .. } => {
+                    *last = Some(format!("cannot reach {url}: {error}"))
+                }
+                Event::Rejected { remote, reason, .. } => {
+                    *last = Some(format!("{remote} answers as no control address does: {reason}"));
+                }
+                _ => {}
+            }
+        }
+        // Events may have been lost.
+        last.clone().filter(|_| self.req.stats().attached == 0)
     }
 
     /// How long an answer may take; for what waits, beyond that. Default: 10 s.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Client {
         self.timeout = timeout;
+        self
+    }
+
+    /// A client of another namespace at the same authority, over the same connection if it is that of a clone.
+    #[must_use]
+    pub fn with_namespace(mut self, namespace: impl Into<String>) -> Client {
+        self.namespace = namespace.into();
         self
     }
 
@@ -406,7 +447,9 @@ impl Client {
         let message = Bytes::from(ask.encode());
         loop {
             let left = latest.saturating_duration_since(Instant::now());
-            let reply = self.req.request_timeout(message.clone(), left).map_err(ClientError::Unanswered)?;
+            let reply = self.req.request_timeout(message.clone(), left).map_err(|error| {
+                self.trouble().map_or(ClientError::Unanswered(error), ClientError::Unreachable)
+            })?;
             let reply = Reply::decode(&reply.into_bytes())
                 .map_err(|error| ClientError::Answer(Misunderstood::Bytes(error)))?;
             match reply {

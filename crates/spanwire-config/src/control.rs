@@ -1,8 +1,8 @@
-//! What an authority answers its clients: the desk behind the control socket.
+//! What an authority answers its clients: behind the control socket, a desk for each namespace.
 //!
-//! One thread takes requests and answers each at once; only what has to wait (WAIT, and LOG for a commit that is not
-//! there yet) is put aside, for a second thread that is woken by reports and revisions. Where a directory is what the
-//! authority publishes, all that would change the namespace is refused.
+//! One thread takes requests and answers each at once, at the desk of the namespace that it begins with; only what has to
+//! wait (WAIT, and LOG for a commit that is not there yet) is put aside, for a second thread of that desk that is woken by
+//! reports and revisions. Where a directory is what is published, all that would change the namespace is refused.
 //!
 //! Owns: the meaning of the client's messages. Never: decides a commit (the machine does), or waits for a client.
 
@@ -24,7 +24,7 @@ use crate::wire::client::{
     Order, PAGE, ReadAsk, Reply, RolloutLine, StatusAsk, Tip, WaitAsk, Writable,
 };
 use crate::{
-    Change, Distributor, Head, Intent, Invalid, Limits, Mode, NodeStatus, NsAuthority, Place, Position,
+    Change, Head, Intent, Invalid, Limits, Mode, Namespace, NodeStatus, NsAuthority, Place, Position,
     ReadOnly, Request, State,
 };
 use write::{Write, begin, holdings, read_only, refused};
@@ -33,8 +33,8 @@ use write::{Write, begin, holdings, read_only, refused};
 const MAX_PARKED: usize = 1024;
 /// Longest that a request waits.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// Woken when a request is put aside.
-const PARKED: WaitKey = WaitKey(crate::SENDER as u32, 16);
+/// Beside the keys that a namespace has by itself: woken when a request is put aside.
+const PARKED: u64 = 16;
 /// How long a reply waits for room: who does not take replies gets none.
 const ROOM: Duration = Duration::from_millis(10);
 
@@ -52,32 +52,42 @@ pub(crate) fn listen(config: &Config, log: &Log) -> Result<Rep, ProcessError> {
     Ok(rep)
 }
 
-/// A running desk.
+/// The desks of a running server, and who takes requests to them.
 pub(crate) struct Control {
     rep: Rep,
     asks: JoinHandle<()>,
-    waits: JoinHandle<()>,
+    waits: Vec<JoinHandle<()>>,
 }
 
 impl Control {
-    pub(crate) fn start(rep: Rep, authority: &Arc<Authority>, config: &Config, log: &Log) -> Control {
-        let directory = config.dir.as_ref().map(|dir| {
-            format!("{} on the server is what is published: make the change there", dir.display())
-        });
-        let desk = Arc::new(Desk {
-            authority: authority.clone(),
-            rep: rep.clone(),
-            namespace: config.namespace.clone(),
-            limits: config.limits,
-            directory,
-            open: Mutex::default(),
-            log: log.clone(),
-        });
+    /// For each namespace its machine, what is served of it, and where it logs.
+    pub(crate) fn start<'s>(
+        rep: Rep,
+        served: impl IntoIterator<Item = (&'s Arc<Authority>, &'s Config, &'s Log)>,
+    ) -> Control {
+        let desk = |(authority, config, log): (&Arc<Authority>, &Config, &Log)| {
+            let directory = config.dir.as_ref().map(|dir| {
+                format!("{} on the server is what is published: make the change there", dir.display())
+            });
+            let WaitKey(of, key) = authority.with(|d, _| d.wait_key());
+            Arc::new(Desk {
+                authority: authority.clone(),
+                rep: rep.clone(),
+                namespace: config.namespace.clone(),
+                limits: config.limits,
+                directory,
+                keys: (WaitKey(of, key), WaitKey(of, key | PARKED)),
+                open: Mutex::default(),
+                log: log.clone(),
+            })
+        };
+        let desks: Vec<Arc<Desk>> = served.into_iter().map(desk).collect();
+        let waits =
+            (desks.iter().cloned()).map(|desk| std::thread::spawn(move || desk.serve_parked())).collect();
         let asks = std::thread::spawn({
-            let (rep, desk) = (rep.clone(), desk.clone());
-            move || rep.iter().for_each(|request| desk.take(request))
+            let rep = rep.clone();
+            move || rep.iter().for_each(|request| take(&desks, request))
         });
-        let waits = std::thread::spawn(move || desk.serve_parked());
         Control { rep, asks, waits }
     }
 
@@ -88,7 +98,33 @@ impl Control {
 
     /// Once both sockets are closed.
     pub(crate) fn join(self) {
-        let _ = (self.asks.join(), self.waits.join());
+        let _ = self.asks.join();
+        self.waits.into_iter().for_each(|waits| drop(waits.join()));
+    }
+}
+
+/// One request, from its bytes to its answer.
+fn take(desks: &[Arc<Desk>], request: spanwire::Request) {
+    let Some(first) = desks.first() else { return };
+    let reply = match Ask::decode(&request.body().clone().into_bytes()) {
+        Ok(Ask::Unknown(kind)) => {
+            invalid(InvalidCode::Malformed, format!("request type {kind} is not known here: a newer client?"))
+        }
+        Ok(ask) => match desks.iter().find(|desk| ask.namespace() == Some(&desk.namespace)) {
+            Some(desk) => return desk.take(request, ask),
+            None => invalid(InvalidCode::Namespace, not_served(desks)),
+        },
+        Err(why) => invalid(InvalidCode::Malformed, format!("not understood: {why}")),
+    };
+    first.reply(request, &reply);
+}
+
+/// Which namespaces there are, as far as a text has room.
+fn not_served(desks: &[Arc<Desk>]) -> String {
+    let names: Vec<&str> = desks.iter().map(|desk| &desk.namespace[..]).collect();
+    match names[..] {
+        [name] => format!("the namespace served here is {name}"),
+        _ => format!("the {} namespaces served here are {}", names.len(), names.join(", ")),
     }
 }
 
@@ -121,7 +157,7 @@ enum Ended {
 
 impl Open {
     /// Takes out what has ended by now: all whose time is over, and all that has what it waits for.
-    fn take_ended(&mut self, sender: &Distributor, now: Instant) -> Vec<(spanwire::Request, Ended)> {
+    fn take_ended(&mut self, sender: &Namespace, now: Instant) -> Vec<(spanwire::Request, Ended)> {
         if self.parked.is_empty() {
             return Vec::new();
         }
@@ -167,6 +203,8 @@ struct Desk {
     limits: Limits,
     /// Why clients may not commit.
     directory: Option<String>,
+    /// Woken when reports or revisions come, and when a request is put aside.
+    keys: (WaitKey, WaitKey),
     /// Taken within the sender's socket and around the clients', never around the sender's or the machine.
     open: Mutex<Open>,
     log: Log,
@@ -186,24 +224,12 @@ impl Desk {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One request, from its bytes to its answer.
-    fn take(self: &Arc<Self>, request: spanwire::Request) {
-        let reply = match Ask::decode(&request.body().clone().into_bytes()) {
-            Ok(Ask::Unknown(kind)) => invalid(
-                InvalidCode::Malformed,
-                format!("request type {kind} is not known here: a newer client?"),
-            ),
-            Ok(ask) if ask.namespace() != Some(&self.namespace) => {
-                invalid(InvalidCode::Namespace, format!("the namespace served here is {}", self.namespace))
-            }
-            Ok(ask) => match self.answer(ask) {
-                Ok(Said::Now(reply)) => reply,
-                Ok(Said::Write(write)) => return self.write(request, write),
-                Err(later) => return self.park(request, later),
-            },
-            Err(why) => invalid(InvalidCode::Malformed, format!("not understood: {why}")),
-        };
-        self.reply(request, &reply);
+    fn take(self: &Arc<Self>, request: spanwire::Request, ask: Ask) {
+        match self.answer(ask) {
+            Ok(Said::Now(reply)) => self.reply(request, &reply),
+            Ok(Said::Write(write)) => self.write(request, write),
+            Err(later) => self.park(request, later),
+        }
     }
 
     fn reply(&self, mut request: spanwire::Request, reply: &Reply) {
@@ -229,26 +255,25 @@ impl Desk {
         open.parked.push(parked);
         open.added = true;
         drop(open);
-        self.authority.socket.with(|d, cx| {
-            cx.wake(d.wait_key());
-            cx.wake(PARKED);
+        self.authority.with(|_, cx| {
+            cx.wake(self.keys.0);
+            cx.wake(self.keys.1);
         });
     }
 
     /// Answers what waits, until the nodes' socket is closed.
     fn serve_parked(&self) {
-        let socket = &self.authority.socket;
-        let reports = socket.with(|d, _| d.wait_key());
+        let (reports, added) = self.keys;
         loop {
             // Every report of every node would wake this thread for nothing.
-            let key = if self.open().parked.is_empty() { PARKED } else { reports };
+            let key = if self.open().parked.is_empty() { added } else { reports };
             let next = self.open().parked.iter().map(|parked| parked.deadline).min();
             let left = next.map(|next| next.saturating_duration_since(Instant::now()));
             let (mut looks, mut cost) = (0, Duration::ZERO);
-            let ended = socket.wait(key, left, |d, _| {
+            let ended = self.authority.wait(key, left, |d| {
                 let now = Instant::now();
                 let mut open = self.open();
-                let ended = open.take_ended(d, now);
+                let ended = open.take_ended(&d, now);
                 looks += 1;
                 cost = now.elapsed();
                 // The second look in a row is the last: see below.
@@ -257,7 +282,9 @@ impl Desk {
             });
             let ended = match ended {
                 Ok(ended) => ended,
-                Err(WaitError::TimedOut) => socket.with(|d, _| self.open().take_ended(d, Instant::now())),
+                Err(WaitError::TimedOut) => {
+                    self.authority.with(|d, _| self.open().take_ended(&d, Instant::now()))
+                }
                 Err(_) => return,
             };
             for (request, ended) in ended {
@@ -339,7 +366,7 @@ impl Desk {
     }
 
     fn status(&self, ask: &StatusAsk) -> Reply {
-        let now = self.authority.socket.with(|_, cx| cx.now());
+        let now = self.authority.with(|_, cx| cx.now());
         let mut nodes = self.authority.look(|machine| {
             let (writable, text) = match (machine.mode(), &self.directory) {
                 (Mode::ReadOnly(why), _) => read_only(why, machine.highest()),
@@ -353,7 +380,7 @@ impl Desk {
             Nodes { tip, writable, text, oldest, limits, rollout, more: false, nodes: Vec::new() }
         });
         let mut size = 0;
-        for status in self.authority.socket.with(|d, _| d.status()) {
+        for status in self.authority.with(|d, _| d.status()) {
             if ask.after.is_some_and(|after| status.node <= after) {
                 continue;
             }
@@ -378,10 +405,10 @@ impl Desk {
             (Err(Outcome::NoSuch), Some(_)) => return Ok(refused(&Invalid::NoSuch(ask.position))),
             (Err(outcome), _) => return Ok(wait_reply(outcome)),
         };
-        self.authority.socket.with(|d, _| {
+        self.authority.with(|d, _| {
             let status = d.status();
             let wait = Wait::new(&goal, &ask.selector, &status);
-            match wait.look(d, &status, ask.timeout_ms == 0) {
+            match wait.look(&d, &status, ask.timeout_ms == 0) {
                 Look::Ended(outcome) => Ok(wait_reply(outcome)),
                 Look::Open | Look::Settled => {
                     Err(Later(Duration::from_millis(ask.timeout_ms.into()), Until::Reached(wait)))

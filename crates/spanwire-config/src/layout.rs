@@ -75,6 +75,16 @@ impl Kept {
         }
     }
 
+    /// What a revision has in the directory for itself alone, once it is in place.
+    pub(crate) fn own(&self, head: &Head) -> Option<String> {
+        match self {
+            Kept::Flat(_) => None,
+            Kept::Versioned(versions) => {
+                versions.path(head.position).file_name().map(|name| name.to_string_lossy().into_owned())
+            }
+        }
+    }
+
     /// Writes and syncs a revision beside. `shown` is what is in place, and `changes` what leads from there to `state`.
     pub(crate) fn stage(
         &self,

@@ -2,13 +2,19 @@
 //!
 //! Owns: the shutdown signal and the translation of socket events. Never: decides what a process does.
 
+mod told;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use spanwire::Event;
+use told::Connections;
 
+use crate::sign::Keyring;
 use crate::{Head, Id};
 
 /// Ends a running [`serve`](crate::serve::run) or [`agent`](crate::agent::run) when it is dropped.
@@ -43,6 +49,12 @@ impl Log {
         Log(Arc::new(line))
     }
 
+    /// The same, for what is said of one namespace of several.
+    pub(crate) fn of(&self, namespace: &str) -> Log {
+        let (log, namespace) = (self.clone(), namespace.to_owned());
+        Log::new(move |line| log.say(format_args!("{namespace}: {line}")))
+    }
+
     pub(crate) fn say(&self, line: impl fmt::Display) {
         let plain = |c: char| match c {
             '\n' | '\r' | '\t' => ' ',
@@ -63,32 +75,44 @@ impl fmt::Debug for Log {
 /// not each attempt.
 pub(crate) fn follow(events: Receiver<Event>, log: Log) {
     std::thread::spawn(move || {
-        let mut failing = std::collections::BTreeSet::new();
-        for event in events {
+        let (mut failing, mut connections) = (BTreeSet::new(), Connections::default());
+        loop {
+            let event = match connections.due() {
+                Some(due) => events.recv_deadline(due),
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let now = Instant::now();
+            connections.lasted(now).into_iter().for_each(|line| log.say(line));
             match event {
-                Event::Connected { endpoint, facts, .. } => {
+                Ok(Event::Connected { pipe, endpoint, facts, .. }) => {
                     failing.remove(&endpoint);
-                    log.say(format_args!("connected: {}", facts.remote));
+                    let line = connections.connected(pipe, endpoint, &facts.remote, now);
+                    line.into_iter().for_each(|line| log.say(line));
                 }
-                Event::Disconnected { remote, reason, .. } => {
-                    log.say(format_args!("disconnected: {}: {reason}", named(&remote)));
+                Ok(Event::Disconnected { pipe, remote, reason, .. }) => {
+                    let lines = connections.ended(pipe, &remote, &reason.to_string(), now);
+                    lines.into_iter().for_each(|line| log.say(line));
                 }
-                Event::Rejected { remote, reason, .. } => {
-                    log.say(format_args!("refused: {}: {reason}", named(&remote)))
+                Ok(Event::Rejected { endpoint, remote, reason }) => {
+                    let line = connections.rejected(endpoint, &remote, &reason.to_string());
+                    line.into_iter().for_each(|line| log.say(line));
                 }
-                Event::ConnectFailed { endpoint, url, error } if failing.insert(endpoint) => {
+                Ok(Event::ConnectFailed { endpoint, url, error }) if failing.insert(endpoint) => {
                     log.say(format_args!("cannot reach {url}: {error}; trying on"));
                 }
-                Event::AcceptFailed { error, .. } => log.say(format_args!("accept failed: {error}")),
-                _ => {}
+                Ok(Event::AcceptFailed { error, .. }) => log.say(format_args!("accept failed: {error}")),
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     });
 }
 
-/// Who dials over ipc has no address.
-fn named(remote: &str) -> &str {
-    if remote.is_empty() { "a local peer" } else { remote }
+/// Says so, if there are keys and all of them are revoked.
+pub(crate) fn believes_nobody(keys: &Keyring, log: &Log) {
+    if !keys.is_empty() && keys.ids().next().is_none() {
+        log.say("ALARM: every key that is named is revoked: nothing that anybody signs is believed; name one that is valid (--trust)");
+    }
 }
 
 /// What a state folder holds is of this namespace.

@@ -51,6 +51,19 @@ pub enum TemplateError {
     /// It makes a file that is published.
     #[error("{0} is published, and a template makes it too")]
     Published(Key),
+    /// What it makes cannot be where it is to be.
+    #[error(
+        "the template {} is to make {}, which is no path of a file below the directory: {why}; name it as SRC:DEST",
+        template.display(), if dest.is_empty() { "." } else { dest }
+    )]
+    Target {
+        /// The template.
+        template: PathBuf,
+        /// Where what it makes was to be.
+        dest: String,
+        /// What is wrong with that.
+        why: &'static str,
+    },
     /// It cannot be understood, or not be rendered with this revision.
     #[error("template {0}")]
     Template(String),
@@ -166,13 +179,18 @@ fn sources(
 ) -> Result<Vec<(PathBuf, Key, String, u16)>, TemplateError> {
     let mut all = Vec::new();
     for Template { source, dest } in templates {
-        let key = |bytes: &[u8]| {
-            let key = Key::new(bytes).map_err(|_| TreeError::Key {
-                key: String::from_utf8_lossy(bytes).into_owned(),
-                why: "it has not 1 to 1,024 bytes",
-            })?;
-            tree::check_key(&key)?;
-            Ok::<_, TreeError>(key)
+        let key = |template: &Path, bytes: &[u8]| {
+            let wrong = |why| TemplateError::Target {
+                template: template.to_owned(),
+                dest: String::from_utf8_lossy(bytes).into_owned(),
+                why,
+            };
+            let key = Key::new(bytes).map_err(|_| wrong("it has not 1 to 1,024 bytes"))?;
+            match tree::check_key(&key) {
+                Ok(()) => Ok(key),
+                Err(TreeError::Key { why, .. }) => Err(wrong(why)),
+                Err(other) => Err(other.into()),
+            }
         };
         let text = |path: &Path, bytes: Vec<u8>| {
             String::from_utf8(bytes).map_err(|_| TemplateError::NotText(path.to_owned()))
@@ -183,7 +201,11 @@ fn sources(
                 let name = ENDINGS.iter().find_map(|ending| below.as_bytes().strip_suffix(*ending));
                 let name = name.unwrap_or(below.as_bytes());
                 let above = dest.trim_end_matches('/').as_bytes();
-                let key = if above.is_empty() { key(name)? } else { key(&[above, b"/", name].concat())? };
+                let key = if above.is_empty() {
+                    key(&path, name)?
+                } else {
+                    key(&path, &[above, b"/", name].concat())?
+                };
                 let text = text(&path, entry.value().to_vec())?;
                 all.push((path, key, text, entry.flags()));
             }
@@ -191,7 +213,7 @@ fn sources(
             let io = |error| TreeError::Io { path: source.clone(), error };
             let (bytes, facts) = (std::fs::read(source).map_err(io)?, std::fs::metadata(source).map_err(io)?);
             let flags = if facts.mode() & 0o100 != 0 { EXECUTABLE } else { 0 };
-            all.push((source.clone(), key(dest.as_bytes())?, text(source, bytes)?, flags));
+            all.push((source.clone(), key(source, dest.as_bytes())?, text(source, bytes)?, flags));
         }
     }
     Ok(all)
@@ -338,7 +360,10 @@ mod tests {
         assert_eq!(made("etc/"), ["etc/plain", "etc/x/y.conf"]);
         assert_eq!(made(""), ["plain", "x/y.conf"]);
         for outside in ["../x", "/etc/passwd", "a//b", "", "a/./b"] {
-            assert!(matches!(w.read(&[("dir/plain", outside)]), Err(TemplateError::Tree(_))), "{outside}");
+            let error = w.read(&[("dir/plain", outside)]).expect_err(outside);
+            assert!(matches!(error, TemplateError::Target { .. }), "{outside}: {error:?}");
+            let error = error.to_string();
+            assert!(error.contains("dir/plain") && error.contains("SRC:DEST"), "{error}");
         }
         let twice = w.read(&[("dir", ""), ("dir/plain", "x/y.conf")]);
         assert!(matches!(twice, Err(TemplateError::Twice(_))), "{twice:?}");

@@ -268,7 +268,12 @@ impl Distributor {
     }
 
     fn first(&mut self) -> NamespaceMut<'_> {
-        NamespaceMut { sender: self, at: 0 }
+        self.nth(0)
+    }
+
+    /// The one that was named as the `at`th, from 0; there is one.
+    pub(crate) fn nth(&mut self, at: usize) -> NamespaceMut<'_> {
+        NamespaceMut { sender: self, at }
     }
 
     /// Makes this the newest revision and sends it: to those of its audience, while what was for all before stays so

@@ -1,50 +1,54 @@
 //! The authority of config-sync: publishes a directory tree, and again whenever it changes; or, without a tree, what
-//! clients commit.
+//! clients commit. One namespace, or several that share its addresses and nothing else.
 //!
 //! A tree is read whole, compared with the last revision, and a difference is committed: an
 //! [`NsAuthority`](crate::NsAuthority) decides, its log in the state folder makes it durable, and only then it is
 //! published. So a restart goes on where it was: revisions never fall, and nodes that hold the newest one get
 //! nothing. What nodes show is judged by the same machine as it comes, in a thread of its own.
 //!
-//! There is one source of truth: where a tree is published, commits by clients are refused.
+//! A namespace has one source of truth: where a tree is published, commits by clients are refused.
 //!
-//! Owns: watching and reading the tree, the state folder, the order in which the machine's actions reach the
+//! Owns: watching and reading trees, the state folder, the order in which a machine's actions reach the
 //! nodes. Never: publishes half a tree, or an empty one in place of what may be another unless told to.
 
 mod authority;
 mod lines;
 mod open;
+mod place;
+mod space;
 mod watch;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use spanwire::Socket;
 
 pub(crate) use authority::Authority;
-use lines::lines;
-use open::{claim, open, random, told};
-use watch::{Next, next, watch};
+use open::{claim, open};
+use space::{Opened, Space};
+use watch::watch;
 
 use crate::control::{self, Control};
-use crate::process::{Log, ProcessError, Shutdown, follow};
+use crate::process::{Log, ProcessError, Shutdown, believes_nobody, follow};
 use crate::rollout::Audience;
 use crate::sign::{Keyring, Secret};
-use crate::store::Store;
-use crate::{
-    Answer, AuthorityEvent, Distributor, Id, Intent, Key, Limits, Mode, NodeStatus, Place, ReadOnly, Request,
-    Settings, State, folders, tree,
-};
+use crate::store::{Role, Store};
+use crate::wire::{MAX_NAMESPACE, MAX_WANTS};
+use crate::{Distributor, Id, Key, Limits, NotServed, Origin, Settings, folders, tree};
 
-/// How often the nodes of a cohort are counted while a rollout is open.
-const GATE: Duration = Duration::from_millis(200);
+/// A namespace that is served beside the first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Further {
+    /// Its name: at most 128 bytes, another for each.
+    pub name: String,
+    /// The tree that is published in it; `None`: it changes by the commits of clients.
+    pub dir: Option<PathBuf>,
+}
 
 /// What to serve.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The tree; `None`: the state lives in the log alone, and changes by the commits of clients.
+    /// The tree, of the first namespace; `None`: the state lives in the log alone, and changes by the commits of clients.
     pub dir: Option<PathBuf>,
     /// Addresses to listen at for nodes: at least one.
     pub bind: Vec<String>,
@@ -56,15 +60,19 @@ pub struct Config {
     pub state: PathBuf,
     /// Name of the cluster; nodes of another are turned away. Default: `config-sync`.
     pub cluster: String,
-    /// Name of the namespace. Default: `config`.
+    /// Name of the namespace, or of the first. Default: `config`.
     pub namespace: String,
-    /// Bounds of the tree.
+    /// More namespaces, at the same addresses: at most 63. Each has its log in a folder of its own inside `state`, its
+    /// own history and its own nodes; all else here is for all of them. Default: none.
+    pub further: Vec<Further>,
+    /// Bounds of each namespace.
     pub limits: Limits,
-    /// Begin a new epoch with this number, above all that nodes have seen. For a state folder that was lost.
+    /// Begin a new epoch with this number, above all that nodes have seen. For a state folder that was lost. Not with
+    /// several namespaces: each may be served alone from the same folder.
     pub new_epoch: Option<u64>,
     /// Publish an empty tree even where there was another.
     pub allow_empty: bool,
-    /// Publish the tree in the place of what clients committed. Default: false.
+    /// Publish the tree in the place of what clients committed. Not with several namespaces. Default: false.
     pub replace: bool,
     /// Quiet time after a change before the tree is read, and between two readings of one that changed lately.
     /// Default: 50 ms.
@@ -90,6 +98,7 @@ impl Config {
             control: Vec::new(),
             cluster: "config-sync".into(),
             namespace: "config".into(),
+            further: Vec::new(),
             limits: Limits::default(),
             new_epoch: None,
             allow_empty: false,
@@ -105,6 +114,18 @@ impl Config {
     /// Serves what clients commit, kept in the log in `state`, at no address yet, with the defaults.
     pub fn without_dir(state: impl Into<PathBuf>) -> Config {
         Config { dir: None, state: state.into(), ..Config::new("") }
+    }
+
+    /// The namespaces, in their order.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.namespace)
+            .chain(self.further.iter().map(|further| &further.name))
+            .map(|name| &name[..])
+    }
+
+    /// The directory of each, in the same order.
+    fn dirs(&self) -> impl Iterator<Item = Option<&PathBuf>> {
+        std::iter::once(self.dir.as_ref()).chain(self.further.iter().map(|further| further.dir.as_ref()))
     }
 }
 
@@ -123,95 +144,78 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
 struct Server<'a> {
     config: &'a Config,
     log: &'a Log,
-    /// Holds the lock on the state folder.
-    _store: Store,
-    authority: Arc<Authority>,
-    judging: JoinHandle<()>,
+    socket: Socket<Distributor>,
     control: Option<Control>,
-    reports: Option<JoinHandle<()>>,
-    /// The tree could not be read lately.
-    behind: bool,
-    passed_over: Vec<(PathBuf, &'static str)>,
+    /// In the order of their names in the config, as in the sender.
+    spaces: Vec<Space>,
+    /// Holds the lock on the state folder. The last: those of namespaces may be in it.
+    store: Store,
 }
 
 impl<'a> Server<'a> {
     fn serve(&mut self, shutdown: &Shutdown) -> Result<(), ProcessError> {
-        let Server { config, log, .. } = *self;
-        let Some(dir) = &config.dir else {
-            self.reports = Some(self.report(shutdown));
+        let Server { config, log, spaces, .. } = self;
+        let mut watched = Vec::new();
+        for space in spaces {
+            match space.config.dir.clone() {
+                Some(dir) => {
+                    let (changed, watcher) = watch(&dir, config.rescan, log);
+                    space.publish_first(&dir)?;
+                    space.report(shutdown);
+                    watched.push((space, dir, changed, watcher));
+                }
+                None => space.report(shutdown),
+            }
+        }
+        // It has started.
+        self.store.keep();
+        watched.iter_mut().for_each(|(space, ..)| space.keep());
+        std::thread::scope(|scope| {
+            for (space, dir, changed, watcher) in watched {
+                scope.spawn(move || {
+                    space.publish(&dir, &changed, shutdown);
+                    drop(watcher);
+                });
+            }
             // Nothing is ever said here but the end.
             let _ = shutdown.0.recv();
-            return Ok(());
-        };
-        let (changed, _watcher) = watch(dir, config.rescan, log);
-        // Before this, nodes get the last durable revision, or are told to wait.
-        match self.publish_tree(dir) {
-            Err(error) if self.may_go_on(&error) => self.trouble(&error),
-            first => first?,
-        }
-        self.reports = Some(self.report(shutdown));
-        loop {
-            let pause = if self.behind { config.rescan.min(Duration::from_secs(1)) } else { config.rescan };
-            match next(&changed, shutdown, pause, config.debounce) {
-                Next::Over => return Ok(()),
-                Next::Read => {}
-            }
-            match self.publish_tree(dir) {
-                Ok(()) => self.behind = false,
-                Err(error) => self.trouble(&error),
-            }
-        }
+        });
+        Ok(())
     }
 
     fn end(self) {
-        let Server { authority, judging, control, reports, .. } = self;
+        let Server { socket, control, spaces, .. } = self;
         if let Some(control) = &control {
             control.close();
         }
         // A farewell, so that nodes need not wait for a beacon that does not come.
-        let _ = authority.socket.close(Duration::from_secs(1));
-        let _ = judging.join();
+        let _ = socket.close(Duration::from_secs(1));
+        drop(socket);
         if let Some(control) = control {
             control.join();
         }
-        let _ = reports.map(JoinHandle::join);
-        authority.end();
+        spaces.into_iter().for_each(Space::end);
     }
 
     fn start(config: &'a Config, log: &'a Log) -> Result<Self, ProcessError> {
-        let refuse = |why: String| Err(ProcessError::Refused(why));
-        if config.bind.is_empty() {
-            return refuse("no address to listen at (--bind)".into());
-        }
-        match &config.dir {
-            Some(dir) => {
-                // Before anything is created: beside a file, the state folder would lie in a directory that may be
-                // published.
-                std::fs::read_dir(dir).map_err(|error| tree::TreeError::Io { path: dir.clone(), error })?;
-                folders::apart(dir, &config.state)?;
-            }
-            None if config.state.as_os_str().is_empty() => return refuse("no state folder (--state)".into()),
-            None if config.control.is_empty() => {
-                return refuse(
-                    "neither a directory to publish (--dir) nor an address for commits (--control)".into(),
-                );
-            }
-            None => {}
-        }
-        let mut store = Store::open(&config.state)?;
-        store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
-        let identity = store.identity();
-        let driver = open(config, &mut store, log)?;
-        claim(config, &store, driver.machine())?;
+        check(config)?;
+        let mut store = Store::open_as(&config.state, Role::Server)?;
+        let opened = open_all(config, &mut store, log)?;
         let settings = Settings {
             cluster: Id::named(&config.cluster),
             namespace: config.namespace.clone(),
-            server: identity.id,
+            server: store.identity().id,
             beacon: config.beacon,
             secret: config.secret.clone(),
             ..Settings::default()
         };
-        let socket = Socket::new(Distributor::new(settings, driver.machine().origin()))?;
+        let mut origins = opened.iter().map(|opened| opened.driver.machine().origin());
+        let mut sender = Distributor::new(settings, origins.next().unwrap_or_else(|| Origin::pending(1)));
+        for (further, origin) in config.further.iter().zip(origins) {
+            let made = sender.with_namespace(&further.name, origin);
+            sender = made.map_err(|why| ProcessError::Refused(why.to_string()))?;
+        }
+        let socket = Socket::new(sender)?;
         follow(socket.events(), log.clone());
         for url in &config.bind {
             let endpoint = bind(&socket, url)?;
@@ -221,156 +225,86 @@ impl<'a> Server<'a> {
             [] => None,
             _ => Some(control::listen(config, log)?),
         };
-        let authority = Authority::start(driver, socket, log)?;
-        let judging = judging(authority.clone());
-        let control = control.map(|rep| Control::start(rep, &authority, config, log));
-        Ok(Server {
-            config,
-            log,
-            _store: store,
-            authority,
-            judging,
-            control,
-            reports: None,
-            behind: false,
-            passed_over: Vec::new(),
-        })
-    }
-
-    /// Whether it makes sense to serve, and to read the tree again, after this.
-    fn may_go_on(&self, error: &ProcessError) -> bool {
-        let (vacant, serves) =
-            self.authority.look(|machine| (*machine.mode() == Mode::Vacant, machine.durable().is_some()));
-        // Nothing is served yet: nodes wait, until the tree is not empty or somebody decides.
-        !vacant && serves || vacant && matches!(error, ProcessError::Refused(_))
-    }
-
-    fn trouble(&mut self, error: &ProcessError) {
-        let rest = match self.authority.last() {
-            Some(_) => "the last revision is served on",
-            None => "nodes are told to wait",
-        };
-        self.log.say(format_args!("the tree is not published: {error}; {rest}"));
-        self.behind = true;
-    }
-
-    /// Reads the tree and publishes what differs from the last revision.
-    fn publish_tree(&mut self, dir: &Path) -> Result<(), ProcessError> {
-        let read = tree::read_settled(dir, &self.config.limits, self.config.debounce)?;
-        tree::check(&read.state, false)?;
-        if read.passed_over != self.passed_over {
-            for (path, what) in &read.passed_over {
-                self.log.say(format_args!("passed over: {} ({what})", path.display()));
-            }
-            self.passed_over = read.passed_over;
-        }
-        let last = self.authority.last();
-        // Where nothing is known, the log may have been lost, and the tree with it.
-        let may_be_emptied = last.as_ref().is_some_and(State::is_empty) || self.config.allow_empty;
-        if read.state.is_empty() && !may_be_emptied {
-            return Err(ProcessError::Refused(format!(
-                "{} is empty; if that is meant, start with --allow-empty",
-                dir.display()
-            )));
-        }
-        match last {
-            Some(last) => {
-                let changes = last.diff(&read.state);
-                let open = self.authority.look(|machine| machine.cohort().is_some());
-                if changes.is_empty() && !open { Ok(()) } else { self.commit(changes) }
-            }
-            None => self.first(read.state),
-        }
-    }
-
-    /// The first revision of a namespace of which there is no log.
-    fn first(&mut self, state: State) -> Result<(), ProcessError> {
-        self.authority.judge_shown();
-        if self.config.new_epoch.is_none() {
-            return self.commit(State::new().diff(&state));
-        }
-        let id = random()?;
-        match self.authority.ask_waiting(|ticket| AuthorityEvent::Init(ticket, id, state)) {
-            Some(Answer::Begun { .. }) => Ok(()),
-            other => Err(ProcessError::Refused(told(other.as_ref()))),
-        }
-    }
-
-    /// Durable first, then out.
-    fn commit(&mut self, changes: crate::ChangeSet) -> Result<(), ProcessError> {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let (at, highest) = self
-            .authority
-            .look(|machine| (machine.position().map(Place::from).unwrap_or_default(), machine.highest()));
-        let request = Request {
-            request: random()?,
-            expect: Some(at),
-            intent: Intent::Change(changes),
-            author: "config-sync serve".into(),
-            note: String::new(),
-            stamp: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-            rollout: None,
-            // The directory is all that is published, whoever opened a rollout before.
-            supersede: true,
-        };
-        match self.authority.ask_waiting(|ticket| AuthorityEvent::Commit(ticket, request)) {
-            Some(Answer::Committed { .. }) => Ok(()),
-            Some(Answer::ReadOnly(ReadOnly::Vacant)) => Err(ProcessError::Refused(format!(
-                "nodes hold epoch {}, and this state folder has no log; start with --new-epoch {}",
-                highest.epoch,
-                highest.epoch.saturating_add(1)
-            ))),
-            other => Err(ProcessError::Refused(told(other.as_ref()))),
-        }
-    }
-
-    /// Logs what nodes report, in a thread of its own, until the socket is closed.
-    fn report(&self, shutdown: &Shutdown) -> std::thread::JoinHandle<()> {
-        let (socket, log) = (self.authority.socket.clone(), self.log.clone());
-        let shutdown = shutdown.clone();
-        std::thread::spawn(move || {
-            let key = socket.with(|d, _| d.wait_key());
-            let mut last: Vec<NodeStatus> = Vec::new();
-            while !shutdown.is_over() {
-                let changed = socket.wait(key, Some(Duration::from_secs(1)), |d, _| {
-                    let now = d.status();
-                    (now != last).then_some(now)
-                });
-                match changed {
-                    Ok(now) => {
-                        for line in lines(&last, &now) {
-                            log.say(line);
-                        }
-                        last = now;
-                        // Reports come in swarms; one look is enough for a tenth of a second of them.
-                        let _ = shutdown.0.recv_timeout(Duration::from_millis(100));
-                    }
-                    Err(spanwire::WaitError::TimedOut) => {}
-                    Err(_) => return,
-                }
-            }
-        })
+        let spaces =
+            opened.into_iter().enumerate().map(|(at, opened)| Space::start(opened, socket.clone(), at));
+        let spaces: Vec<Space> = spaces.collect::<Result<_, _>>()?;
+        let served = || spaces.iter().map(|space| (&space.authority, &space.config, &space.log));
+        let control = control.map(|rep| Control::start(rep, served()));
+        believes_nobody(&config.keys, log);
+        Ok(Server { config, log, socket, control, spaces, store })
     }
 }
 
-/// Has what nodes show judged as it comes, and the nodes of a cohort counted while there is one, in a thread of its own,
-/// until the socket is closed.
-fn judging(authority: Arc<Authority>) -> JoinHandle<()> {
-    std::thread::spawn(move || {
-        let key = authority.socket.with(|d, _| d.shown_key());
-        loop {
-            let open = authority.socket.with(|d, _| d.canary().is_some());
-            let shown = authority.socket.wait(key, open.then_some(GATE), |d, _| {
-                (d.has_shown() || d.canary().is_some() != open).then(|| d.take_shown())
-            });
-            match shown {
-                Ok(shown) => authority.judge(shown),
-                Err(spanwire::WaitError::TimedOut) => {}
-                Err(_) => return,
-            }
-            authority.count_cohort();
-        }
-    })
+/// What makes no sense, before anything is created.
+fn check(config: &Config) -> Result<(), ProcessError> {
+    let refuse = |why: String| Err(ProcessError::Refused(why));
+    if config.bind.is_empty() {
+        return refuse("no address to listen at (--bind)".into());
+    }
+    for (at, name) in config.names().enumerate() {
+        let why = match name.len() {
+            _ if at >= MAX_WANTS => NotServed::TooMany,
+            len if len > MAX_NAMESPACE => NotServed::Long(len),
+            _ if config.names().take(at).any(|other| other == name) => NotServed::Twice(name.into()),
+            _ => continue,
+        };
+        return refuse(why.to_string());
+    }
+    if !config.further.is_empty() && (config.new_epoch.is_some() || config.replace) {
+        return refuse(
+            "--new-epoch and --replace are for one namespace: start with that one alone, once".into(),
+        );
+    }
+    if !config.further.is_empty() && config.state.as_os_str().is_empty() {
+        return refuse("several namespaces have no state folder of themselves: name one (--state)".into());
+    }
+    for dir in config.dirs().flatten() {
+        // Beside a file, the state folder would lie in a directory that may be published.
+        std::fs::read_dir(dir).map_err(|error| tree::TreeError::Io { path: dir.clone(), error })?;
+        folders::apart(dir, &config.state)?;
+    }
+    if config.state.as_os_str().is_empty() {
+        return refuse("no state folder (--state)".into());
+    }
+    if config.control.is_empty()
+        && let Some((name, _)) = config.names().zip(config.dirs()).find(|(_, dir)| dir.is_none())
+    {
+        let of = if config.further.is_empty() { String::new() } else { format!("the namespace {name}: ") };
+        return refuse(format!(
+            "{of}neither a directory to publish (--dir) nor an address for commits (--control)"
+        ));
+    }
+    Ok(())
+}
+
+/// Every namespace, from its folder; `store` is that of the server.
+fn open_all(config: &Config, store: &mut Store, log: &Log) -> Result<Vec<Opened>, ProcessError> {
+    let say = |store: &Store, log: &Log| {
+        store.damaged().iter().for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
+    };
+    say(store, log);
+    let places = place::places(config)?;
+    for left in place::left_out(&config.state, &places) {
+        log.say(format_args!("a namespace that is not served is kept in {}", left.display()));
+    }
+    let mut all = Vec::new();
+    for ((name, dir), state) in config.names().zip(config.dirs()).zip(places) {
+        let log = if config.further.is_empty() { log.clone() } else { log.of(name) };
+        let mut own = if state == config.state { None } else { Some(Store::open_as(&state, Role::Server)?) };
+        own.iter().for_each(|own| say(own, &log));
+        let config = Config {
+            namespace: name.into(),
+            dir: dir.cloned(),
+            state,
+            further: Vec::new(),
+            ..config.clone()
+        };
+        let there = own.as_mut().unwrap_or(store);
+        let driver = open(&config, there, &log)?;
+        claim(&config, there, driver.machine())?;
+        all.push(Opened { config, log, store: own, driver });
+    }
+    Ok(all)
 }
 
 /// Whom a HEAD is for, if not for all.

@@ -38,6 +38,7 @@ pub(crate) enum Verb {
         /// Take this one.
         #[arg(long, value_name = "EPOCH:REV", conflicts_with = "highest")]
         at: Option<Rev>,
+        /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
     },

@@ -97,7 +97,9 @@ pub(super) fn watch(client: &Client, after: Option<Rev>, json: bool) -> Res<()> 
                 after = oldest;
             }
             // It comes back, or the operator ends this.
-            Err(ClientError::Unanswered(_) | ClientError::Busy) => eprintln!("no answer; asking on"),
+            Err(ClientError::Unanswered(_) | ClientError::Unreachable(_) | ClientError::Busy) => {
+                eprintln!("no answer; asking on")
+            }
             Err(error) => return Err(error.into()),
         }
     }

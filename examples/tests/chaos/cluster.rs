@@ -413,7 +413,7 @@ impl Cluster {
     ) -> Res<Committed> {
         let mut answer = Err(format!("{what}: no answer"));
         self.wait(what, |all| match ask(&all.client) {
-            Err(ClientError::Unanswered(_)) => Ok(false),
+            Err(ClientError::Unanswered(_) | ClientError::Unreachable(_)) => Ok(false),
             answered => {
                 answer = answered.map_err(|error| format!("{what}: {error}"));
                 Ok(true)

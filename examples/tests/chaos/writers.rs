@@ -66,7 +66,7 @@ impl Shared {
         loop {
             match ask() {
                 Ok(done) => return Some(Ok(done)),
-                Err(ClientError::Unanswered(_) | ClientError::Busy) => {}
+                Err(ClientError::Unanswered(_) | ClientError::Unreachable(_) | ClientError::Busy) => {}
                 // Somebody else ends it.
                 Err(ClientError::Rollout { .. }) => self.pause(Duration::from_millis(20), false),
                 Err(error) => return Some(Err(error.to_string())),

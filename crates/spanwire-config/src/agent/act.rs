@@ -119,7 +119,7 @@ impl Agent<'_> {
         self.fallen = Some(Fallen { position: failed.position, why });
         // What the hook is owed stays: all that has changed since it succeeded is changed back.
         self.shown = Some((head, files));
-        self.repair(&changes);
+        self.repair(Some(&changes));
     }
 
     fn hook_failed(&self, position: Position, why: &str) {

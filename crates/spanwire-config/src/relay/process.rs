@@ -15,10 +15,10 @@ use spanwire::protocol::Time;
 use spanwire::{Socket, WaitError};
 
 use super::{Cached, cached};
-use crate::process::{Log, ProcessError, Shutdown, follow, ours};
+use crate::process::{Log, ProcessError, Shutdown, believes_nobody, follow, ours};
 use crate::serve::bind;
 use crate::sign::Keyring;
-use crate::store::{Contradiction, Evidence, Store};
+use crate::store::{Contradiction, Evidence, Role, Store};
 use crate::{
     Data, Distributor, Head, Id, Level, Limits, NodeKind, NsRelay, RelayAction, RelayEvent, RelaySettings,
     Replica, ReplicaSettings, Settings, State,
@@ -79,7 +79,8 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
     if config.bind.is_empty() {
         return refuse("no address to listen at (--bind)");
     }
-    let mut store = Store::open(&config.state)?;
+    let mut store = Store::open_as(&config.state, Role::Relay)?;
+    believes_nobody(&config.keys, log);
     store.set_trust(config.keys.clone());
     let loaded = store.load(config.limits.bytes);
     let damaged = store.damaged().iter().chain(&loaded.damaged);
@@ -99,6 +100,7 @@ pub fn run(config: &Config, shutdown: &Shutdown, log: &Log) -> Result<(), Proces
     for url in &config.connect {
         relay.upper.connect(url)?;
     }
+    relay.lock().store().keep();
     let (above, below, disk) = (relay.clone(), relay.clone(), relay.clone());
     let threads = [
         std::thread::spawn(move || above.watch_above()),
@@ -132,6 +134,12 @@ struct Inner {
     /// The start number was raised once already.
     renewed: bool,
     said: Option<(Data, Option<Id>)>,
+}
+
+impl Inner {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 type Kept = (Arc<Mutex<Store>>, Receiver<(Head, State)>);

@@ -1,31 +1,35 @@
-//! The machine of a running server, the thread that writes its log, and the sender that brings what is decided to the
-//! nodes.
+//! The machine of one namespace of a running server, the thread that writes its log, and the sender that brings what is
+//! decided to the nodes.
 //!
 //! Owns: the order in which the machine's actions reach the log, the nodes and who asked. Never: waits for a disk with
 //! the machine's lock held.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use spanwire::Socket;
-use spanwire::protocol::Time;
+use spanwire::protocol::{Cx, Time, WaitKey};
+use spanwire::{Socket, WaitError};
 
 use super::open::Decides;
 use super::{audience, names};
 use crate::process::{Log, ProcessError};
 use crate::source::Writer;
 use crate::{
-    Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, NsAuthority, Published, State, Ticket,
+    Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, NamespaceMut, NsAuthority, Published, State,
+    Ticket,
 };
 
-/// The machine, and the sender that it speaks through: what it wants of the sender is done under its lock, and
+/// The machine, and the sender that it speaks through, which serves other namespaces too: what it wants of the sender is done under its lock, and
 /// so in its order. The socket's lock is taken within, never around it. The store is written in a thread of its own,
 /// under no lock: what is committed meanwhile shares the next sync.
 pub(crate) struct Authority {
     inner: Mutex<Inner>,
     /// Set before the first event.
     writer: OnceLock<Writer>,
-    pub(crate) socket: Socket<Distributor>,
+    socket: Socket<Distributor>,
+    /// Which of the sender's namespaces it is.
+    at: usize,
     log: Log,
 }
 
@@ -44,13 +48,13 @@ type Then = Box<dyn FnOnce(Answer) + Send>;
 impl Authority {
     pub(super) fn start(
         driver: Decides,
-        socket: Socket<Distributor>,
+        (socket, at): (Socket<Distributor>, usize),
         log: &Log,
     ) -> Result<Arc<Authority>, ProcessError> {
         let (machine, source) = driver.into_parts();
         let (waiting, alarm) = (HashMap::new(), String::new());
         let inner = Mutex::new(Inner { machine, waiting, tickets: 0, alarm });
-        let this = Arc::new(Authority { inner, writer: OnceLock::new(), socket, log: log.clone() });
+        let this = Arc::new(Authority { inner, writer: OnceLock::new(), socket, at, log: log.clone() });
         let authority = Arc::downgrade(&this);
         let tell = move |event| {
             if let Some(authority) = authority.upgrade() {
@@ -80,6 +84,21 @@ impl Authority {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has something done with the namespace in the sender.
+    pub(crate) fn with<R>(&self, act: impl FnOnce(NamespaceMut<'_>, &mut Cx<'_>) -> R) -> R {
+        self.socket.with(|d, cx| act(d.nth(self.at), cx))
+    }
+
+    /// Looks at the namespace in the sender until that gives something; between two looks waits for `key`.
+    pub(crate) fn wait<R>(
+        &self,
+        key: WaitKey,
+        limit: Option<Duration>,
+        mut look: impl FnMut(NamespaceMut<'_>) -> Option<R>,
+    ) -> Result<R, WaitError> {
+        self.socket.wait(key, limit, |d, _| look(d.nth(self.at)))
     }
 
     /// Looks at the machine.
@@ -120,7 +139,7 @@ impl Authority {
     /// How far the cohort of an open rollout is, for its gate.
     pub(super) fn count_cohort(&self) {
         let Some((at, audience)) = self.look(NsAuthority::cohort) else { return };
-        let (nodes, now) = self.socket.with(|d, cx| (d.cohort(at, &audience), cx.now()));
+        let (nodes, now) = self.with(|d, cx| (d.cohort(at, &audience), cx.now()));
         self.handle(self.lock(), AuthorityEvent::Cohort((at, audience), nodes), now);
     }
 
@@ -171,7 +190,7 @@ impl Authority {
             }
             _ => None,
         };
-        let left = self.socket.with(|d, cx| {
+        let left = self.with(|mut d, cx| {
             let left = d.perform(cx, action);
             if line.is_some() {
                 // Clients wait for revisions by this key, and who counts a cohort by the other.
@@ -189,7 +208,7 @@ impl Authority {
 
     /// Before a namespace begins: nodes that are here already may tell that its log was lost.
     pub(crate) fn judge_shown(&self) {
-        self.judge(self.socket.with(|d, _| d.take_shown()));
+        self.judge(self.with(|mut d, _| d.take_shown()));
     }
 
     /// What nodes showed may tell that this store is an old copy, or that it was lost.

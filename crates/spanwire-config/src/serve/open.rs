@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The log, in the state folder.
-const LOG_DIR: &str = "log";
+pub(super) const LOG_DIR: &str = "log";
 
 /// Note in the state folder: where its content comes from.
 const SOURCE: &str = "source";

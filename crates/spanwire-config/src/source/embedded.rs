@@ -36,6 +36,8 @@ use std::io;
 
 use bytes::Bytes;
 use format::{chain_file, frame, frame_at, number, slot};
+#[cfg(all(unix, feature = "sync"))]
+pub(crate) use recover::namespace_of;
 use recover::{agrees, follows};
 
 use super::{Batch, Disk, Health, Record, Recovered, Snapshot, Source, SourceError};

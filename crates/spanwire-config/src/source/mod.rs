@@ -20,6 +20,8 @@ pub use disk::Disk;
 #[cfg(all(unix, feature = "sync"))]
 pub use disk::FsDisk;
 pub use embedded::Embedded;
+#[cfg(all(unix, feature = "sync"))]
+pub(crate) use embedded::namespace_of;
 pub use record::{Batch, LogCommit, MAX_AUTHOR, MAX_NOTE, Record};
 pub(crate) use record::{MAX_BATCH, MAX_MEMBERS};
 

@@ -51,7 +51,8 @@ fn with_a_directory_for_each_revision_the_link_leads_to_the_newest_and_hooks_are
     assert_eq!(fs::read_dir(&out).expect("it is there").count(), 3, "two revisions and the link");
 
     // Without any server, with drift in what is shown.
-    agent.ends();
+    let lines = agent.ends();
+    assert!(lines.iter().all(|line| !line.contains("put right")), "nothing was wrong: {lines:#?}");
     server.ends();
     fs::write(out.join("current/a"), "mine").expect("writable");
     fs::remove_file(out.join("current/d/b")).expect("ours");

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use spanwire_config::agent;
+use spanwire_config::sign::Keyring;
+use spanwire_config::{agent, relay, serve};
 
 use super::harness::{Running, World, text};
 
@@ -88,4 +89,84 @@ fn a_state_folder_of_another_namespace_or_cluster_is_refused() {
         assert!(refused.contains("config") && refused.contains("namespace"), "{refused}");
     }
     assert_eq!(text(&w.path("n/a")), "1");
+}
+
+#[test]
+fn a_state_folder_of_another_kind_of_process_is_refused_and_it_is_said_whose_it_is() {
+    let w = World::with(&[("a", "1")]);
+    let (server, agent) = w.server_and_agent();
+    let relay = w.relay("r", &["src"], Keyring::new());
+    relay.await_line("revision ");
+    [agent, relay, server].into_iter().for_each(|running| drop(running.ends()));
+    let folders = [("src.state", "a server"), ("n.state", "an agent"), ("r", "a relay")];
+    let start = |kind: &str, folder: &str| match kind {
+        "a server" => Running::serve(serve::Config { state: w.path(folder), ..w.serve_config() }),
+        "an agent" => Running::agent(agent::Config { state: w.path(folder), ..w.agent_config("m") }),
+        _ => w.relay(folder, &["src"], Keyring::new()),
+    };
+    for known in [true, false] {
+        for (folder, owner) in folders {
+            if !known {
+                // Of a version before this; a relay's has nothing then that a server's of long ago could not have.
+                fs::remove_file(w.path(folder).join("role")).expect("written");
+            }
+            let identity = fs::read(w.path(folder).join("identity")).expect("written");
+            for (_, kind) in
+                folders.iter().filter(|(_, kind)| *kind != owner && (known || owner != "a relay"))
+            {
+                let refused = start(kind, folder).refused().to_string();
+                assert!(refused.contains(&format!("the state folder of {owner}")), "{kind}: {refused}");
+                assert!(refused.contains("--state"), "{refused}");
+            }
+            let now = fs::read(w.path(folder).join("identity")).expect("written");
+            assert!(now == identity && !w.path("m").exists(), "nothing is touched");
+        }
+    }
+    // Its own goes on with it, and notes that.
+    start("a relay", "r").await_line("last good revision");
+    assert!(start("an agent", "r").refused().to_string().contains("a relay"));
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_new_folder() {
+    let w = World::with(&[("a", "1")]);
+    let nowhere = || vec!["nowhere://x".to_owned()];
+    let serving = serve::Config { state: w.path("x/y/s"), ..w.serve_config() };
+    let keeping = agent::Config { state: w.path("x/y/n"), ..w.agent_config("o/p") };
+    let mut several = serve::Config { bind: nowhere(), ..serving.clone() };
+    several.further =
+        ["b", "c"].map(|name| serve::Further { name: name.into(), dir: Some(w.path("src")) }).into();
+    let mut small = serving.clone();
+    small.limits.keys = 0;
+    let relaying = relay::Config {
+        connect: vec![w.url.clone()],
+        bind: nowhere(),
+        ..relay::Config::new(w.path("x/y/r"))
+    };
+    // One after the other.
+    let fail = || {
+        Running::serve(serve::Config { bind: nowhere(), ..serving.clone() }).refused();
+        Running::serve(several.clone()).refused();
+        let checking = agent::Config { validate: Some("true".into()), ..keeping.clone() };
+        Running::agent(agent::Config { connect: nowhere(), ..checking }).refused();
+        Running::relay(relaying.clone()).refused();
+    };
+    fail();
+    // Not before it has read the tree.
+    Running::serve(small).refused();
+    assert!(!w.path("x").exists() && !w.path("o").exists());
+    // A directory that holds what is somebody else's stays, and so does what was there before.
+    w.write("o/p/mine", "1");
+    fs::create_dir(w.path("x")).expect("writable");
+    Running::agent(keeping.clone()).refused();
+    assert!(w.path("o/p/mine").exists() && w.path("x").exists() && !w.path("x/y").exists());
+    fs::remove_file(w.path("o/p/mine")).expect("ours");
+    // What once started is kept.
+    let server = Running::serve(serving.clone());
+    let agent = Running::agent(keeping.clone());
+    server.await_line("applied 1/");
+    [server, agent].into_iter().for_each(|running| drop(running.ends()));
+    let there = || ["s/log/log", "s/identity", "n/identity"].map(|file| w.path("x/y").join(file).exists());
+    fail();
+    assert_eq!(there(), [true; 3]);
 }

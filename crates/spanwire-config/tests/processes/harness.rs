@@ -48,6 +48,10 @@ impl Running {
         Running::start(move |stop, log| agent::run(&config, &stop, &log))
     }
 
+    pub(crate) fn relay(config: relay::Config) -> Running {
+        Running::start(move |stop, log| relay::run(&config, &stop, &log))
+    }
+
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.0.lock().expect("no logger panics").clone()
     }
@@ -222,7 +226,7 @@ impl World {
         config.connect = connect.iter().map(|of| self.url_of(of)).collect();
         config.bind = vec![self.url_of(name)];
         config.beacon = Duration::from_millis(100);
-        Running::start(move |stop, log| relay::run(&config, &stop, &log))
+        Running::relay(config)
     }
 
     /// The address of the server or of a relay.

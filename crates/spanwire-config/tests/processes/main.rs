@@ -10,6 +10,7 @@ mod files;
 mod folders;
 mod histories;
 mod hooks;
+mod namespaces;
 mod relays;
 mod restore;
 mod rollouts;

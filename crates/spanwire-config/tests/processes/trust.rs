@@ -1,5 +1,6 @@
 //! Keys: agents and relays take only what they signed.
 
+use spanwire_config::serve;
 use spanwire_config::sign::{Keyring, Secret};
 
 use super::harness::{Running, World};
@@ -55,4 +56,25 @@ fn invariant_05_a_relay_with_keys_passes_nothing_on_that_they_did_not_sign() {
     server.await_line("applied 1/");
     w.await_equal("n");
     assert!(!stranger.lines().iter().any(|line| line.starts_with("revision ")), "{:#?}", stranger.lines());
+}
+
+#[test]
+fn who_trusts_no_key_but_has_revoked_some_is_told_that_nothing_is_taken() {
+    let w = World::with(&[("a", "1")]);
+    let key = Secret::from_seed(1, &[1; 32]);
+    let mut trust = key.public();
+    trust.revoke(&key.public());
+    let mut config = w.agent_config("n");
+    config.trust = trust.clone();
+    let warned = "every key that is named is revoked";
+    Running::agent(config).await_line(warned);
+    w.relay("r", &["src"], trust.clone()).await_line(warned);
+    let server = serve::Config { keys: trust, secret: Some(key.clone()), ..w.serve_config() };
+    Running::serve(server).await_line(warned);
+    // Where one is left there is nothing to say.
+    let mut trust = Secret::from_seed(2, &[2; 32]).public();
+    trust.revoke(&key.public());
+    let relay = w.relay("r", &["src"], trust);
+    relay.await_line("listening at");
+    assert!(relay.lines().iter().all(|line| !line.contains(warned)));
 }

@@ -201,6 +201,16 @@ impl<D: Disk> Embedded<D> {
     }
 }
 
+/// The namespace that a log file of these first bytes is of, as they say, unchecked: opening it checks them.
+#[cfg(all(unix, feature = "sync"))]
+pub(crate) fn namespace_of(first: &[u8]) -> Option<String> {
+    // Magic, id and the head of frame 0, whose payload begins with the cluster.
+    let payload =
+        first.strip_prefix(MAGIC)?.get(HEADER as usize - MAGIC.len() + FRAME + size_of::<Id>()..)?;
+    let payload = Bytes::copy_from_slice(payload);
+    Reader::new(&payload).string(crate::wire::MAX_NAMESPACE, "namespace").ok()
+}
+
 /// Whether a whole frame with an index above `index` begins behind `at`. A copy of an older frame inside a
 /// value does not count.
 fn later_frame(id: &Id, bytes: &[u8], at: usize, index: u64) -> bool {

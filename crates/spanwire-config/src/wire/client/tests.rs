@@ -7,8 +7,8 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
-use crate::rollout::{Gate, Stage};
-use crate::{Entry, Epoch};
+use crate::rollout::{Gate, Plan, Stage};
+use crate::{ChangeSet, Entry, Epoch, Key, Level, Limits, State};
 
 fn id() -> impl Strategy<Value = Id> {
     any::<[u8; 16]>().prop_map(Id)
