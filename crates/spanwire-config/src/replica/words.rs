@@ -114,7 +114,7 @@ impl Replica {
             (true, Word::Report) => {
                 up.owed.remove(&word);
                 if self.active == Some(pipe) {
-                    self.reports.said(cx.now());
+                    self.reports.said();
                     cx.clear_timer(REPORT);
                 }
             }
