@@ -225,7 +225,7 @@ impl Replica {
     /// any level the one given becomes visible. `volatile`: it is not on disk.
     ///
     /// It is said upward at once, but in a stream of changes (more than four, each within a quarter of a second after the
-    /// one before): then what is reached gathers for up to 50 ms.
+    /// one before): then what is reached gathers for three times the time between two of them, and no longer than that.
     ///
     /// # Errors
     /// [`Unexpected`] when `position` is neither; nothing changes.

@@ -284,7 +284,7 @@ impl Socket {
     }
 
     pub(crate) fn carry_out(&self, leave: Leave<Who>) {
-        if leave.post {
+        if leave.post || leave.list {
             self.kernel.post();
         }
         let Some(todo) = leave.todo else { return };

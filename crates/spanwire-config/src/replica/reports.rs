@@ -12,18 +12,18 @@ use std::time::Duration;
 
 use spanwire::protocol::Time;
 
-use crate::Position;
 use crate::wire::{Ack, Level};
 
-/// Changes of which each is reported less than this after the one before are a stream.
+/// Changes of which each is verified less than this after the one before are a stream.
 const STREAM: Duration = Duration::from_millis(250);
 /// So many of a stream are reported at once, each by itself.
 const AT_ONCE: u32 = 4;
-/// Reports of a stream gather for so long: behind the fan-out of a change, and together, so that a server reads many at a
-/// time.
-const GATHER: Duration = Duration::from_millis(50);
-/// With so many transfers to answer they are said after this time,
-const SOON: (u64, Duration) = (3, Duration::from_millis(6));
+/// Reports of a stream gather for three times the time from one change to the next, but no longer than this: when no change
+/// has come by then, the stream is over.
+const GATHER: Duration = Duration::from_millis(250);
+/// With so many transfers to answer they are said in the pause behind the fan-out: half the time from one change to the
+/// next later, but no later than this,
+const SOON: (u64, Duration) = (3, Duration::from_millis(50));
 /// with half of what a server has on its way at most, at once.
 const HALF: u64 = crate::sender::FLIGHT as u64 / 2;
 
@@ -45,8 +45,10 @@ pub(super) struct Reports {
     due: Option<Time>,
     /// The same for what is verified and not reached yet.
     planned: Option<Time>,
-    /// The revision of which was said last, when, and how many one soon after the other.
-    said: Option<(Position, Time)>,
+    /// When a transfer was verified last, how long that is after the one before, of late, and how many came one soon
+    /// after the other.
+    last: Option<Time>,
+    interval: Duration,
     streak: u32,
     /// Transfers that were verified; of them, those up to what is given, visible, and reported.
     verified: Taken,
@@ -62,9 +64,17 @@ impl Reports {
     }
 
     /// A transfer was verified.
-    pub(super) fn verified(&mut self, bytes: usize) {
+    pub(super) fn verified(&mut self, bytes: usize, now: Time) {
         self.verified.transfers += 1;
         self.verified.bytes += bytes as u64;
+        let gap = self.last.replace(now).map(|last| now.saturating_since(last));
+        match gap.filter(|gap| *gap < STREAM) {
+            Some(gap) => {
+                self.streak = self.streak.saturating_add(1);
+                self.interval = if self.streak == 1 { gap } else { (self.interval * 3 + gap) / 4 };
+            }
+            None => self.streak = 0,
+        }
     }
 
     /// What is verified was given to the application.
@@ -109,14 +119,21 @@ impl Reports {
     }
 
     fn until(&self, now: Time) -> Time {
-        let open = self.verified.transfers - self.reported.transfers;
-        now + if open >= SOON.0 { SOON.1 } else { GATHER }
+        now + if self.open() >= SOON.0 {
+            (self.interval / 2).min(SOON.1)
+        } else {
+            (self.interval * 3).min(GATHER)
+        }
+    }
+
+    /// Transfers that were verified and not reported.
+    fn open(&self) -> u64 {
+        self.verified.transfers - self.reported.transfers
     }
 
     /// Until when what was set may wait; `None`: it is to be said now. `more`: what is reached next follows soon.
     pub(super) fn may_wait(&mut self, now: Time, more: bool, window: u32) -> Option<Time> {
-        let open = self.verified.transfers - self.reported.transfers;
-        if open >= HALF || self.verified.bytes - self.reported.bytes >= u64::from(window / 2) {
+        if self.open() >= HALF || self.verified.bytes - self.reported.bytes >= u64::from(window / 2) {
             return None;
         }
         let until = if self.gathers(now) {
@@ -133,12 +150,16 @@ impl Reports {
     }
 
     fn gathers(&self, now: Time) -> bool {
-        self.streak >= AT_ONCE && self.said.is_some_and(|(_, at)| now.saturating_since(at) < STREAM)
+        self.streak > AT_ONCE && self.last.is_some_and(|at| now.saturating_since(at) < STREAM)
     }
 
     /// The time has come; nothing may be there to be said.
     pub(super) fn time(&mut self) {
         self.planned = None;
+        if self.waits() && self.open() <= 1 {
+            // It gathered nothing: who commits may wait for each report before the next change.
+            self.streak = 0;
+        }
     }
 
     /// Whether something waits to be said.
@@ -152,14 +173,10 @@ impl Reports {
     }
 
     /// All of it was said to the server in use.
-    pub(super) fn said(&mut self, now: Time) {
-        let Some(position) = self.now.as_ref().map(|ack| ack.position) else { return };
-        match self.said {
-            Some((_, at)) if now.saturating_since(at) >= STREAM => self.streak = 0,
-            Some((last, _)) if last != position => self.streak = self.streak.saturating_add(1),
-            _ => {}
+    pub(super) fn said(&mut self) {
+        if self.now.is_none() {
+            return;
         }
-        self.said = Some((position, now));
         self.before.clear();
         (self.due, self.planned) = (None, None);
         self.reported = self.visible;

@@ -134,7 +134,7 @@ impl NsReplica {
             return self.too_large(cx, head.position, &over);
         }
         cx.count("verified", 1);
-        self.reports.verified(size);
+        self.reports.verified(size, cx.now());
         if let Some(at) = self.reports.plan(cx.now()) {
             cx.set_timer_lazily(self.timer(), at);
         }

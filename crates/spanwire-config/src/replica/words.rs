@@ -79,7 +79,7 @@ impl Replica {
             let ns = &mut self.namespaces[at];
             ns.owed.remove(&word);
             if word == Word::Report {
-                ns.reports.said(cx.now());
+                ns.reports.said();
                 cx.clear_timer(ns.timer());
             }
         }

@@ -112,7 +112,7 @@ const MUTANTS: &[Mutant] = &[
         "if self.waiting > 0 || must || self.keep_watched > 0 {", "if must || self.keep_watched > 0 {",
         "a_woken_task"),
     mutant("a socket is listed and the driver is not told", LEAD,
-        "            self.listed = true;\n            todo.kick = true;", "            self.listed = true;",
+        "            self.listed = true;\n            todo.list = true;", "            self.listed = true;",
         "a_socket_that_nobody_waits_on"),
     mutant("the driver's look drops a socket that is in use", LEAD,
         "return Look::Keep;", "return Look::Drop;",

@@ -393,11 +393,11 @@ impl Core {
 
     #[inline]
     pub(crate) fn carry_out(&self, leave: Leave) {
-        if leave.tell.post
+        if (leave.tell.post || leave.tell.list)
             && let Some(me) = self.me.upgrade()
             && let Ok(driver) = driver()
         {
-            driver.post(me);
+            if leave.tell.post { driver.post(me) } else { driver.list(me) }
         }
         if let Some(todo) = leave.tell.todo {
             self.tell(todo);

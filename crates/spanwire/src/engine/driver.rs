@@ -50,7 +50,18 @@ pub(crate) struct Driver {
 struct Inbox {
     posts: Vec<Arc<Core>>,
     lingering: Vec<Arc<Core>>,
-    sleeping: bool,
+    sleep: Sleep,
+}
+
+/// How long the driver sleeps, if nobody wakes it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Sleep {
+    #[default]
+    Awake,
+    /// To its next tick at the latest.
+    Tick,
+    /// For longer.
+    Long,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -121,20 +132,30 @@ impl Driver {
 
     /// Puts a socket before the driver.
     pub(crate) fn post(&self, core: Arc<Core>) {
-        self.give(|inbox| inbox.posts.push(core));
+        self.give(Sleep::Tick, |inbox| inbox.posts.push(core));
+    }
+
+    /// The same, to be looked at by its next tick: a thousand sockets that are given back one after the other wake it
+    /// once for a tick, not a thousand times.
+    pub(crate) fn list(&self, core: Arc<Core>) {
+        self.give(Sleep::Long, |inbox| inbox.posts.push(core));
     }
 
     /// Keeps a socket alive until it has closed.
     pub(crate) fn linger(&self, core: Arc<Core>) {
-        self.give(|inbox| inbox.lingering.push(core));
+        self.give(Sleep::Tick, |inbox| inbox.lingering.push(core));
     }
 
-    fn give(&self, put: impl FnOnce(&mut Inbox)) {
+    /// Wakes it if it sleeps for as long as `from`, which is not `Awake`, or longer.
+    fn give(&self, from: Sleep, put: impl FnOnce(&mut Inbox)) {
         let mut inbox = lock(&self.inbox);
         put(&mut inbox);
-        let asleep = std::mem::replace(&mut inbox.sleeping, false);
+        let wake = inbox.sleep >= from;
+        if wake {
+            inbox.sleep = Sleep::Awake;
+        }
         drop(inbox);
-        if asleep {
+        if wake {
             let _ = self.waker.wake(); // an error means that a wake is pending already
         }
     }
@@ -194,7 +215,7 @@ impl Run {
             self.sleep();
             {
                 let mut inbox = lock(&self.driver.inbox);
-                inbox.sleeping = false;
+                inbox.sleep = Sleep::Awake;
                 std::mem::swap(&mut posts, &mut inbox.posts);
                 self.lingering.append(&mut inbox.lingering);
             }
@@ -238,7 +259,7 @@ impl Run {
         {
             let mut inbox = lock(&self.driver.inbox);
             if inbox.posts.is_empty() && inbox.lingering.is_empty() {
-                inbox.sleeping = true;
+                inbox.sleep = if self.list.is_empty() { Sleep::Long } else { Sleep::Tick };
             } else {
                 timeout = Some(Duration::ZERO);
             }

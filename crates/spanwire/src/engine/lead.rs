@@ -71,8 +71,10 @@ pub(crate) struct Owed {
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct Leave<W> {
-    /// Put this socket before the driver.
+    /// Put this socket before the driver, now.
     pub(crate) post: bool,
+    /// The same, but by its next tick is soon enough.
+    pub(crate) list: bool,
     pub(crate) todo: Option<Todo<W>>,
 }
 
@@ -84,13 +86,15 @@ pub(crate) struct Todo<W> {
     pub(crate) wake_too: Vec<W>,
     /// Interrupt the leader's poll.
     pub(crate) nudge: bool,
-    /// Put this socket before the driver.
+    /// Put this socket before the driver, now.
     kick: bool,
+    /// The same, by its next tick.
+    list: bool,
 }
 
 impl<W> Todo<W> {
     fn none() -> Self {
-        Todo { wake: [None, None, None], wake_too: Vec::new(), nudge: false, kick: false }
+        Todo { wake: [None, None, None], wake_too: Vec::new(), nudge: false, kick: false, list: false }
     }
     fn push(&mut self, w: W) {
         match self.wake.iter_mut().find(|slot| slot.is_none()) {
@@ -357,9 +361,9 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         {
             todo.kick = true; // the driver does not know our next deadline
         }
-        let kick = todo.as_ref().is_some_and(|t| t.kick);
+        let (kick, list) = todo.as_ref().map_or((false, false), |t| (t.kick, t.list));
         let post = (owed.ask || kick) && !std::mem::replace(&mut self.posted, true);
-        Leave { post, todo }
+        Leave { post, list, todo }
     }
 
     #[cold]
@@ -410,7 +414,7 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
             todo.kick |= parent.arm() || work || self.unread;
         } else if !self.listed {
             self.listed = true;
-            todo.kick = true;
+            todo.list = true;
         }
         todo
     }
