@@ -155,7 +155,7 @@ struct Server<'a> {
 impl<'a> Server<'a> {
     fn serve(&mut self, shutdown: &Shutdown) -> Result<(), ProcessError> {
         let Server { config, log, spaces, .. } = self;
-        let mut watched = Vec::new();
+        let (mut watched, mut others) = (Vec::new(), Vec::new());
         for space in spaces {
             match space.config.dir.clone() {
                 Some(dir) => {
@@ -164,12 +164,16 @@ impl<'a> Server<'a> {
                     space.report(shutdown);
                     watched.push((space, dir, changed, watcher));
                 }
-                None => space.report(shutdown),
+                None => {
+                    space.report(shutdown);
+                    others.push(space);
+                }
             }
         }
         // It has started.
         self.store.keep();
-        watched.iter_mut().for_each(|(space, ..)| space.keep());
+        let started = watched.iter_mut().map(|(space, ..)| space).chain(&mut others);
+        started.for_each(|space| space.keep());
         std::thread::scope(|scope| {
             for (space, dir, changed, watcher) in watched {
                 scope.spawn(move || {

@@ -90,7 +90,7 @@ fn each_namespace_has_its_own_content_history_and_nodes_over_a_restart_too() {
 #[test]
 fn what_is_asked_of_a_namespace_that_is_not_served_is_invalid_and_names_those_that_are() {
     let w = World::new();
-    let _server = Running::serve(w.several(&["a", "b"]));
+    let server = Running::serve(w.several(&["a", "b"]));
     let other = Client::connect(&w.control(), "c").expect("an address");
     let told = other.commit(&expecting(FIRST, put(&[("k", "c")]))).expect_err("not served");
     let ClientError::Invalid { code: InvalidCode::Namespace, text, .. } = told else { panic!("{told}") };
@@ -100,6 +100,9 @@ fn what_is_asked_of_a_namespace_that_is_not_served_is_invalid_and_names_those_th
     }
     let agent = w.agent_of("nc", "c");
     agent.await_line("this server has none of this name");
+    server.ends();
+    // What has started once stays, though nothing was committed.
+    assert!(["a", "b"].iter().all(|name| w.path("state/namespaces").join(name).join("identity").exists()));
 }
 
 #[test]
