@@ -177,7 +177,7 @@ fn what_makes_no_sense_of_several_namespaces_is_refused_before_anything_is_made(
     let mut deaf = w.several(&["a", "b"]);
     deaf.control.clear();
     for (config, why) in [
-        (w.several(&["a", "b", "a"]), "the namespace a is served already"),
+        (w.several(&["a", "b", "a"]), "the namespace a is there already"),
         (w.several(&["a", &long]), "at most 128 bytes"),
         (w.several(&[&long]), "at most 128 bytes"),
         (w.several(&many), "at most 64 namespaces"),

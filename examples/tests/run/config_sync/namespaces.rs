@@ -90,7 +90,7 @@ fn of_several_namespaces_each_may_publish_a_directory_of_its_own() {
         (" --dir {}/conf", "with several namespaces it is NAME=DIR"),
         (" --dir other={}/conf", "with several namespaces it is NAME=DIR"),
         (" --dir web={}/conf --dir web={}/conf", "the namespace web has a directory"),
-        (" --namespace web", "the namespace web is served already"),
+        (" --namespace web", "the namespace web is there already"),
         (" --new-epoch 3", "are for one namespace"),
     ] {
         let (code, words) = w.run(&w.namespaces(options)).ends();
