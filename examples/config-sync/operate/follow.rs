@@ -36,8 +36,8 @@ pub(super) fn wait(
     min: usize,
     json: bool,
 ) -> Res<()> {
-    // An answer may take its time beyond that of the nodes.
-    let client = to.client()?.with_timeout(Duration::from_secs(10));
+    // Without a server there is nothing to wait for beyond the time; with one, a look takes a moment.
+    let client = to.client()?.with_timeout(to.timeout.max(Duration::from_secs(1)));
     let at = match at {
         Some(rev) => place(&client, rev)?,
         None => client.status()?.tip.position.into(),
@@ -47,6 +47,8 @@ pub(super) fn wait(
         LevelArg::Visible => Level::Visible,
         LevelArg::Applied => Level::Applied,
     };
+    // An answer may take its time beyond that of the nodes.
+    let client = client.with_timeout(Duration::from_secs(10));
     let latest = Instant::now() + to.timeout.min(Duration::from_secs(1 << 30));
     let waited = loop {
         let left = latest.saturating_duration_since(Instant::now());

@@ -39,7 +39,9 @@ impl Namespace {
             cx.count("conflicts", 1);
         }
         // Until it is judged, it stands as it stood.
-        if standing != Standing::Unjudged {
+        if standing == Standing::Unjudged {
+            self.nodes.unjudged(cursor.node());
+        } else {
             self.nodes.conflict(cursor.node(), standing == Standing::Conflict);
             for ack in std::mem::take(&mut cursor.acks) {
                 self.on_ack(cx, pipe, ack);

@@ -116,6 +116,8 @@ struct Node {
     claimed: Option<Box<NodeStatus>>,
     /// The whole table of a relay in which it was last.
     table: u64,
+    /// What it showed on its pipe here is not judged yet.
+    unjudged: bool,
 }
 
 impl Node {
@@ -130,6 +132,7 @@ impl Node {
             head: None,
             claimed: None,
             table: 0,
+            unjudged: false,
         }
     }
 
@@ -301,7 +304,15 @@ impl Nodes {
     pub(super) fn conflict(&mut self, id: Id, conflict: bool) {
         if let Some(node) = self.table.get_mut(&id) {
             node.status.conflict = conflict;
+            node.unjudged = false;
             self.touch(id);
+        }
+    }
+
+    /// What the node showed on its pipe here is with the authority.
+    pub(super) fn unjudged(&mut self, id: Id) {
+        if let Some(node) = self.table.get_mut(&id) {
+            node.unjudged = true;
         }
     }
 
@@ -408,8 +419,25 @@ impl Nodes {
         self.way(id).map(|(_, pipe)| pipe)
     }
 
+    /// The relays between here and a node, or those that were, the one that it uses or used first.
+    fn between<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a Node> {
+        let above = |node: &&'a Node| node.behind.and_then(|relay| self.table.get(&relay));
+        std::iter::successors(above(&node), above).take(MAX_PATH)
+    }
+
+    /// Whether what is reported of a node is of the history served here. What is behind a relay holds what the relay
+    /// holds: if that is another history, or not known yet, its positions name something else.
+    fn counts(&self, node: &Node) -> bool {
+        let other = |relay: &Node| relay.status.conflict || relay.unjudged || relay.head.is_some();
+        !self.between(node).any(other)
+    }
+
     fn told(&self, id: Id, node: &Node) -> NodeStatus {
         let mut status = node.status.clone();
+        if !self.counts(node) {
+            status.conflict |= self.between(node).any(|relay| relay.status.conflict);
+            (status.stored, status.visible, status.applied) = (None, None, None);
+        }
         if let Some((mut path, _)) = self.way(id) {
             path.reverse();
             (status.connected, status.path) = (true, path);
@@ -422,8 +450,9 @@ impl Nodes {
     }
 
     pub(super) fn reached(&self, position: Position, level: Level) -> usize {
-        let replicas = self.table.values().map(|node| &node.status).filter(|s| s.kind == NodeKind::Replica);
-        replicas.filter(|status| status.at(level).is_some_and(|at| at >= position)).count()
+        let replicas = self.table.values().filter(|node| node.status.kind == NodeKind::Replica);
+        let reached = |node: &&Node| node.status.at(level).is_some_and(|at| at >= position);
+        replicas.filter(reached).filter(|node| self.counts(node)).count()
     }
 
     /// The replicas that an audience admits.
@@ -433,10 +462,11 @@ impl Nodes {
             node.status.kind == NodeKind::Replica && cohort.admits(node.status.node, &node.status.labels)
         };
         (self.table.values().filter(member))
-            .map(|Node { status, .. }| CohortNode {
+            .map(|node| (node, &node.status))
+            .map(|(node, status)| CohortNode {
                 node: status.node,
                 here: self.route(status.node).is_some(),
-                applied: status.applied.is_some_and(|applied| applied >= at),
+                applied: status.applied.is_some_and(|applied| applied >= at) && self.counts(node),
                 refused: status.refused.iter().any(|(position, ..)| *position == at),
             })
             .collect()

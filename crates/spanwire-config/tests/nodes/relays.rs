@@ -259,6 +259,36 @@ fn the_authority_knows_nodes_behind_a_relay_and_their_path() {
 }
 
 #[test]
+fn what_is_reported_behind_a_relay_that_holds_another_history_reaches_nothing_of_this_one() {
+    let (mut a, mut r, mut n, mut upper, mut lower) = three();
+    for value in ["4", "5"] {
+        commit(&mut a, &puts([("a", value)]));
+        upper.flow(&mut a, &mut r);
+        lower.flow(&mut r, &mut n);
+        accept(&mut n, Level::Applied);
+        lower.flow(&mut r, &mut n);
+    }
+    r.advance(Duration::from_millis(100));
+    upper.flow(&mut a, &mut r);
+    upper.cut(&mut a, &mut r);
+    // The authority's store comes back as it was before those two.
+    let mut old = authority(Settings::default());
+    commit(&mut old, &puts([("a", "1"), ("b", "2"), ("z", &"z".repeat(400))]));
+    let mut upper = Wire::new(&mut old, &mut r);
+    // Its table may come before the relay is judged.
+    upper.flow(&mut old, &mut r);
+    let at = commit(&mut old, &puts([("a", "new")]));
+    for _ in 0..3 {
+        r.advance(Duration::from_millis(100));
+        upper.flow(&mut old, &mut r);
+        lower.flow(&mut r, &mut n);
+        assert_eq!(old.protocol.reached(at, Level::Stored), 0);
+    }
+    let (relay, node) = (status(&mut old, 50), status(&mut old, 1));
+    assert!(relay.conflict && node.conflict && node.path == [Id([50; 16])], "{relay:?} {node:?}");
+}
+
+#[test]
 fn a_relay_serves_from_its_cache_while_its_upstream_is_away() {
     let (_, r, ..) = three();
     let mut r = Relay::restored(50, 1, r.cache.clone());
