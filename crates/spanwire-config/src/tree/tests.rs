@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::{Duration, SystemTime};
 
+use super::read::{RECENT, settle};
 use super::*;
+use crate::Limits;
 
 struct Dirs {
     _temp: tempfile::TempDir,
