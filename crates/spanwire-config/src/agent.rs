@@ -21,7 +21,7 @@ use crate::check::Check;
 use crate::command::Failure;
 use crate::hook::{Owed, lines};
 use crate::layout::Kept;
-use crate::process::{Log, ProcessError, Shutdown, believes_nobody, follow, ours};
+use crate::process::{Log, ProcessError, RAISED, Shutdown, believes_nobody, follow, ours};
 use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
@@ -607,7 +607,7 @@ impl<'a> Agent<'a> {
         self.log.say(if self.renewed {
             "ALARM: another process uses a copy of this state folder; this one takes a new node id"
         } else {
-            "the state folder is an older copy: its start number is raised"
+            RAISED
         });
         self.renewed = true;
         self.socket.with(|r, _| r.set_identity(identity.id, identity.boot));

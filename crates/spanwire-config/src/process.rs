@@ -108,6 +108,10 @@ pub(crate) fn follow(events: Receiver<Event>, log: Log) {
     });
 }
 
+/// A server knows a later start of who is told so than its own.
+pub(crate) const RAISED: &str = "ALARM: a later start of this node is known: the state folder is an older copy, or another process \
+                                 runs with a copy of this state folder; its start number is raised";
+
 /// Says so, if there are keys and all of them are revoked.
 pub(crate) fn believes_nobody(keys: &Keyring, log: &Log) {
     if !keys.is_empty() && keys.ids().next().is_none() {

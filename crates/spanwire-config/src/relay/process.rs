@@ -15,7 +15,7 @@ use spanwire::protocol::Time;
 use spanwire::{Socket, WaitError};
 
 use super::{Cached, cached};
-use crate::process::{Log, ProcessError, Shutdown, believes_nobody, follow, ours};
+use crate::process::{Log, ProcessError, RAISED, Shutdown, believes_nobody, follow, ours};
 use crate::serve::bind;
 use crate::sign::Keyring;
 use crate::store::{Contradiction, Evidence, Role, Store};
@@ -292,7 +292,7 @@ impl Relay {
             self.log.say(if inner.renewed {
                 "ALARM: another process uses a copy of this state folder; this one takes a new id"
             } else {
-                "the state folder is an older copy: its start number is raised"
+                RAISED
             });
             inner.renewed = true;
             self.upper.with(|r, _| r.set_identity(identity.id, identity.boot));

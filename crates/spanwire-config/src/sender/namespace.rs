@@ -312,6 +312,7 @@ impl Namespace {
     /// The pipe is gone.
     pub(super) fn left(&mut self, cx: &mut Cx<'_>, pipe: PipeId) {
         self.offer_lost(cx, pipe);
+        self.nodes.gone(pipe);
         let Some(cursor) = self.cursors.remove(pipe) else { return };
         if cursor.slot && !planted("slot-kept-on-close") {
             self.slots = self.slots.saturating_sub(1);

@@ -164,13 +164,23 @@ pub(super) struct Nodes {
     changed: Option<BTreeSet<Id>>,
     /// Something has changed since this was asked last.
     news: bool,
+    /// Processes that a later start of the same node came after, and that were not told: where each is, and of which
+    /// start. At most one for each record.
+    earlier: Vec<(PipeId, Id, u64)>,
 }
 
 impl Nodes {
     /// `relays`: what changes is noted, to be told upward.
     pub(super) fn new(max: usize, relays: bool) -> Self {
         let changed = relays.then(BTreeSet::new);
-        Nodes { max: max.max(1), table: BTreeMap::new(), tables: 0, changed, news: false }
+        Nodes {
+            max: max.max(1),
+            table: BTreeMap::new(),
+            tables: 0,
+            changed,
+            news: false,
+            earlier: Vec::new(),
+        }
     }
 
     fn touch(&mut self, id: Id) {
@@ -180,8 +190,8 @@ impl Nodes {
         }
     }
 
-    /// The record of a node of this boot, made if there is none.
-    fn admit(&mut self, id: Id, boot: u64, now: Time) -> Result<&mut Node, Turned> {
+    /// The record of a node of this boot, made if there is none. `by`: the pipe that says so.
+    fn admit(&mut self, id: Id, boot: u64, by: PipeId, now: Time) -> Result<&mut Node, Turned> {
         if let Some(known) = self.table.get(&id)
             && known.status.boot > boot
             && !planted("stale-boot-taken")
@@ -196,12 +206,32 @@ impl Nodes {
         }
         if self.table.get(&id).is_some_and(|known| known.status.boot < boot) {
             // Another process: what the last one reported may be gone, and it reports again after WELCOME. Nobody
-            // has come to it yet.
+            // has come to it yet. The last one, if it lives on, is to know of it; by the same pipe it does.
+            let way = self.route(id).filter(|pipe| *pipe != by);
+            way.into_iter().for_each(|pipe| self.outlived(pipe, id, boot));
             self.table.remove(&id);
             self.empty(id, now);
         }
         self.touch(id);
         Ok(self.table.entry(id).or_insert_with(|| Node::new(id, boot, now)))
+    }
+
+    /// Notes that a process on this way is to be told of a later start of the same node.
+    pub(super) fn outlived(&mut self, pipe: PipeId, id: Id, boot: u64) {
+        self.earlier.retain(|(old, of, _)| (*old, *of) != (pipe, id));
+        if self.earlier.len() < self.max {
+            self.earlier.push((pipe, id, boot));
+        }
+    }
+
+    /// Who is to be told.
+    pub(super) fn take_earlier(&mut self) -> Vec<(PipeId, Id, u64)> {
+        std::mem::take(&mut self.earlier)
+    }
+
+    /// Nobody is there any more to be told.
+    pub(super) fn gone(&mut self, pipe: PipeId) {
+        self.earlier.retain(|(old, ..)| *old != pipe);
     }
 
     /// Nobody is at this relay any more, as far as is known.
@@ -224,7 +254,7 @@ impl Nodes {
         now: Time,
         wants: bool,
     ) -> Result<(), Turned> {
-        let node = self.admit(hello.node, hello.boot, now)?;
+        let node = self.admit(hello.node, hello.boot, pipe, now)?;
         node.status.kind = hello.kind;
         node.status.name.clone_from(&hello.name);
         node.status.labels.clone_from(&hello.labels);
@@ -326,18 +356,18 @@ impl Nodes {
         }
     }
 
-    /// What a relay tells of a node: `path` is from the relay below this server. `placed`: what the node showed is
+    /// What a relay tells of a node, on its pipe: `path` is from the relay below this server. `placed`: what the node showed is
     /// known here.
     pub(super) fn reported(
         &mut self,
         report: NodeReport,
-        table: u64,
+        (pipe, table): (PipeId, u64),
         placed: bool,
         now: Time,
     ) -> Result<(), Turned> {
         let NodeReport { status: said, attempt, head } = report;
         let Some(at) = said.path.last().copied() else { return Ok(()) };
-        let node = self.admit(said.node, said.boot, now)?;
+        let node = self.admit(said.node, said.boot, pipe, now)?;
         // An older word of where it is counts for nothing: it went on since.
         let newer = attempt > node.attempt || planted("attempt-ignored");
         let same = attempt == node.attempt && node.pipe.is_none();

@@ -86,6 +86,17 @@ impl Namespace {
         }
     }
 
+    /// Processes that live on while a later start of the same node is here are told of it.
+    pub(super) fn tell_earlier(&mut self, cx: &mut Cx<'_>) {
+        for (pipe, node, boot) in self.nodes.take_earlier() {
+            match cx.put(pipe, Message::from(Frame::Stale(node, boot).encode())) {
+                Ok(_) => cx.count("earlier-lives", 1),
+                // At the next beacon time.
+                Err(_) => self.nodes.outlived(pipe, node, boot),
+            }
+        }
+    }
+
     /// A relay tells of nodes below it.
     pub(super) fn on_report(&mut self, cx: &mut Cx<'_>, pipe: PipeId, report: Report) {
         let Some(cursor) = self.cursors.get_mut(pipe) else { return };
@@ -117,7 +128,7 @@ impl Namespace {
         let placed = head.as_ref().is_some_and(|head| {
             self.known(head.position).is_some_and(|known| known.base.chain == head.chain)
         });
-        match self.nodes.reported(record, table, placed, cx.now()) {
+        match self.nodes.reported(record, (pipe, table), placed, cx.now()) {
             Ok(()) => {}
             Err(Turned::Stale(boot)) => {
                 // No room: the relay tells of it again after its next WELCOME.
@@ -126,6 +137,7 @@ impl Namespace {
             }
             Err(Turned::Full) => return cx.count("reports-too-many", 1),
         }
+        self.tell_earlier(cx);
         // Who is right is for the authority to say.
         if let Some(head) = head.filter(|_| !self.passes) {
             self.show(cx, id, head, false);

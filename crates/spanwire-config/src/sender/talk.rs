@@ -85,6 +85,7 @@ impl Distributor {
             let wanted = wants.iter().any(|want| want.namespace == namespace.name());
             namespace.said_hello(cx, pipe, said, wanted, old)
         });
+        self.namespaces.iter_mut().for_each(|namespace| namespace.tell_earlier(cx));
         if !room {
             self.goodbye(cx, pipe, GoodbyeCode::Limits, 0, "too many nodes");
             return false;
@@ -235,6 +236,8 @@ impl Distributor {
         let now = cx.now();
         // A node may leave little credit unsaid until its beacon time.
         let stall = self.settings.stall.max(self.settings.beacon * 2);
+        // Before a beacon takes the room.
+        self.namespaces.iter_mut().for_each(|namespace| namespace.tell_earlier(cx));
         let mut beacons = Beacons::new(self);
         for (pipe, session) in self.sessions.iter_mut() {
             if session.owes_credit {

@@ -433,6 +433,38 @@ fn a_node_behind_a_relay_is_told_of_its_higher_boot_and_says_hello_with_one_abov
 }
 
 #[test]
+fn an_earlier_life_behind_a_relay_is_told_of_a_later_one_elsewhere() {
+    let (mut a, mut r) = (authority(Settings::default()), Relay::new(50));
+    commit(&mut a, &puts([("a", "1")]));
+    let mut upper = Wire::new(&mut a, &mut r);
+    upper.flow(&mut a, &mut r);
+    let born = |boot| {
+        let node = Id([7; 16]);
+        Script::new(Replica::new(ReplicaSettings { node, boot, ..ReplicaSettings::default() }))
+    };
+    let told = |r: &Script<Replica>| r.protocol.status(r.now()).stale_boot;
+    let (mut first, mut second) = (born(5), born(6));
+    let mut lower = Wire::new(&mut r, &mut first);
+    lower.flow(&mut r, &mut first);
+    r.advance(Duration::from_millis(100));
+    upper.flow(&mut a, &mut r);
+    let mut direct = Wire::new(&mut a, &mut second);
+    direct.flow(&mut a, &mut second);
+    upper.flow(&mut a, &mut r);
+    lower.flow(&mut r, &mut first);
+    assert_eq!((told(&first), told(&second)), (Some(6), None));
+    // It raises its own, and then the other is told, by what the relay reports.
+    first.call(|n, _| n.set_identity(Id([7; 16]), 7));
+    first.advance(BEACON);
+    lower.flow(&mut r, &mut first);
+    r.advance(Duration::from_millis(100));
+    upper.flow(&mut a, &mut r);
+    direct.flow(&mut a, &mut second);
+    lower.flow(&mut r, &mut first);
+    assert_eq!((told(&first), told(&second)), (None, Some(7)));
+}
+
+#[test]
 fn invariant_07_what_a_relay_cannot_place_goes_up_whole_and_its_levels_wait() {
     // Two authorities on one history: the other's third revision is known to nobody here.
     let (mut a, mut twin) = (authority(Settings::default()), authority(Settings::default()));

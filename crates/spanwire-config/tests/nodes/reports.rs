@@ -72,6 +72,69 @@ fn a_boot_below_one_known_is_turned_away_and_the_node_told() {
     assert!(link.down.iter().any(|f| matches!(f, Frame::Welcome(_))));
 }
 
+fn of_boot(boot: u64) -> Script<Replica> {
+    Script::new(Replica::new(ReplicaSettings { node: Id([1; 16]), boot, ..ReplicaSettings::default() }))
+}
+
+fn told_of(r: &Script<Replica>) -> Option<u64> {
+    r.protocol.status(r.now()).stale_boot
+}
+
+#[test]
+fn of_two_lives_of_one_node_each_is_told_until_one_takes_another_id() {
+    let mut a = authority(Settings::default());
+    commit(&mut a, &puts([("a", "1")]));
+    let (mut first, mut second) = (of_boot(5), of_boot(6));
+    let mut one = Link::new(&mut a, &mut first);
+    one.flow(&mut a, &mut first);
+    let mut two = Link::new(&mut a, &mut second);
+    two.flow(&mut a, &mut second);
+    one.flow(&mut a, &mut first);
+    assert_eq!((told_of(&first), told_of(&second)), (Some(6), None));
+    let say_so = |r: &mut Script<Replica>, node, boot| {
+        r.call(|r, _| r.set_identity(Id([node; 16]), boot));
+        r.advance(Duration::from_secs(2));
+    };
+    say_so(&mut first, 1, 7);
+    one.flow(&mut a, &mut first);
+    two.flow(&mut a, &mut second);
+    assert_eq!((told_of(&first), told_of(&second)), (None, Some(7)), "who raised its own is not told of it");
+    say_so(&mut second, 1, 8);
+    two.flow(&mut a, &mut second);
+    one.flow(&mut a, &mut first);
+    assert_eq!((told_of(&first), told_of(&second)), (Some(8), None));
+    // Told again it has a living twin.
+    say_so(&mut first, 2, 1);
+    one.flow(&mut a, &mut first);
+    two.flow(&mut a, &mut second);
+    assert_eq!((told_of(&first), told_of(&second)), (None, None));
+    let nodes: Vec<_> = a.protocol.status().iter().map(|n| (n.node.0[0], n.boot, n.connected)).collect();
+    assert_eq!(nodes, [(1, 8, true), (2, 1, true)]);
+}
+
+#[test]
+fn an_earlier_life_whose_queue_is_full_is_told_when_there_is_room() {
+    let mut a = authority(Settings::default());
+    commit(&mut a, &puts([("a", "1")]));
+    let (mut first, mut second) = (of_boot(5), of_boot(6));
+    let mut one = Link { above: a.open(1), ..Link::new(&mut a, &mut first) };
+    one.flow(&mut a, &mut first);
+    // A beacon takes the room.
+    a.advance(BEACON);
+    let mut two = Link::new(&mut a, &mut second);
+    two.flow(&mut a, &mut second);
+    one.flow(&mut a, &mut first);
+    assert_eq!(told_of(&first), None);
+    a.advance(BEACON);
+    one.flow(&mut a, &mut first);
+    assert_eq!(told_of(&first), Some(6));
+    // It is said once, and not to who comes after it.
+    let stale = |link: &Link| link.down.iter().filter(|frame| matches!(frame, Frame::Stale(..))).count();
+    a.advance(BEACON);
+    one.flow(&mut a, &mut first);
+    assert_eq!((stale(&one), stale(&two)), (1, 0));
+}
+
 #[test]
 fn invariant_14_what_is_reported_after_a_boot_was_raised_is_reported_of_that_boot() {
     let (mut a, mut r, mut link) = pair();

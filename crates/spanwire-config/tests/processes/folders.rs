@@ -5,7 +5,7 @@ use std::fs;
 use spanwire_config::sign::Keyring;
 use spanwire_config::{agent, relay, serve};
 
-use super::harness::{Running, World, text};
+use super::harness::{Running, World, await_that, text};
 
 #[test]
 fn promise_17_a_tampered_cache_is_refused_and_reported() {
@@ -69,6 +69,43 @@ fn a_copied_state_folder_is_noticed() {
     let agent = w.agent("n");
     agent.await_line("older copy");
     agent.await_line("state: Live");
+}
+
+/// All that is in a folder, as a person copies it.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("writable");
+    for entry in fs::read_dir(from).expect("readable") {
+        let entry = entry.expect("readable");
+        match entry.file_type().expect("readable").is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).expect("writable")),
+        }
+    }
+}
+
+#[test]
+fn of_two_processes_on_copies_of_a_state_folder_both_say_so_and_both_are_shown() {
+    let w = World::with(&[("a", "1")]);
+    let server = w.serve();
+    let first = w.agent("n");
+    server.await_line("applied 1/");
+    copy(&w.path("n.state"), &w.path("m.state"));
+    let second = w.agent("m");
+    for agent in [&first, &second] {
+        let said = agent.await_line("its start number is raised");
+        assert!(said.starts_with("ALARM: ") && said.contains("copy of this state folder"), "{said}");
+    }
+    // One of them lives on as another node.
+    let renewed = |agent: &Running| agent.lines().iter().any(|line| line.contains("takes a new node id"));
+    await_that("one of them to take a new id", || renewed(&first) || renewed(&second));
+    w.write("src/a", "2");
+    for name in ["n", "m"] {
+        server.await_line(&format!("node {name} ("));
+        w.await_equal(name);
+    }
+    let ids = |name: &str| fs::read(w.path(name).join("identity")).expect("written")[8..24].to_vec();
+    assert_ne!(ids("n.state"), ids("m.state"));
+    assert!(!(renewed(&first) && renewed(&second)), "{:?} {:?}", first.lines(), second.lines());
 }
 
 #[test]
