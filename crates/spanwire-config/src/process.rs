@@ -124,12 +124,29 @@ pub(crate) fn ours(dir: &Path, held: &Head, cluster: &str, namespace: &str) -> R
     if held.cluster == Id::named(cluster) && held.namespace == namespace {
         return Ok(());
     }
-    Err(ProcessError::Refused(format!(
-        "the state folder {} holds namespace {:?} of cluster {}; give each its own",
-        dir.display(),
-        held.namespace,
-        held.cluster
-    )))
+    let why = foreign((held.cluster, &held.namespace), (cluster, namespace));
+    Err(ProcessError::Refused(format!("the state folder {} {why}", dir.display())))
+}
+
+/// What is kept is of another namespace or cluster than what is named now. Of a cluster no name is kept: one that many
+/// have is known by what it amounts to.
+pub(crate) fn foreign(held: (Id, &str), (cluster, namespace): (&str, &str)) -> String {
+    let usual = "config-sync";
+    if held.0 == Id::named(cluster) {
+        let of = held.1;
+        format!(
+            "is of the namespace {of:?}, and not of {namespace:?}: name that (--namespace), or another folder (--state)"
+        )
+    } else if held.0 == Id::named(usual) {
+        format!(
+            "is of the cluster {usual:?}, and not of {cluster:?}: name that (--cluster), or another folder (--state)"
+        )
+    } else {
+        format!(
+            "is of another cluster than {cluster:?}, of a name that is not kept: give that name (--cluster), or another \
+             folder (--state)"
+        )
+    }
 }
 
 /// Why a process ends before it was told to.
@@ -152,7 +169,7 @@ pub enum ProcessError {
     #[error(
         "{} holds what was committed ({at}), and {} would change {changes} of its keys: serve without a directory \
          (config-sync serve without --dir); or, if the directory is what counts from now on, export what is there and \
-         start with --replace",
+         start with --replace{alone}",
         state.display(), dir.display()
     )]
     WouldReplace {
@@ -164,6 +181,8 @@ pub enum ProcessError {
         at: crate::Position,
         /// Keys that would change.
         changes: usize,
+        /// What `--replace` needs besides: empty, or that of several namespaces this one is served alone.
+        alone: String,
     },
     /// What was asked for would do harm, or makes no sense.
     #[error("{0}")]

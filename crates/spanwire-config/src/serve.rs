@@ -39,7 +39,7 @@ use crate::{Distributor, Id, Key, Limits, NotServed, Origin, Settings, folders, 
 /// A namespace that is served beside the first.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Further {
-    /// Its name: at most 128 bytes, another for each.
+    /// Its name: 1 to 128 bytes, another for each.
     pub name: String,
     /// The tree that is published in it; `None`: it changes by the commits of clients.
     pub dir: Option<PathBuf>,
@@ -239,6 +239,9 @@ impl<'a> Server<'a> {
     }
 }
 
+/// A namespace without a name.
+const EMPTY: &str = "a namespace has a name, and an empty name is none (--namespace)";
+
 /// What makes no sense, before anything is created.
 fn check(config: &Config) -> Result<(), ProcessError> {
     let refuse = |why: String| Err(ProcessError::Refused(why));
@@ -248,6 +251,7 @@ fn check(config: &Config) -> Result<(), ProcessError> {
     for (at, name) in config.names().enumerate() {
         let why = match name.len() {
             _ if at >= MAX_WANTS => NotServed::TooMany,
+            0 => return refuse(EMPTY.into()),
             len if len > MAX_NAMESPACE => NotServed::Long(len),
             _ if config.names().take(at).any(|other| other == name) => NotServed::Twice(name.into()),
             _ => continue,
@@ -288,12 +292,17 @@ fn open_all(config: &Config, store: &mut Store, log: &Log) -> Result<Vec<Opened>
     };
     say(store, log);
     let places = place::places(config)?;
-    for left in place::left_out(&config.state, &places) {
-        log.say(format_args!("a namespace that is not served is kept in {}", left.display()));
+    for (left, name) in place::left_out(config, &places)? {
+        let name = name.map_or(String::new(), |name| format!(": {name}"));
+        log.say(format_args!("a namespace that is not served is kept in {}{name}", left.display()));
     }
     let mut all = Vec::new();
     for ((name, dir), state) in config.names().zip(config.dirs()).zip(places) {
-        let log = if config.further.is_empty() { log.clone() } else { log.of(name) };
+        // Beside an option that is for one namespace.
+        let (log, alone) = match config.further.is_empty() {
+            true => (log.clone(), String::new()),
+            false => (log.of(name), format!(", with this namespace alone (--namespace {name})")),
+        };
         let mut own = if state == config.state { None } else { Some(Store::open_as(&state, Role::Server)?) };
         own.iter().for_each(|own| say(own, &log));
         let config = Config {
@@ -304,9 +313,9 @@ fn open_all(config: &Config, store: &mut Store, log: &Log) -> Result<Vec<Opened>
             ..config.clone()
         };
         let there = own.as_mut().unwrap_or(store);
-        let driver = open(&config, there, &log)?;
-        claim(&config, there, driver.machine())?;
-        all.push(Opened { config, log, store: own, driver });
+        let driver = open(&config, there, &log, &alone)?;
+        claim(&config, there, driver.machine(), &alone)?;
+        all.push(Opened { config, log, store: own, driver, alone });
     }
     Ok(all)
 }

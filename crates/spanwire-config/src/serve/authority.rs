@@ -40,6 +40,8 @@ struct Inner {
     tickets: u64,
     /// The last alarm: many nodes may be the cause of one.
     alarm: String,
+    /// What is said beside an option that is for one namespace.
+    alone: String,
 }
 
 /// What follows an answer.
@@ -50,10 +52,11 @@ impl Authority {
         driver: Decides,
         (socket, at): (Socket<Distributor>, usize),
         log: &Log,
+        alone: &str,
     ) -> Result<Arc<Authority>, ProcessError> {
         let (machine, source) = driver.into_parts();
         let (waiting, alarm) = (HashMap::new(), String::new());
-        let inner = Mutex::new(Inner { machine, waiting, tickets: 0, alarm });
+        let inner = Mutex::new(Inner { machine, waiting, tickets: 0, alarm, alone: alone.to_owned() });
         let this = Arc::new(Authority { inner, writer: OnceLock::new(), socket, at, log: log.clone() });
         let authority = Arc::downgrade(&this);
         let tell = move |event| {
@@ -222,7 +225,10 @@ impl Inner {
         let mut text = alarm.to_string();
         if let Alarm::OldStore { .. } | Alarm::Claim { .. } = alarm {
             let next = self.machine.highest().epoch.saturating_add(1);
-            text.push_str(&format!("; to begin an epoch above it, start with --new-epoch {next}"));
+            text.push_str(&format!(
+                "; to begin an epoch above it, start with --new-epoch {next}{}",
+                self.alone
+            ));
         }
         if text != self.alarm {
             log.say(format_args!("ALARM: {text}"));

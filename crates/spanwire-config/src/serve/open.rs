@@ -3,7 +3,7 @@
 //! Owns: whether this folder may be served in this way. Never: a node, or an address.
 
 use super::Config;
-use crate::process::{Log, ProcessError};
+use crate::process::{Log, ProcessError, foreign};
 use crate::source::{Embedded, FsDisk, SourceError};
 use crate::store::Store;
 use crate::{
@@ -19,7 +19,13 @@ const SOURCE: &str = "source";
 pub(super) type Decides = Driver<Embedded<FsDisk>>;
 
 /// The machine that decides, on the log in the state folder.
-pub(super) fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Decides, ProcessError> {
+/// `alone`: what is said beside an option that is for one namespace.
+pub(super) fn open(
+    config: &Config,
+    store: &mut Store,
+    log: &Log,
+    alone: &str,
+) -> Result<Decides, ProcessError> {
     let dir = config.state.join(LOG_DIR);
     let incarnation = random()?;
     let settings = NsSettings {
@@ -51,13 +57,17 @@ pub(super) fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Deci
         }
     }
     let mut driver = loaded.map_err(|error| {
-        let hint = match error {
-            SourceError::Damaged { .. } => {
-                "; nodes may hold more, so give --new-epoch with a number above theirs"
+        let dir = dir.display();
+        ProcessError::Refused(match &error {
+            SourceError::Foreign { cluster, namespace } => {
+                let named = (&config.cluster[..], &config.namespace[..]);
+                format!("the store in {dir} {}", foreign((*cluster, namespace), named))
             }
-            _ => "",
-        };
-        ProcessError::Refused(format!("{}: {error}{hint}", dir.display()))
+            SourceError::Damaged { .. } => format!(
+                "{dir}: {error}; nodes may hold more, so give --new-epoch with a number above theirs{alone}"
+            ),
+            _ => format!("{dir}: {error}"),
+        })
     })?;
     if driver.cut() > 0 {
         let cut = driver.cut();
@@ -98,7 +108,12 @@ pub(super) fn open(config: &Config, store: &mut Store, log: &Log) -> Result<Deci
 }
 
 /// A directory takes the place of what clients committed only if that is meant.
-pub(super) fn claim(config: &Config, store: &Store, machine: &NsAuthority) -> Result<(), ProcessError> {
+pub(super) fn claim(
+    config: &Config,
+    store: &Store,
+    machine: &NsAuthority,
+    alone: &str,
+) -> Result<(), ProcessError> {
     let noted = store.note(SOURCE);
     let source: &[u8] = if config.dir.is_some() { b"directory" } else { b"commits" };
     if let (Some(dir), Some(b"commits"), Some(held)) = (&config.dir, noted.as_deref(), machine.durable())
@@ -108,7 +123,8 @@ pub(super) fn claim(config: &Config, store: &Store, machine: &NsAuthority) -> Re
         let changes = held.state.diff(&read.state).len();
         if changes > 0 {
             let (dir, state) = (dir.clone(), config.state.clone());
-            return Err(ProcessError::WouldReplace { dir, state, at: held.head.position, changes });
+            let (at, alone) = (held.head.position, alone.to_owned());
+            return Err(ProcessError::WouldReplace { dir, state, at, changes, alone });
         }
     }
     if noted.as_deref() != Some(source) {

@@ -70,13 +70,26 @@ fn place(root: &Path, name: &str, held: &Held, alone: bool, several: bool) -> Re
     }
 }
 
-/// Folders of namespaces that are not served now.
-pub(super) fn left_out(root: &Path, served: &[PathBuf]) -> Vec<PathBuf> {
-    let Ok(there) = std::fs::read_dir(root.join(NAMESPACES)) else { return Vec::new() };
+/// Folders of namespaces that are not served now, and which those are, where that can be told.
+pub(super) fn left_out(
+    config: &Config,
+    served: &[PathBuf],
+) -> Result<Vec<(PathBuf, Option<String>)>, ProcessError> {
+    let (root, most) = (&config.state, config.limits.bytes);
+    let there = std::fs::read_dir(root.join(NAMESPACES)).into_iter().flatten();
     let mut left: Vec<PathBuf> = there.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    left.retain(|path| !served.contains(path));
+    // What else lies there is nobody's.
+    left.retain(|path| !served.contains(path) && path.is_dir());
     left.sort();
-    left
+    let name = |folder: &Path| match held(folder, most) {
+        Ok(Held::Of(name)) => Some(name),
+        _ => None,
+    };
+    let mut all: Vec<_> = left.into_iter().map(|folder| (folder.clone(), name(&folder))).collect();
+    if !served.contains(root) && !matches!(held(root, most)?, Held::Nothing) {
+        all.insert(0, (root.clone(), name(root)));
+    }
+    Ok(all)
 }
 
 fn held(root: &Path, most: u64) -> Result<Held, ProcessError> {

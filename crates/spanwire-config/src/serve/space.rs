@@ -34,6 +34,8 @@ pub(super) struct Space {
     /// Holds the lock on its folder, where that is not the server's.
     store: Option<Store>,
     pub(super) authority: Arc<Authority>,
+    /// What is said beside an option that is for one namespace.
+    alone: String,
     judging: JoinHandle<()>,
     reports: Option<JoinHandle<()>>,
     /// The tree could not be read lately.
@@ -48,6 +50,8 @@ pub(super) struct Opened {
     /// Where it is not the server's.
     pub(super) store: Option<Store>,
     pub(super) driver: Decides,
+    /// What is said beside an option that is for one namespace.
+    pub(super) alone: String,
 }
 
 impl Space {
@@ -57,14 +61,15 @@ impl Space {
         socket: Socket<Distributor>,
         at: usize,
     ) -> Result<Space, ProcessError> {
-        let Opened { config, log, store, driver } = opened;
-        let authority = Authority::start(driver, (socket, at), &log)?;
+        let Opened { config, log, store, driver, alone } = opened;
+        let authority = Authority::start(driver, (socket, at), &log, &alone)?;
         Ok(Space {
             judging: judging(authority.clone()),
             config,
             log,
             store,
             authority,
+            alone,
             reports: None,
             behind: false,
             passed_over: Vec::new(),
@@ -187,9 +192,10 @@ impl Space {
         match self.authority.ask_waiting(|ticket| AuthorityEvent::Commit(ticket, request)) {
             Some(Answer::Committed { .. }) => Ok(()),
             Some(Answer::ReadOnly(ReadOnly::Vacant)) => Err(ProcessError::Refused(format!(
-                "nodes hold epoch {}, and this state folder has no log; start with --new-epoch {}",
+                "nodes hold epoch {}, and this state folder has no log; start with --new-epoch {}{}",
                 highest.epoch,
-                highest.epoch.saturating_add(1)
+                highest.epoch.saturating_add(1),
+                self.alone
             ))),
             other => Err(ProcessError::Refused(told(other.as_ref()))),
         }

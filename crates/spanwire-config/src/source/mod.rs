@@ -82,9 +82,14 @@ pub enum SourceError {
         /// What is wrong.
         why: String,
     },
-    /// It belongs to another cluster or namespace, or to another version.
-    #[error("{0}")]
-    Foreign(String),
+    /// It belongs to another cluster or namespace.
+    #[error("the store belongs to the namespace {namespace:?} of the cluster with the id {cluster}")]
+    Foreign {
+        /// The cluster that it is of.
+        cluster: crate::Id,
+        /// The namespace that it is of.
+        namespace: String,
+    },
     /// An earlier failure stopped it; a failed sync is never tried again.
     #[error("stopped by an earlier failure: {0}")]
     Stopped(String),

@@ -532,7 +532,7 @@ fn what_does_not_follow_and_what_is_foreign_is_refused() {
     );
     let disk = store.into_disk();
     let mut other = Embedded::new(disk, CLUSTER, "another");
-    assert!(matches!(other.load(), Err(SourceError::Foreign(_))));
+    assert!(matches!(other.load(), Err(SourceError::Foreign { .. })));
 }
 
 #[test]

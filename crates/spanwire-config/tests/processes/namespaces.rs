@@ -123,6 +123,11 @@ fn what_was_served_alone_gets_company_and_each_of_several_can_be_served_alone() 
         let server = Running::serve(w.several(&[name]));
         assert_eq!(content(client), state(&[("k", name)]));
         assert!(other.status().is_err());
+        // What is not served is named, wherever it lies.
+        let (left, place) =
+            if name == "b" { ("config", w.path("state")) } else { ("b", w.path("state/namespaces/b")) };
+        let said = server.await_line("a namespace that is not served is kept in");
+        assert!(said.ends_with(&format!("{}: {left}", place.display())), "{said}");
         server.ends();
     }
     // And from its folder as a state folder of its own.
@@ -167,6 +172,67 @@ fn several_directories_are_published_beside_what_clients_commit() {
 }
 
 #[test]
+fn of_several_namespaces_what_is_for_one_alone_is_advised_so() {
+    let w = World::with(&[("a", "1")]);
+    let server = Running::serve(w.several(&["web", "flags"]));
+    let web = w.client().with_namespace("web");
+    first(&web, &[("a", "2")]);
+    server.ends();
+    let config = || serve::Config { dir: Some(w.path("src")), ..w.several(&["web", "flags"]) };
+    let refused = Running::serve(config()).refused().to_string();
+    assert!(
+        refused.ends_with("start with --replace, with this namespace alone (--namespace web)"),
+        "{refused}"
+    );
+    let alone = Running::serve(serve::Config { further: Vec::new(), replace: true, ..config() });
+    alone.await_line("revision 1/");
+    alone.ends();
+    let server = Running::serve(config());
+    let agent = w.agent_of("n", "web");
+    w.await_equal("n");
+    server.ends();
+    // Its store is lost: what begins a new epoch is for it alone, too.
+    fs::remove_dir_all(w.path("state/namespaces/web")).expect("ours");
+    w.write("src/a", "3");
+    let server = Running::serve(config());
+    let advice = "--new-epoch 2, with this namespace alone (--namespace web)";
+    let said = server.await_line(advice);
+    assert!(said.starts_with("web: "), "{said}");
+    server.ends();
+    // Served alone it is not said.
+    let server = Running::serve(serve::Config { further: Vec::new(), ..config() });
+    assert!(!server.await_line("--new-epoch 2").contains("alone"));
+    drop((server, agent));
+}
+
+#[test]
+fn a_store_of_another_namespace_or_cluster_is_told_in_names_and_with_what_to_do() {
+    let w = World::new();
+    let server = Running::serve(w.log_config());
+    first(&w.client(), &[("a", "1")]);
+    server.ends();
+    let refused = |config| Running::serve(config).refused().to_string();
+    let other = refused(serve::Config { namespace: "other".into(), ..w.log_config() });
+    assert!(other.ends_with(
+        "is of the namespace \"config\", and not of \"other\": name that (--namespace), or another folder (--state)"
+    ), "{other}");
+    let other = refused(serve::Config { cluster: "other".into(), ..w.log_config() });
+    assert!(other.ends_with(
+        "is of the cluster \"config-sync\", and not of \"other\": name that (--cluster), or another folder (--state)"
+    ), "{other}");
+    // Of a cluster only what its name amounts to is kept.
+    let named = || serve::Config { cluster: "mine".into(), state: w.path("mine"), ..w.log_config() };
+    let server = Running::serve(named());
+    first(&w.client(), &[("a", "1")]);
+    server.ends();
+    let other = refused(serve::Config { cluster: "config-sync".into(), ..named() });
+    assert!(other.ends_with(
+        "is of another cluster than \"config-sync\", of a name that is not kept: give that name (--cluster), or \
+         another folder (--state)"
+    ), "{other}");
+}
+
+#[test]
 fn what_makes_no_sense_of_several_namespaces_is_refused_before_anything_is_made() {
     let w = World::new();
     let many: Vec<String> = (0..65).map(|n| format!("n{n}")).collect();
@@ -181,6 +247,8 @@ fn what_makes_no_sense_of_several_namespaces_is_refused_before_anything_is_made(
         (w.several(&["a", &long]), "at most 128 bytes"),
         (w.several(&[&long]), "at most 128 bytes"),
         (w.several(&many), "at most 64 namespaces"),
+        (w.several(&["a", ""]), "an empty name is none"),
+        (w.several(&[""]), "an empty name is none"),
         (epoch, "--new-epoch and --replace are for one namespace"),
         (deaf, "the namespace a: neither a directory to publish"),
     ] {

@@ -182,9 +182,7 @@ impl<D: Disk> Embedded<D> {
         let cluster = Id(r.array().map_err(wrong)?);
         let namespace = r.string(crate::wire::MAX_NAMESPACE, "namespace").map_err(wrong)?;
         if (cluster, &namespace) != (self.cluster, &self.namespace) {
-            return Err(SourceError::Foreign(format!(
-                "the store belongs to namespace {namespace:?} of cluster {cluster}"
-            )));
+            return Err(SourceError::Foreign { cluster, namespace });
         }
         let (sealed, chain_epoch) = (r.u64().map_err(wrong)?, r.u64().map_err(wrong)?);
         let chain_len = r.u64().map_err(wrong)?;
