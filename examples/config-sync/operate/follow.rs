@@ -5,9 +5,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use spanwire_config::Level;
 use spanwire_config::client::{Client, ClientError};
 use spanwire_config::wire::client::{InvalidCode, Selector, Waited};
+use spanwire_config::{Id, Level};
 
 use super::{Failed, LevelArg, REFUSED, Res, Rev, TIMEOUT, To, place, print};
 use crate::show;
@@ -54,10 +54,11 @@ pub(super) fn wait(
         let left = latest.saturating_duration_since(Instant::now());
         let waited = client.wait(at, level, left, selector)?;
         let known = waited.ok.len() + waited.refused.len() + waited.behind.len() + waited.silent.len();
-        if known >= min || left.is_zero() {
+        let unseen = waited.silent.iter().any(|named| named.node == Id::default());
+        if known >= min && !unseen || left.is_zero() {
             break waited;
         }
-        // Who is selected is looked up once, at the start of a wait: more may come.
+        // Who is selected is looked up once, at the start of a wait: more may come, also of a name that nobody had.
         std::thread::sleep(left.min(Duration::from_millis(100)));
     };
     print(&show::waited(at, &waited, json));
