@@ -97,7 +97,7 @@ enum Command {
 #[derive(Args, Debug)]
 struct ServeArgs {
     /// The directory to publish. Without it the state lives in STATE alone, and changes by commits. With several
-    /// namespaces NAME=DIR, for each that publishes one.
+    /// namespaces NAME=DIR, for each that publishes one; with one it may be named so.
     #[arg(long, env = "CONFIG_SYNC_DIR", value_name = "[NAME=]DIR")]
     dir: Vec<PathBuf>,
     /// Address to listen at for nodes; repeatable. Port 0 takes a free one.
@@ -114,7 +114,7 @@ struct ServeArgs {
     cluster: String,
     /// Name of the namespace; repeatable, up to 64. Each has its own history, store (in STATE), nodes and operators'
     /// commits.
-    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config", value_delimiter = ',', value_parser = namespace)]
     namespace: Vec<String>,
     /// Secret key that signs what is published (keygen).
     #[arg(long, env = "CONFIG_SYNC_KEY")]
@@ -185,7 +185,7 @@ struct AgentArgs {
     #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
     cluster: String,
     /// Name of the namespace.
-    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config", value_parser = namespace)]
     namespace: String,
     /// Take over a directory that holds something else: that is deleted.
     #[arg(long)]
@@ -213,7 +213,7 @@ struct RelayArgs {
     #[arg(long, env = "CONFIG_SYNC_CLUSTER", default_value = "config-sync")]
     cluster: String,
     /// Name of the namespace.
-    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config", value_parser = namespace)]
     namespace: String,
 }
 
@@ -237,6 +237,15 @@ fn template(text: &str) -> Result<agent::Template, String> {
     let (source, dest) = text.rsplit_once(':').ok_or("a template is SRC:DEST")?;
     let dest = if dest == "." { "" } else { dest };
     Ok(agent::Template { source: source.into(), dest: dest.into() })
+}
+
+/// The name of one namespace; where there may be several, commas part them before this is asked.
+fn namespace(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("an empty name is none".into()),
+        _ if text.contains(',') => Err("a comma parts namespaces, and this is for one alone".into()),
+        _ => Ok(text.into()),
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -278,9 +287,20 @@ fn namespaces(
     let mut served: Vec<serve::Further> =
         names.into_iter().map(|name| serve::Further { name, dir: None }).collect();
     for dir in dirs {
-        // One alone may have `=` in its path.
         let whose = match &mut served[..] {
-            [alone] => Some((alone, dir.clone())),
+            [alone] => {
+                let named = below(&dir, &alone.name).map(Path::to_owned);
+                // A path may have `=` in it.
+                let other = || Some(dir.to_str()?.split_once('=')?.0.to_owned());
+                if let (None, false, Some(name)) = (&named, dir.is_dir(), other()) {
+                    return refuse(format!(
+                        "--dir {}: there is no such directory, and no namespace of that name is served \
+                         (--namespace {name})",
+                        dir.display()
+                    ));
+                }
+                Some((alone, named.unwrap_or_else(|| dir.clone())))
+            }
             several => {
                 let of = |name: &str| Some(below(&dir, name)?.to_owned());
                 let named = several.iter_mut().filter_map(|further| Some((of(&further.name)?, further)));

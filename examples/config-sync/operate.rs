@@ -77,7 +77,7 @@ pub(crate) struct To {
     #[arg(long, env = "CONFIG_SYNC_CONTROL")]
     control: String,
     /// Name of the namespace.
-    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config")]
+    #[arg(long, env = "CONFIG_SYNC_NAMESPACE", default_value = "config", value_parser = super::namespace)]
     namespace: String,
     /// Seconds: how long to wait, for an answer or (wait) for the nodes.
     #[arg(long, env = "CONFIG_SYNC_TIMEOUT", default_value = "10", value_parser = seconds)]

@@ -44,23 +44,34 @@ fn with(mut command: Command, table: &Table) -> Result<Command, String> {
     let tables = |value: &Value| value.is_table();
     // What is for all first, so that a verb's own goes over it.
     for (name, value) in table.iter().filter(|(_, value)| !tables(value)) {
-        let mut taken = false;
-        for verb in &verbs {
-            if command.find_subcommand(verb).is_some_and(|verb| option(verb, name).is_some()) {
-                command = set(command, verb, name, value)?;
-                taken = true;
-            }
-        }
-        if !taken {
+        let having: Vec<&String> = (verbs.iter())
+            .filter(|verb| command.find_subcommand(verb).is_some_and(|verb| option(verb, name).is_some()))
+            .collect();
+        if having.is_empty() {
             return Err(format!("no verb has an option {name:?}"));
+        }
+        // What is wrong with it is so for all, and not for the first that there is.
+        let wrong = |why: &str| format!("{name}, above all tables: {why}");
+        let lists = lists(&command, &having, name);
+        if value.is_array() && !lists.is_empty() && lists.len() < having.len() {
+            return Err(wrong(&format!(
+                "is for every verb that has it, and some take one: put the list into {}",
+                lists.join(" or ")
+            )));
+        }
+        for verb in having {
+            command = set(command, verb, name, value).map_err(|why| wrong(&why))?;
         }
     }
     for (verb, own) in table.iter().filter_map(|(verb, value)| Some((verb, value.as_table()?))) {
         if !verbs.contains(verb) {
-            return Err(format!("there is no verb {verb:?}"));
+            return Err(match command.get_subcommands().any(|other| option(other, verb).is_some()) {
+                true => format!("{verb}, above all tables: a text or a number, and no table"),
+                false => format!("there is no verb {verb:?}"),
+            });
         }
         for (name, value) in own {
-            command = set(command, verb, name, value)?;
+            command = set(command, verb, name, value).map_err(|why| format!("{verb}: {name}: {why}"))?;
         }
     }
     Ok(command)
@@ -71,13 +82,22 @@ fn option<'c>(verb: &'c Command, name: &str) -> Option<&'c Arg> {
     verb.get_arguments().find(|arg| arg.get_long() == Some(name) && !EACH_TIME.contains(&name))
 }
 
+/// The tables of those of these verbs that take a list of this option.
+fn lists(command: &Command, verbs: &[&String], name: &str) -> Vec<String> {
+    let takes = |verb: &&&String| {
+        let arg = command.find_subcommand(verb).and_then(|verb| option(verb, name));
+        arg.is_some_and(|arg| matches!(arg.get_action(), ArgAction::Append))
+    };
+    verbs.iter().filter(takes).map(|verb| format!("[{verb}]")).collect()
+}
+
+/// `Err`: what is wrong, with an option that the caller names.
 fn set(command: Command, verb: &str, name: &str, value: &Value) -> Result<Command, String> {
-    let of = || format!("{verb}: {name}");
     let found = command.find_subcommand(verb).and_then(|verb| option(verb, name));
     let Some(arg) = found else {
         return Err(match EACH_TIME.contains(&name) {
-            true => format!("{}: only on the command line", of()),
-            false => format!("{}: there is no such option", of()),
+            true => "only on the command line".into(),
+            false => "there is no such option".into(),
         });
     };
     let (id, is_flag) = (arg.get_id().clone(), matches!(arg.get_action(), ArgAction::SetTrue));
@@ -87,8 +107,10 @@ fn set(command: Command, verb: &str, name: &str, value: &Value) -> Result<Comman
         value => text(value).map(|text| vec![text]),
     }
     .filter(|_| !is_flag || value.is_bool())
-    .ok_or_else(|| {
-        format!("{}: {}", of(), if is_flag { "true or false" } else { "a text, a number, or a list" })
+    .ok_or(match (is_flag, several) {
+        (true, _) => "true or false",
+        (_, true) => "a text, a number, or a list of those",
+        (_, false) => "a text or a number, and no list",
     })?;
     Ok(command.mut_subcommand(verb, |verb| verb.mut_arg(id, |arg| arg.required(false).default_values(texts))))
 }

@@ -1,7 +1,9 @@
 //! How the operator's verbs say things: lines and tables for people, JSON for programs.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
-use spanwire_config::wire::client::{CommitLine, Holding, Named, NodeLine, Nodes, Tip, Waited};
+use spanwire_config::wire::client::{CommitLine, Holding, Named, NodeLine, Nodes, Tip, Waited, Writable};
 use spanwire_config::{Change, Entry, Place, State};
 
 use super::operate::{text, writable};
@@ -170,6 +172,7 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
             "namespace": namespace, "at": place_json(tip), "digest": status.tip.digest.to_string(),
             "keys": status.tip.keys, "bytes": status.tip.bytes, "writable": writable(status.writable),
             "why": status.text, "oldest": place_json(status.oldest), "nodes": nodes,
+            "conflicts": status.nodes.iter().filter(|node| node.conflict).count(),
             "rollout": status.rollout.as_ref().map(rollout::as_json),
         });
         return format!("{status}\n");
@@ -186,6 +189,7 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
     if !status.text.is_empty() {
         out.push_str(&format!("  {}\n", plain(&status.text)));
     }
+    warnings(&mut out, status);
     if let Some(line) = &status.rollout {
         out.push_str(&rollout::lines(line));
     }
@@ -212,6 +216,30 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
         ]);
     }
     out + &table(&rows)
+}
+
+/// What the lines of single nodes mean for all.
+fn warnings(out: &mut String, status: &Nodes) {
+    let conflicts = status.nodes.iter().filter(|node| node.conflict).count();
+    // With keys the server says so itself.
+    if conflicts > 0 && status.writable != Writable::Old {
+        let hold = if conflicts == 1 { "node holds" } else { "nodes hold" };
+        out.push_str(&format!(
+            "  {conflicts} {hold} another history: this store may be an old copy (then begin a new epoch above theirs), \
+             or they met another server (then resync them)\n"
+        ));
+    }
+    let mut named: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in status.nodes.iter().filter(|node| node.connected) {
+        *named.entry(&node.node.name).or_default() += 1;
+    }
+    for (name, count) in named.into_iter().filter(|(_, count)| *count > 1) {
+        let name = plain(name);
+        out.push_str(&format!(
+            "  {count} nodes that are here have the name {name}: name each apart, and see that none runs with a copy of \
+             another's state folder\n"
+        ));
+    }
 }
 
 fn node_json(tip: Place, node: &NodeLine) -> Value {

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use super::super::program;
-use super::{World, json, text};
+use super::{Running, World, json, text};
 
 impl World {
     fn namespaces(&self, options: &str) -> String {
@@ -96,6 +96,43 @@ fn of_several_namespaces_each_may_publish_a_directory_of_its_own() {
         let (code, words) = w.run(&w.namespaces(options)).ends();
         assert!(code == Some(2) && words.contains(why), "{code:?}: {words}");
     }
+    // Served alone it may be named as well, and its folder lies beside the directory.
+    let server = w.run(&format!("serve --bind {} --namespace web --dir web={{}}/conf", w.url));
+    server.says("revision 1/");
+    assert!(w.path("conf.state/log/log").is_file());
+    server.signal("-TERM");
+    assert_eq!(server.ends().0, Some(0));
+    let (code, words) = w.run(&format!("serve --bind {} --dir web={{}}/conf", w.url)).ends();
+    assert!(code == Some(2) && words.contains("no namespace of that name is served"), "{code:?}: {words}");
     let (code, words) = w.run(&w.namespaces(" --dir web={}/conf").replace(" --state {}/state", "")).ends();
     assert!(code == Some(2) && words.contains("--state"), "{code:?}: {words}");
+}
+
+#[test]
+fn a_comma_parts_namespaces_and_an_empty_name_is_none() {
+    let w = World::new();
+    let with = |namespace: &str, line: &str| {
+        let folder = w.temp.path().to_str().expect("text");
+        let mut command = Command::new(program("config-sync"));
+        command.args(line.split(' ').map(|arg| arg.replace("{}", folder)));
+        Running::spawn(command.env("CONFIG_SYNC_NAMESPACE", namespace).stdout(Stdio::null()))
+    };
+    let serve = format!("serve --bind {} --control {} --state {{}}/state", w.url, w.control());
+    let server = with("web,flags", &serve);
+    server.says("clients at");
+    let (code, _, err) = w.verb(&["status"]);
+    assert!(code == Some(6) && err.contains("the 2 namespaces served here are web, flags"), "{err}");
+    let agent = format!("agent --connect {} --out {{}}/n", w.url);
+    let relay = format!("relay --connect {} --bind ipc://{{}}/r.ipc --state {{}}/r", w.url);
+    let status = format!("status --control {}", w.control());
+    for line in [&agent, &relay, &status] {
+        let (code, words) = with("web,flags", line).ends_with_all();
+        assert!(code == Some(2) && words.contains("a comma parts namespaces"), "{code:?}: {words}");
+    }
+    for line in [&serve, &agent, &relay, &status] {
+        let (code, words) = with("", line).ends_with_all();
+        assert!(code == Some(2) && words.contains("an empty name is none"), "{code:?}: {words}");
+    }
+    let (code, words) = with("web,", &serve).ends_with_all();
+    assert!(code == Some(2) && words.contains("an empty name is none"), "{code:?}: {words}");
 }

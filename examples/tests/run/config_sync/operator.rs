@@ -113,6 +113,13 @@ fn an_operator_sees_and_waits_for_every_node() {
     assert_eq!(code, Some(7), "one is silent");
     assert_eq!((&lists["ok"][0]["name"], &lists["silent"][0]["name"]), (&"good".into(), &"none".into()));
     assert_eq!(wait(&["--label", "half=none"]).0, Some(7), "nobody");
+    // Who is not known yet may come while there is time; who comes in time is no failure.
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| w.ok(&["wait", "--timeout", "20", "--name", "good", "--name", "late"]));
+        let late = agent("late", "true");
+        assert_eq!(waits.join().expect("no panic"), "ok  good\nok  late\n");
+        drop(late);
+    });
     bad.signal("-TERM");
     server.says("node bad");
     w.ok(&["set", "a", "2"]);
@@ -127,7 +134,7 @@ fn an_operator_sees_and_waits_for_every_node() {
     assert_eq!(node("bad")["refused"][0]["code"], "Hook");
     let table = w.ok(&["status"]);
     let line = |name: &str| table.lines().find(|line| line.starts_with(name)).expect(name).to_owned();
-    assert!(table.starts_with("config: revision 1:2, 1 keys, 2 bytes; takes commits; 1 of 2 nodes here\n"));
+    assert!(table.starts_with("config: revision 1:2, 1 keys, 2 bytes; takes commits; 1 of 3 nodes here\n"));
     assert_eq!(
         line("good").split_whitespace().collect::<Vec<_>>(),
         ["good", "here", "1:2", "1:2", "1:2", "0"]
@@ -262,6 +269,35 @@ fn a_lost_store_goes_on_from_what_a_node_holds() {
     }
     assert_eq!((w.ok(&["get", "a"]), w.ok(&["wait"])), ("1".into(), "ok  one\n".into()));
     assert_eq!(w.ok(&["new-epoch"]), "3:3\n");
+}
+
+#[test]
+fn the_head_of_status_says_that_nodes_hold_another_history_and_that_two_have_one_name() {
+    let w = World::new();
+    let server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let agent = |out: &str| w.run(&format!("agent --connect {} --out {{}}/{out} --name one", w.url));
+    let first = agent("o1");
+    server.says("applied 1/");
+    w.ok(&["set", "a", "2"]);
+    w.ok(&["wait", "--min", "1"]);
+    let second = agent("o2");
+    w.ok(&["wait", "--min", "2", "--timeout", "20"]);
+    let head =
+        |table: &str| table.lines().take_while(|l| !l.starts_with("NODE")).collect::<Vec<_>>().join("\n");
+    let table = w.ok(&["status"]);
+    assert!(head(&table).contains("2 nodes that are here have the name one"), "{table}");
+    drop((first, second, server));
+    // A store that was lost, and a history that begins before any node tells of that.
+    std::fs::remove_dir_all(w.path("state")).expect("ours");
+    let server = w.serve_log();
+    w.ok(&["set", "a", "other", "--expect", "0:0"]);
+    let _first = agent("o1");
+    server.says("ALARM: holds another history");
+    let status = json(&w.ok(&["status", "--json"]));
+    let table = w.ok(&["status"]);
+    assert_eq!(status["conflicts"], 1, "{table}");
+    assert!(head(&table).contains("1 node holds another history: this store may be an old copy"), "{table}");
 }
 
 #[test]

@@ -47,7 +47,17 @@ fn an_option_goes_before_the_environment_and_that_before_the_file() {
         ("[serve]\nnew-epoch = 3", 2, "only on the command line"),
         ("[agent]\ntake-over = true", 2, "only on the command line"),
         ("[serve]\nallow-empty = 1", 2, "true or false"),
-        ("[agent]\nname = ['a']", 2, "a text, a number, or a list"),
+        ("[agent]\nname = ['a']", 2, "agent: name: a text or a number, and no list"),
+        ("[agent]\nlabel = [['a']]", 2, "agent: label: a text, a number, or a list of those"),
+        (
+            "namespace = ['a', 'b']",
+            2,
+            "namespace, above all tables: is for every verb that has it, and some take one: put the list into [serve]",
+        ),
+        ("timeout = [1, 2]", 2, "timeout, above all tables: a text or a number, and no list"),
+        ("control = 1979-05-27", 2, "control, above all tables: a text, a number, or a list of those"),
+        ("control = { a = 1 }", 2, "control, above all tables: a text or a number, and no table"),
+        ("[agent]\nname = { a = 1 }", 2, "agent: name: a text or a number"),
         ("[agent]\nkeep = 'many'", 2, "'--help'"),
         ("= 1", 2, "settings"),
     ] {
