@@ -264,11 +264,10 @@ pub(crate) enum Verb {
     Import {
         #[command(flatten)]
         to: To,
+        #[command(flatten)]
+        by: epoch::By,
         /// What `export` wrote; `-`: standard input.
         file: PathBuf,
-        /// Repeat a request that had no answer: the id that was printed.
-        #[arg(long, value_name = "ID", value_parser = id)]
-        request: Option<Id>,
     },
     #[command(flatten)]
     Epoch(epoch::Verb),
@@ -395,15 +394,15 @@ impl How {
             supersede: self.roll.supersede,
             expect: self.expect.map(|rev| expected(client, rev)).transpose()?,
             changes,
-            author: self.author(),
+            author: author(self.author.clone()),
             note: self.note.clone(),
         })
     }
+}
 
-    fn author(&self) -> String {
-        let user = || std::env::var("USER").unwrap_or_default();
-        self.author.clone().unwrap_or_else(user)
-    }
+/// Who changes something: whoever is logged in, if nobody is named.
+fn author(named: Option<String>) -> String {
+    named.unwrap_or_else(|| std::env::var("USER").unwrap_or_default())
 }
 
 /// Prints where a change is; without an answer, how to ask again.
@@ -516,14 +515,13 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             eprintln!("{}: {} keys, {} bytes", show::place(of.position.into()), of.keys, of.bytes);
             Ok(())
         }
-        Verb::Import { to, file, request } => {
+        Verb::Import { to, by, file } => {
             let export = Export::decode(&input(&file)?.into())
                 .map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))?;
             let (of, from) = (&export.of, &export.namespace);
             let at = show::place(of.position.into());
             eprintln!("{from} {at}: {} keys, {} bytes", of.keys, of.bytes);
-            let request = request.map_or_else(random, Ok)?;
-            done(request, to.client()?.import(request, export.state))
+            by.import(&to.client()?, export.state)
         }
         Verb::Epoch(verb) => epoch::run(verb),
         Verb::Watch { to, after, json } => watch(&to.client()?, after, json),

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use spanwire::protocol::Time;
 
 pub use api::{
-    Alarm, Answer, AuthorityAction, AuthorityEvent, Intent, Invalid, Mode, NsSettings, Opening, Place,
+    Alarm, Answer, AuthorityAction, AuthorityEvent, By, Intent, Invalid, Mode, NsSettings, Opening, Place,
     Published, ReadOnly, Recall, Request, Ticket, Verdict,
 };
 
@@ -100,6 +100,7 @@ enum Writing {
 struct Adopting {
     ticket: Ticket,
     incarnation: Id,
+    by: By,
     /// Others who hold the same.
     left: Vec<Id>,
     node: Id,
@@ -111,6 +112,7 @@ struct Adopting {
 struct Beginning {
     ticket: Ticket,
     incarnation: Id,
+    by: By,
     /// `None`: the content of then.
     content: Option<State>,
     from: Option<Position>,
@@ -332,8 +334,13 @@ impl NsAuthority {
 
     /// Takes what happened; returns what is to be done, in order. Only the gates of a rollout look at `now`.
     pub fn handle(&mut self, event: AuthorityEvent, now: Time) -> Actions {
+        self.handle_by(event, By::default(), now)
+    }
+
+    fn handle_by(&mut self, event: AuthorityEvent, by: By, now: Time) -> Actions {
         let mut out = Vec::new();
         match event {
+            AuthorityEvent::By(by, event) => return self.handle_by(*event, *by, now),
             AuthorityEvent::Commit(ticket, request) => self.on_commit(&mut out, ticket, request),
             AuthorityEvent::Durable(Ok(())) => self.on_durable(&mut out),
             AuthorityEvent::Durable(Err(why)) => self.fail(&mut out, &why),
@@ -361,8 +368,8 @@ impl NsAuthority {
                 if !matches!(self.mode, Mode::Vacant) {
                     let why = Invalid::NotNow(BEGUN);
                     out.push(AuthorityAction::Reply(ticket, Answer::Invalid(why)));
-                } else {
-                    self.begin(&mut out, ticket, incarnation, Some(content), None);
+                } else if self.permits(&mut out, ticket, &by) {
+                    self.begin(&mut out, (ticket, incarnation, by), Some(content), None);
                 }
             }
             AuthorityEvent::NewEpoch(ticket, incarnation) if self.repeated(&mut out, ticket, incarnation) => {
@@ -370,7 +377,9 @@ impl NsAuthority {
             AuthorityEvent::NewEpoch(ticket, incarnation) => match &self.mode {
                 Mode::Serving | Mode::ReadOnly(ReadOnly::Old { .. }) => {
                     let from = self.position();
-                    self.begin(&mut out, ticket, incarnation, None, from);
+                    if self.permits(&mut out, ticket, &by) {
+                        self.begin(&mut out, (ticket, incarnation, by), None, from);
+                    }
                 }
                 Mode::Vacant => out.push(AuthorityAction::Reply(ticket, Answer::ReadOnly(ReadOnly::Vacant))),
                 Mode::ReadOnly(why) => {
@@ -378,10 +387,10 @@ impl NsAuthority {
                 }
             },
             AuthorityEvent::Import(ticket, incarnation, content) => {
-                self.on_import(&mut out, ticket, incarnation, content);
+                self.on_import(&mut out, (ticket, incarnation, by), content);
             }
             AuthorityEvent::Adopt(ticket, incarnation, named) => {
-                self.on_adopt(&mut out, ticket, incarnation, named);
+                self.on_adopt(&mut out, (ticket, incarnation, by), named);
             }
             AuthorityEvent::Offered(node, state) => self.on_offered(&mut out, node, state),
             AuthorityEvent::Rollout(ticket, request, at, step) => {

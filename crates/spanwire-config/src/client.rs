@@ -111,6 +111,25 @@ pub struct Revert {
     pub supersede: bool,
 }
 
+/// A new epoch, and who begins it. Of an [`Id`] alone: nobody, whatever the newest revision is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Begin {
+    /// Names the request, and is the incarnation of the epoch. Random: a repeat with the same begins no further one.
+    pub request: Id,
+    /// As in [`Commit`].
+    pub expect: Option<Place>,
+    /// Who: at most 256 bytes.
+    pub author: String,
+    /// Why: at most 1 KiB; if empty, that an epoch begins.
+    pub note: String,
+}
+
+impl From<Id> for Begin {
+    fn from(request: Id) -> Begin {
+        Begin { request, expect: None, author: String::new(), note: String::new() }
+    }
+}
+
 /// A commit is durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Committed {
@@ -273,14 +292,13 @@ impl Client {
         self.committed(&Ask::Revert(ask))
     }
 
-    /// Puts `state` in the place of all there is, in a new epoch. `request` is random; a repeat with the same begins
-    /// no further epoch.
+    /// Puts `state` in the place of all there is, in a new epoch.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
-    pub fn import(&self, request: Id, state: State) -> Result<Committed> {
-        let namespace = self.namespace.clone();
-        self.committed(&Ask::Import(ImportAsk { request, namespace, state }))
+    pub fn import(&self, begin: impl Into<Begin>, state: State) -> Result<Committed> {
+        let (Begin { request, expect, author, note }, namespace) = (begin.into(), self.namespace.clone());
+        self.committed(&Ask::Import(ImportAsk { request, namespace, expect, author, note, state }))
     }
 
     /// A step of the rollout that is open at `position`: the answer is that position, after an abort the one that
@@ -294,13 +312,13 @@ impl Client {
         self.committed(&Ask::Rollout(RolloutAsk { request, namespace, position, step }))
     }
 
-    /// Begins a new epoch. `request` is random; a repeat with the same begins no further one.
+    /// Begins a new epoch.
     ///
     /// # Errors
     /// As [`commit`](Self::commit); [`InvalidCode::NotNow`] where it is not possible now.
-    pub fn begin(&self, request: Id, with: BeginWith) -> Result<Committed> {
-        let namespace = self.namespace.clone();
-        self.committed(&Ask::Begin(BeginAsk { request, namespace, with }))
+    pub fn begin(&self, begin: impl Into<Begin>, with: BeginWith) -> Result<Committed> {
+        let (Begin { request, expect, author, note }, namespace) = (begin.into(), self.namespace.clone());
+        self.committed(&Ask::Begin(BeginAsk { request, namespace, expect, author, note, with }))
     }
 
     /// What nodes hold and how many hold it, the highest first: for an authority that has nothing.

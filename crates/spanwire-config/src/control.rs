@@ -336,7 +336,10 @@ impl Desk {
                     supersede: ask.supersede,
                 })));
             }
-            Ask::Import(ask) => return Ok(Said::Write(Write::Import(ask.request, ask.state))),
+            Ask::Import(ask) => {
+                let who = write::by(ask.expect, ask.author, ask.note);
+                return Ok(Said::Write(Write::Import(ask.request, who, ask.state)));
+            }
             Ask::Rollout(ask) => return Ok(Said::Write(Write::Step(ask))),
             Ask::Begin(ask) => match self.authority.look(|machine| begin(machine, &ask)) {
                 Ok(write) => return Ok(Said::Write(write)),

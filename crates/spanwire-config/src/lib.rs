@@ -90,7 +90,7 @@ pub mod wait;
 pub mod wire;
 
 pub use authority::{
-    Alarm, Answer, AuthorityAction, AuthorityEvent, CohortNode, Intent, Invalid, Mode, NsAuthority,
+    Alarm, Answer, AuthorityAction, AuthorityEvent, By, CohortNode, Intent, Invalid, Mode, NsAuthority,
     NsSettings, Opening, Place, Published, ReadOnly, Recall, Request, Tally, Ticket, Verdict,
 };
 pub use digest::{Digest, LtHash};

@@ -296,9 +296,20 @@ fn asks() -> Vec<(&'static str, Ask)> {
         ("holdings-ask", Ask::Holdings(namespace.clone())),
         ("begin", {
             let with = BeginWith::Node(Some(place(1, 2)));
-            Ask::Begin(BeginAsk { request, namespace: namespace.clone(), with })
+            let (expect, author) = (None, "ana".into());
+            Ask::Begin(BeginAsk {
+                request,
+                namespace: namespace.clone(),
+                expect,
+                author,
+                note: String::new(),
+                with,
+            })
         }),
-        ("import", Ask::Import(ImportAsk { request, namespace, state: state(&[("a", "1")]) })),
+        ("import", {
+            let (expect, author, note) = (Some(place(1, 2)), "ana".into(), "back".into());
+            Ask::Import(ImportAsk { request, namespace, expect, author, note, state: state(&[("a", "1")]) })
+        }),
     ]
 }
 

@@ -3,24 +3,45 @@
 //! Owns: looking before it is done. Never: a choice between two histories.
 
 use clap::{Args, Subcommand};
-use spanwire_config::Id;
-use spanwire_config::client::Client;
+use spanwire_config::client::{Begin, Client};
 use spanwire_config::wire::client::{BeginWith, Writable};
+use spanwire_config::{Id, State};
 
-use super::{Failed, REFUSED, Res, Rev, To, done, id, print, random};
+use super::{Failed, REFUSED, Res, Rev, To, author, done, expected, id, print, random};
 use crate::show;
 
 #[derive(Args, Debug)]
-pub(crate) struct Again {
+pub(crate) struct By {
+    /// Only if this is the newest revision; 0:0: only where there is none.
+    #[arg(long, value_name = "REV")]
+    expect: Option<Rev>,
+    /// Who begins the epoch.
+    #[arg(long, env = "CONFIG_SYNC_AUTHOR")]
+    author: Option<String>,
+    /// Why [default: an epoch begins].
+    #[arg(long, short = 'm', default_value = "")]
+    note: String,
     /// Repeat a request that had no answer: the id that was printed.
     #[arg(long, value_name = "ID", value_parser = id)]
     request: Option<Id>,
 }
 
-impl Again {
-    fn begin(&self, client: &Client, with: BeginWith) -> Res<()> {
+impl By {
+    fn of(self, client: &Client) -> Res<Begin> {
         let request = self.request.map_or_else(random, Ok)?;
-        done(request, client.begin(request, with))
+        let expect = self.expect.map(|rev| expected(client, rev)).transpose()?;
+        Ok(Begin { request, expect, author: author(self.author), note: self.note })
+    }
+
+    fn begin(self, client: &Client, with: BeginWith) -> Res<()> {
+        let begin = self.of(client)?;
+        done(begin.request, client.begin(begin, with))
+    }
+
+    /// A new epoch, with this in the place of all there is.
+    pub(super) fn import(self, client: &Client, state: State) -> Res<()> {
+        let begin = self.of(client)?;
+        done(begin.request, client.import(begin, state))
     }
 }
 
@@ -31,7 +52,7 @@ pub(crate) enum Verb {
         #[command(flatten)]
         to: To,
         #[command(flatten)]
-        again: Again,
+        by: By,
         /// Take the highest that is for all.
         #[arg(long)]
         highest: bool,
@@ -47,25 +68,25 @@ pub(crate) enum Verb {
         #[command(flatten)]
         to: To,
         #[command(flatten)]
-        again: Again,
+        by: By,
     },
     /// Begin a new epoch with what is there: where nodes show a later history than the server's.
     NewEpoch {
         #[command(flatten)]
         to: To,
         #[command(flatten)]
-        again: Again,
+        by: By,
     },
 }
 
 pub(crate) fn run(verb: Verb) -> Res<()> {
     match verb {
-        Verb::Init { to, again } => again.begin(&to.client()?, BeginWith::Nothing),
-        Verb::NewEpoch { to, again } => again.begin(&to.client()?, BeginWith::Same),
-        Verb::Adopt { to, again, highest, at, json } => {
+        Verb::Init { to, by } => by.begin(&to.client()?, BeginWith::Nothing),
+        Verb::NewEpoch { to, by } => by.begin(&to.client()?, BeginWith::Same),
+        Verb::Adopt { to, by, highest, at, json } => {
             let client = to.client()?;
             if highest || at.is_some() {
-                return again.begin(&client, BeginWith::Node(at.map(whole).transpose()?));
+                return by.begin(&client, BeginWith::Node(at.map(whole).transpose()?));
             }
             let status = client.status()?;
             if status.writable != Writable::Vacant {

@@ -201,6 +201,19 @@ pub enum Answer {
     },
 }
 
+/// Who begins an epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct By {
+    /// Who: at most 256 bytes.
+    pub author: String,
+    /// Why: at most 1 KiB; if empty, that an epoch begins.
+    pub note: String,
+    /// Milliseconds since 1970 by the clock of who asks; printed, and used for nothing.
+    pub stamp: u64,
+    /// Only if this is the newest place; `None`: whatever it is.
+    pub expect: Option<Place>,
+}
+
 /// What happened.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -225,7 +238,7 @@ pub enum AuthorityEvent {
     /// The answer to [`AuthorityAction::Recall`].
     Recalled(Recall, Result<Option<[u8; 32]>, String>),
     /// The operator begins a namespace with this content; the id is random, and names the request too: its repeat gets
-    /// the first one's answer. So it is with the three that follow.
+    /// the first one's answer. So it is with the three that follow. Each is nobody's, but in [`By`](Self::By).
     Init(Ticket, Id, State),
     /// The operator begins a new epoch with the content of now; the id is random.
     NewEpoch(Ticket, Id),
@@ -234,6 +247,8 @@ pub enum AuthorityEvent {
     /// The operator takes the state over from the nodes: the highest within the limits that is for all, or the one
     /// named.
     Adopt(Ticket, Id, Option<Base>),
+    /// One of the four above, with who wants it.
+    By(Box<By>, Box<AuthorityEvent>),
     /// A node sent its state after [`AuthorityAction::Offer`]; `None`: it did not, or is gone.
     Offered(Id, Option<State>),
     /// The operator wants this step of the rollout that is open at this position. The id names the request.

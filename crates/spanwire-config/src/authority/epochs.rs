@@ -6,32 +6,52 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Actions, Adopting, Answer, AuthorityAction, BEGUN, Beginning, Invalid, Mode, NsAuthority, Place,
+    Actions, Adopting, Answer, AuthorityAction, BEGUN, Beginning, By, Invalid, Mode, NsAuthority, Place,
     ReadOnly, Ticket, Writing, max_each,
 };
 use crate::faults::planted;
-use crate::source::LogCommit;
+use crate::source::{LogCommit, MAX_AUTHOR, MAX_NOTE};
 use crate::{Base, Epoch, Head, Id, Position, State};
 
 impl NsAuthority {
     pub(super) fn begin(
         &mut self,
         out: &mut Actions,
-        ticket: Ticket,
-        incarnation: Id,
+        (ticket, incarnation, by): (Ticket, Id, By),
         content: Option<State>,
         from: Option<Position>,
     ) {
         if self.beginning.is_some() || self.durable.is_none() && self.writing.is_some() {
             return out.push(AuthorityAction::Reply(ticket, Answer::Busy));
         }
-        self.beginning = Some(Beginning { ticket, incarnation, content, from });
+        self.beginning = Some(Beginning { ticket, incarnation, by, content, from });
         if self.writing.is_none() {
             self.begin_now(out);
         }
     }
 
-    pub(super) fn on_import(&mut self, out: &mut Actions, ticket: Ticket, incarnation: Id, content: State) {
+    /// Whether an epoch may begin as far as who wants it says; else that is answered.
+    pub(super) fn permits(&mut self, out: &mut Actions, ticket: Ticket, by: &By) -> bool {
+        let head = self.tip().map(Place::from).unwrap_or_default();
+        let answer = if by.author.len() > MAX_AUTHOR {
+            Answer::Invalid(Invalid::TooLong("author"))
+        } else if by.note.len() > MAX_NOTE {
+            Answer::Invalid(Invalid::TooLong("note"))
+        } else if by.expect.is_some_and(|expect| expect != head) {
+            Answer::Conflict { head }
+        } else {
+            return true;
+        };
+        self.answer(out, ticket, answer);
+        false
+    }
+
+    pub(super) fn on_import(
+        &mut self,
+        out: &mut Actions,
+        (ticket, incarnation, by): (Ticket, Id, By),
+        content: State,
+    ) {
         if self.repeated(out, ticket, incarnation) {
             return;
         }
@@ -44,11 +64,15 @@ impl NsAuthority {
             return self.answer(out, ticket, Answer::Invalid(over.into()));
         }
         let from = self.position();
-        self.begin(out, ticket, incarnation, Some(content), from);
+        if self.permits(out, ticket, &by) {
+            self.begin(out, (ticket, incarnation, by), Some(content), from);
+        }
     }
 
     pub(super) fn begin_now(&mut self, out: &mut Actions) {
-        let Some(Beginning { ticket, incarnation, content, from }) = self.beginning.take() else { return };
+        let Some(Beginning { ticket, incarnation, by, content, from }) = self.beginning.take() else {
+            return;
+        };
         let own = self.position().map(Place::from).unwrap_or_default();
         let highest = if planted("epoch-not-compared") { own } else { max_each(self.highest, own) };
         let (Some(number), Some(rev)) = (highest.epoch.checked_add(1), highest.rev.checked_add(1)) else {
@@ -63,9 +87,9 @@ impl NsAuthority {
         let commit = LogCommit {
             rev,
             request: incarnation,
-            author: String::new(),
-            note: "an epoch begins".into(),
-            stamp: 0,
+            author: by.author,
+            note: if by.note.is_empty() { "an epoch begins".into() } else { by.note },
+            stamp: by.stamp,
             digest: state.digest(),
             changes: Arc::new(now.diff(&state)),
         };
@@ -89,8 +113,7 @@ impl NsAuthority {
     pub(super) fn on_adopt(
         &mut self,
         out: &mut Actions,
-        ticket: Ticket,
-        incarnation: Id,
+        (ticket, incarnation, by): (Ticket, Id, By),
         named: Option<Base>,
     ) {
         if self.repeated(out, ticket, incarnation) {
@@ -102,6 +125,9 @@ impl NsAuthority {
         }
         if self.adopting.is_some() {
             return out.push(AuthorityAction::Reply(ticket, Answer::Busy));
+        }
+        if !self.permits(out, ticket, &by) {
+            return;
         }
         // A canary's state never passed its gate: only by name.
         let limits = self.settings.limits;
@@ -134,7 +160,7 @@ impl NsAuthority {
             .collect();
         let Some(node) = left.pop() else { return out.push(refuse("no node holds such a state")) };
         out.push(AuthorityAction::Offer(node, best.clone()));
-        self.adopting = Some(Adopting { ticket, incarnation, left, node, head: best });
+        self.adopting = Some(Adopting { ticket, incarnation, by, left, node, head: best });
     }
 
     pub(super) fn on_offered(&mut self, out: &mut Actions, node: Id, state: Option<State>) {
@@ -152,7 +178,8 @@ impl NsAuthority {
         match (whole, adopting.left.pop()) {
             (Some(state), _) => {
                 let from = Some(head.position);
-                self.begin(out, adopting.ticket, adopting.incarnation, Some(state), from);
+                let Adopting { ticket, incarnation, by, .. } = adopting;
+                self.begin(out, (ticket, incarnation, by), Some(state), from);
             }
             (None, Some(next)) => {
                 adopting.node = next;

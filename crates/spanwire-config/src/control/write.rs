@@ -4,32 +4,33 @@
 
 use std::sync::Arc;
 
-use super::{Desk, busy, invalid};
+use super::{Desk, busy, invalid, now_ms};
 use crate::wire::client::{
     BeginAsk, BeginWith, Holding, InvalidCode, MAX_HOLDINGS, Reply, RolloutAsk, Writable,
 };
 use crate::{
-    Answer, AuthorityEvent, Base, Id, Invalid, Mode, NsAuthority, Place, ReadOnly, Request, State, Ticket,
+    Answer, AuthorityEvent, Base, By, Id, Invalid, Mode, NsAuthority, Place, ReadOnly, Request, State, Ticket,
 };
 
 /// What is asked of the machine.
 pub(super) enum Write {
     Commit(Request),
-    Import(Id, State),
-    Init(Id),
-    NewEpoch(Id),
-    Adopt(Id, Option<Base>),
+    Import(Id, By, State),
+    Init(Id, By),
+    NewEpoch(Id, By),
+    Adopt(Id, By, Option<Base>),
     Step(RolloutAsk),
 }
 
 impl Write {
     fn event(self, ticket: Ticket) -> AuthorityEvent {
+        let by = |by, event| AuthorityEvent::By(Box::new(by), Box::new(event));
         match self {
             Write::Commit(request) => AuthorityEvent::Commit(ticket, request),
-            Write::Import(id, state) => AuthorityEvent::Import(ticket, id, state),
-            Write::Init(id) => AuthorityEvent::Init(ticket, id, State::new()),
-            Write::NewEpoch(id) => AuthorityEvent::NewEpoch(ticket, id),
-            Write::Adopt(id, named) => AuthorityEvent::Adopt(ticket, id, named),
+            Write::Import(id, who, state) => by(who, AuthorityEvent::Import(ticket, id, state)),
+            Write::Init(id, who) => by(who, AuthorityEvent::Init(ticket, id, State::new())),
+            Write::NewEpoch(id, who) => by(who, AuthorityEvent::NewEpoch(ticket, id)),
+            Write::Adopt(id, who, named) => by(who, AuthorityEvent::Adopt(ticket, id, named)),
             Write::Step(RolloutAsk { request, position, step, .. }) => {
                 AuthorityEvent::Rollout(ticket, request, position, step)
             }
@@ -37,14 +38,17 @@ impl Write {
     }
 
     /// Who and why, for the log.
-    fn line(&self) -> Option<String> {
+    fn line(&self) -> String {
         match self {
-            Write::Commit(Request { author, note, .. }) => Some(format!("by {author:?}: {note:?}")),
+            Write::Commit(Request { author, note, .. })
+            | Write::Import(_, By { author, note, .. }, _)
+            | Write::Init(_, By { author, note, .. })
+            | Write::NewEpoch(_, By { author, note, .. })
+            | Write::Adopt(_, By { author, note, .. }, _) => format!("by {author:?}: {note:?}"),
             Write::Step(ask) => {
                 let Place { epoch, rev } = ask.position;
-                Some(format!("(rollout {epoch}:{rev}: {:?})", ask.step))
+                format!("(rollout {epoch}:{rev}: {:?})", ask.step)
             }
-            _ => None,
         }
     }
 }
@@ -62,7 +66,7 @@ impl Desk {
         let (desk, line) = (self.clone(), write.line());
         let then = move |answer| {
             let reply = desk.written(answer);
-            if let (Some(line), Reply::Committed { at, replay: false, .. }) = (line, &reply) {
+            if let Reply::Committed { at, replay: false, .. } = &reply {
                 let Place { epoch, rev } = at;
                 desk.log.say(format_args!("commit {epoch}:{rev} {line}"));
             }
@@ -96,11 +100,17 @@ impl Desk {
     }
 }
 
+/// Who wants an epoch, as far as the request says it.
+pub(super) fn by(expect: Option<Place>, author: String, note: String) -> By {
+    By { author, note, stamp: now_ms(), expect }
+}
+
 /// How an epoch is to begin; a place is looked up in what nodes hold.
 pub(super) fn begin(machine: &NsAuthority, ask: &BeginAsk) -> Result<Write, Box<Reply>> {
+    let who = by(ask.expect, ask.author.clone(), ask.note.clone());
     let named = match ask.with {
-        BeginWith::Nothing => return Ok(Write::Init(ask.request)),
-        BeginWith::Same => return Ok(Write::NewEpoch(ask.request)),
+        BeginWith::Nothing => return Ok(Write::Init(ask.request, who)),
+        BeginWith::Same => return Ok(Write::NewEpoch(ask.request, who)),
         BeginWith::Node(None) => None,
         BeginWith::Node(Some(at)) => {
             let mut there =
@@ -117,7 +127,7 @@ pub(super) fn begin(machine: &NsAuthority, ask: &BeginAsk) -> Result<Write, Box<
             }
         }
     };
-    Ok(Write::Adopt(ask.request, named))
+    Ok(Write::Adopt(ask.request, who, named))
 }
 
 pub(super) fn holdings(machine: &NsAuthority) -> Reply {

@@ -268,7 +268,18 @@ fn a_lost_store_goes_on_from_what_a_node_holds() {
         assert!(code == Some(6) && err.contains("nothing was lost here"), "{late:?}: {err}");
     }
     assert_eq!((w.ok(&["get", "a"]), w.ok(&["wait"])), ("1".into(), "ok  one\n".into()));
-    assert_eq!(w.ok(&["new-epoch"]), "3:3\n");
+    // Who began each is in the history, and it begins only where the newest is what is expected.
+    assert_eq!(w.verb(&["new-epoch", "--expect", "1:1"]).0, Some(5));
+    assert_eq!(w.ok(&["new-epoch", "--expect", "2:2", "--author", "ana", "-m", "restored"]), "3:3\n");
+    w.ok(&["export", "kept"]);
+    assert_eq!(w.verb(&["import", "kept", "--expect", "2:2"]).0, Some(5));
+    assert_eq!(w.ok(&["import", "kept", "--expect", "3:3"]), "4:4\n");
+    let said = w.ok(&["history", "--json"]);
+    let commits: Vec<_> = said.lines().map(json).collect();
+    let by: Vec<_> = commits.iter().map(|c| (c["author"].as_str(), c["note"].as_str())).collect();
+    let begins = Some("an epoch begins");
+    assert_eq!(by[..3], [(Some("me"), begins), (Some("ana"), Some("restored")), (Some("me"), begins)]);
+    assert!(commits[0]["time"].is_string(), "{said}");
 }
 
 #[test]

@@ -429,3 +429,31 @@ fn an_import_replaces_all_in_a_new_epoch_and_its_repeats_get_its_answer() {
     assert!(matches!(small.ask_now(import(952)), Answer::Invalid(Invalid::OverLimit(_))));
     assert_eq!(small.machine.position().map(|at| at.epoch.number), Some(1));
 }
+
+#[test]
+fn an_epoch_is_begun_by_somebody_and_only_where_the_newest_is_what_was_expected() {
+    let mut rig = Rig::serving(NsSettings::default());
+    let at = |rig: &Rig| rig.machine.position().map(Place::from).expect("durable");
+    let by = |expect| By { author: "ana".into(), note: "put right".into(), stamp: 7, expect: Some(expect) };
+    let of = |by: By, event| AuthorityEvent::By(Box::new(by), Box::new(event));
+    let (now, old) = (at(&rig), Place::default());
+    for n in [910, 911] {
+        let event = |t| match n {
+            910 => AuthorityEvent::NewEpoch(t, id(n)),
+            _ => AuthorityEvent::Import(t, id(n), State::new()),
+        };
+        let refused = rig.ask_now(|t| of(by(old), event(t)));
+        assert!(matches!(refused, Answer::Conflict { head } if head == now), "{refused:?}");
+    }
+    let long = By { author: "x".repeat(257), ..By::default() };
+    let refused = rig.ask_now(|t| of(long, AuthorityEvent::NewEpoch(t, id(912))));
+    assert!(matches!(refused, Answer::Invalid(Invalid::TooLong("author"))), "{refused:?}");
+    assert_eq!(at(&rig), now);
+    let begun = rig.ask_now(|t| of(by(now), AuthorityEvent::NewEpoch(t, id(913))));
+    assert!(matches!(begun, Answer::Begun { .. }), "{begun:?}");
+    // A repeat gets the answer of the first, whatever the newest is by now.
+    let again = rig.ask_now(|t| of(by(now), AuthorityEvent::NewEpoch(t, id(913))));
+    assert!(matches!(again, Answer::Committed { replay: true, .. }), "{again:?}");
+    let (_, commit) = rig.machine.history().next().expect("the epoch");
+    assert_eq!((&commit.author[..], &commit.note[..], commit.stamp), ("ana", "put right", 7));
+}

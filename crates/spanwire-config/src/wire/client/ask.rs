@@ -124,6 +124,12 @@ pub struct ImportAsk {
     pub request: Id,
     /// The namespace.
     pub namespace: String,
+    /// As in COMMIT.
+    pub expect: Option<Place>,
+    /// Who.
+    pub author: String,
+    /// Why.
+    pub note: String,
     /// The content.
     pub state: State,
 }
@@ -222,7 +228,7 @@ impl Ask {
             }
             Ask::Import(ask) => {
                 let mut out = begin(38, &ask.namespace);
-                out.raw(&ask.request.0);
+                put_common(&mut out, ask.request, &ask.expect, &ask.author, &ask.note);
                 out.long(&encode_state(&ask.state));
                 out
             }
@@ -236,7 +242,7 @@ impl Ask {
             Ask::Holdings(namespace) => begin(40, namespace),
             Ask::Begin(ask) => {
                 let mut out = begin(41, &ask.namespace);
-                out.raw(&ask.request.0);
+                put_common(&mut out, ask.request, &ask.expect, &ask.author, &ask.note);
                 ask.with.encode(&mut out);
                 out
             }
@@ -309,13 +315,15 @@ impl Ask {
             }),
             40 => Ask::Holdings(namespace),
             41 => {
-                Ask::Begin(BeginAsk { request: Id(r.array()?), namespace, with: BeginWith::decode(&mut r)? })
+                let (request, expect, author, note) = get_common(&mut r)?;
+                let with = BeginWith::decode(&mut r)?;
+                Ask::Begin(BeginAsk { request, namespace, expect, author, note, with })
             }
-            _ => Ask::Import(ImportAsk {
-                request: Id(r.array()?),
-                namespace,
-                state: decode_state(&r.long()?)?,
-            }),
+            _ => {
+                let (request, expect, author, note) = get_common(&mut r)?;
+                let state = decode_state(&r.long()?)?;
+                Ask::Import(ImportAsk { request, namespace, expect, author, note, state })
+            }
         };
         r.end()?;
         Ok(ask)

@@ -17,6 +17,12 @@ pub struct BeginAsk {
     pub request: Id,
     /// The namespace.
     pub namespace: String,
+    /// Only if this is the newest place; `None`: whatever it is.
+    pub expect: Option<Place>,
+    /// Who.
+    pub author: String,
+    /// Why.
+    pub note: String,
     /// With what.
     pub with: BeginWith,
 }

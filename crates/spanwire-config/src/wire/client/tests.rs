@@ -158,17 +158,13 @@ fn ask() -> impl Strategy<Value = Ask> {
         (id(), words(), place(), step).prop_map(|(request, namespace, position, step)| {
             Ask::Rollout(RolloutAsk { request, namespace, position, step })
         }),
-        (id(), words(), state()).prop_map(|(request, namespace, state)| Ask::Import(ImportAsk {
-            request,
-            namespace,
-            state
-        })),
+        (common(), state()).prop_map(|((request, namespace, expect, author, note), state)| {
+            Ask::Import(ImportAsk { request, namespace, expect, author, note, state })
+        }),
         words().prop_map(Ask::Holdings),
-        (id(), words(), begin_with()).prop_map(|(request, namespace, with)| Ask::Begin(BeginAsk {
-            request,
-            namespace,
-            with
-        })),
+        (common(), begin_with()).prop_map(|((request, namespace, expect, author, note), with)| {
+            Ask::Begin(BeginAsk { request, namespace, expect, author, note, with })
+        }),
         (42u8..=255).prop_map(Ask::Unknown),
     ]
 }
@@ -336,7 +332,14 @@ fn lengths_that_nothing_bears_out_are_refused() {
     assert_eq!(list(waited(), MAX_NODES as u32), Err(DecodeError::Short));
     let commits = || Reply::Commits(Commits::default());
     assert_eq!(list(commits(), MAX_COMMITS as u32 + 1), Err(DecodeError::TooLong("commits")));
-    let mut ask = Ask::Import(ImportAsk { request: Id([0; 16]), namespace: "n".into(), state: State::new() });
+    let mut ask = Ask::Import(ImportAsk {
+        request: Id([0; 16]),
+        namespace: "n".into(),
+        expect: None,
+        author: "a".into(),
+        note: String::new(),
+        state: State::new(),
+    });
     let mut bytes = ask.encode();
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&u32::MAX.to_be_bytes());
