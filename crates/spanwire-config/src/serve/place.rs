@@ -87,7 +87,8 @@ pub(super) fn left_out(
     };
     let mut all: Vec<_> = left.into_iter().map(|folder| (folder.clone(), name(&folder))).collect();
     if !served.contains(root) && !matches!(held(root, most)?, Held::Nothing) {
-        all.insert(0, (root.clone(), name(root)));
+        // The folder itself is the server's, and holds the others.
+        all.insert(0, (root.join(LOG_DIR), name(root)));
     }
     Ok(all)
 }

@@ -125,7 +125,7 @@ fn what_was_served_alone_gets_company_and_each_of_several_can_be_served_alone() 
         assert!(other.status().is_err());
         // What is not served is named, wherever it lies.
         let (left, place) =
-            if name == "b" { ("config", w.path("state")) } else { ("b", w.path("state/namespaces/b")) };
+            if name == "b" { ("config", w.path("state/log")) } else { ("b", w.path("state/namespaces/b")) };
         let said = server.await_line("a namespace that is not served is kept in");
         assert!(said.ends_with(&format!("{}: {left}", place.display())), "{said}");
         server.ends();
