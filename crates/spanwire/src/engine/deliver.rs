@@ -107,9 +107,8 @@ impl Core {
 
     fn deliver_batch(&self, st: &mut State, d: &mut Drive, key: usize) {
         let closed = st.phase != Phase::Open;
-        let Some(half) = d.half(key) else { return };
-        let id = half.pipe;
-        let inbox = &mut half.inbox;
+        // None: it was read twice in a turn, and all of it delivered.
+        let Some((id, mut inbox)) = d.take_inbox(key) else { return };
         let Some(p) = st.pipes.get_mut(id) else {
             // The pipe was closed while they were read.
             for _ in 0..forget(&mut inbox.messages) {
@@ -152,6 +151,7 @@ impl Core {
         if !closed && n > 0 {
             self.call(st, |protocol, cx| protocol.readable(cx, id));
         }
+        d.keep(inbox);
         if let Some(p) = st.pipes.get_mut(id) {
             let room = room(p);
             d.set_room(key, room);

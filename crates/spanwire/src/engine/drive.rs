@@ -34,6 +34,8 @@ const ACCEPTS: usize = 32;
 const OPENING: usize = 1024;
 /// After accept failed (out of descriptors), this long until it is tried again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Empty inboxes kept for the next turn.
+const INBOXES: usize = 64;
 /// How long a pipe that was finished waits for the peer to read to the end and close.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -110,17 +112,21 @@ impl Door {
     }
 }
 
+/// Boxed, every one: a socket has a place for each connection that it ever had at once.
 pub(crate) enum Conn {
-    Listener {
-        endpoint: u32,
-        url: Arc<str>,
-        door: Door,
-        /// Accepting failed: until then it is not tried, and the failure was told.
-        paused: Option<Time>,
-    },
+    Listener(Box<Listening>),
     Opening(Box<Opening>),
     Open(Box<Half>),
-    Draining(Draining),
+    Draining(Box<Draining>),
+}
+
+/// A bound address.
+pub(crate) struct Listening {
+    endpoint: u32,
+    url: Arc<str>,
+    door: Door,
+    /// Accepting failed: until then it is not tried, and the failure was told.
+    paused: Option<Time>,
 }
 
 /// Finished: the end of the stream is awaited, so that closing does not reset what was sent.
@@ -135,7 +141,8 @@ pub(crate) struct Draining {
 pub(crate) struct Half {
     pub(crate) pipe: PipeId,
     rx: Rx,
-    pub(crate) inbox: Inbox,
+    /// What it brought and is not delivered yet; at rest none, for a thousand of them would be as many empty buffers.
+    inbox: Option<Box<Inbox>>,
     readable: bool,
     queued: bool,
     /// The inbound queue is full: nothing is read until it has drained to half.
@@ -173,6 +180,8 @@ pub(crate) struct Drive {
     notes: Vec<Token>,
     // For `deliver`:
     pub(crate) touched: Vec<usize>,
+    /// Empty, to be used again.
+    inboxes: Vec<Box<Inbox>>,
     pub(crate) writable: Vec<PipeId>,
     pub(crate) reports: Vec<Report>,
     pub(crate) trash: Vec<Conn>,
@@ -192,6 +201,7 @@ impl Drive {
             jobs: Vec::new(),
             notes: Vec::new(),
             touched: Vec::new(),
+            inboxes: Vec::new(),
             writable: Vec::new(),
             reports: Vec::new(),
             trash: Vec::new(),
@@ -297,7 +307,7 @@ impl Drive {
         match self.conns.get_mut(key) {
             Some(Some(Conn::Open(_))) => self.read(key),
             Some(Some(Conn::Opening(_))) => self.step(core, key),
-            Some(Some(Conn::Listener { .. })) => self.accept(core, key),
+            Some(Some(Conn::Listener(_))) => self.accept(core, key),
             Some(Some(Conn::Draining(d))) => {
                 if d.writer.as_mut().is_some_and(|writer| writer.shutdown()) {
                     d.writer = None;
@@ -336,6 +346,19 @@ impl Drive {
         }
     }
 
+    /// What an open connection brought, with its pipe. To be [kept](Self::keep) when it is empty.
+    pub(crate) fn take_inbox(&mut self, key: usize) -> Option<(PipeId, Box<Inbox>)> {
+        let half = self.half(key)?;
+        Some((half.pipe, half.inbox.take()?))
+    }
+
+    /// For the next connection that brings something.
+    pub(crate) fn keep(&mut self, inbox: Box<Inbox>) {
+        if self.inboxes.len() < INBOXES {
+            self.inboxes.push(inbox);
+        }
+    }
+
     /// After the state was seen: how much more the pipe may bring in.
     pub(crate) fn set_room(&mut self, key: usize, room: Option<(usize, usize)>) {
         let Some(half) = self.half(key) else { return };
@@ -368,7 +391,7 @@ impl Drive {
     }
 
     pub(crate) fn add_listener(&mut self, key: usize, endpoint: u32, url: Arc<str>, door: Door) {
-        self.set(key, Conn::Listener { endpoint, url, door, paused: None });
+        self.set(key, Conn::Listener(Box::new(Listening { endpoint, url, door, paused: None })));
         self.ready.push_back(key); // what announced itself before we knew has spent its edge
     }
 
@@ -392,6 +415,7 @@ impl Drive {
     /// The pipe of a connection was opened: from here on it is read.
     pub(crate) fn attach(&mut self, key: usize, pipe: PipeId, rx: Rx, inbox: Inbox, room: (usize, usize)) {
         self.opening -= 1;
+        let inbox = (!inbox.is_idle()).then(|| Box::new(inbox));
         let half = Half { pipe, rx, inbox, readable: true, queued: true, paused: false, room, last: None };
         self.conns[key] = Some(Conn::Open(Box::new(half)));
         self.ready.push_back(key);
@@ -414,7 +438,7 @@ impl Drive {
         let Some(Conn::Open(half)) = slot.take_if(|conn| matches!(conn, Conn::Open(_))) else { return false };
         let rx = half.rx;
         let until = Time::now() + DRAIN;
-        self.set(key, Conn::Draining(Draining { rx, writer, until }));
+        self.set(key, Conn::Draining(Box::new(Draining { rx, writer, until })));
         self.deadlines.insert((until, key));
         self.ready.push_back(key);
         true
@@ -439,10 +463,11 @@ impl Drive {
     fn accept(&mut self, core: &Core, key: usize) {
         for _ in 0..ACCEPTS {
             let Some(token) = self.spare.pop() else { break };
-            let Some(Some(Conn::Listener { endpoint, url, door, paused })) = self.conns.get_mut(key) else {
+            let Some(Some(Conn::Listener(listening))) = self.conns.get_mut(key) else {
                 self.spare.push(token);
                 return;
             };
+            let Listening { endpoint, url, door, paused } = &mut **listening;
             if paused.is_some_and(|until| Time::now() < until) {
                 self.spare.push(token);
                 return; // more have come; they wait with those that are there
@@ -575,7 +600,7 @@ impl Drive {
                     }
                     _ => self.fail(key, Reason::HandshakeTimeout),
                 },
-                Some(Some(Conn::Listener { .. })) => self.accept(core, key),
+                Some(Some(Conn::Listener(_))) => self.accept(core, key),
                 // A token is used again: one that had it before may have left its deadline.
                 Some(Some(Conn::Draining(d))) if d.until == at => self.free(key),
                 _ => {}
@@ -606,24 +631,25 @@ impl Drive {
         if half.paused {
             return;
         }
-        let inbox = &mut half.inbox;
+        let mut inbox = half.inbox.take().or_else(|| self.inboxes.pop()).unwrap_or_default();
         (inbox.budget_messages, inbox.budget_bytes) = half.room;
-        let filled = half.rx.fill(&mut self.scratch, inbox);
-        let filled = match filled {
+        let filled = match half.rx.fill(&mut self.scratch, &mut inbox) {
             Filled::Empty if half.last.is_some() => Filled::End(Reason::Peer),
             filled => filled,
         };
         half.room = (inbox.budget_messages, inbox.budget_bytes);
-        if !inbox.messages.is_empty() || !inbox.control.is_empty() || !inbox.reply.is_empty() {
+        let wants_more = inbox.wants_more();
+        half.readable = matches!(filled, Filled::More);
+        half.queued = half.readable && wants_more;
+        if inbox.is_idle() {
+            self.keep(inbox);
+        } else {
+            half.inbox = Some(inbox);
             self.touched.push(key);
         }
-        half.readable = matches!(filled, Filled::More);
         match filled {
             Filled::End(reason) => self.reports.push(Report::Dead { token: key, reason }),
-            Filled::More if half.inbox.wants_more() => {
-                half.queued = true;
-                self.ready.push_back(key);
-            }
+            Filled::More if wants_more => self.ready.push_back(key),
             // Without room `deliver` decides, when it knows what is left in the queue.
             _ => {}
         }

@@ -20,7 +20,7 @@ impl Core {
         }
         if p.tx.writing {
             // Its writer holds what the protocol may want back, and comes at once.
-            p.tx.ending.get_or_insert(reason);
+            p.tx.ending.get_or_insert_with(|| Box::new(reason));
             return;
         }
         let unread = p.unread.take();
@@ -30,7 +30,7 @@ impl Core {
         let Some(p) = st.pipes.get_mut(id) else { return };
         if let Some(why) = p.ended.clone() {
             if unread.is_some() && p.inq.is_empty() {
-                self.close_pipe(st, id, why, false);
+                self.close_pipe(st, id, *why, false);
             }
             return;
         }
@@ -40,7 +40,7 @@ impl Core {
         let keep = asks && !st.is_closed() && self.may_stay(st, id, &reason);
         match st.pipes.get(id) {
             Some(p) if keep && !p.inq.is_empty() => {}
-            _ => self.close_pipe(st, id, unread.unwrap_or(reason), false),
+            _ => self.close_pipe(st, id, unread.map_or(reason, |why| *why), false),
         }
     }
 
@@ -54,7 +54,7 @@ impl Core {
         if closed || p.finishing.is_some() {
             return self.close_pipe(st, id, reason, false);
         }
-        p.unread = Some(reason.clone());
+        p.unread = Some(Box::new(reason.clone()));
         let token = p.tx.token;
         let all = self.may_stay(st, id, &reason);
         st.fresh.push(Fresh::ReadOut { token, all });
@@ -71,7 +71,7 @@ impl Core {
         }
         let Some(p) = st.pipes.get_mut(id) else { return false };
         if stays && p.open {
-            p.ended = Some(reason.clone());
+            p.ended = Some(Box::new(reason.clone()));
             let (endpoint, remote) = (p.info.endpoint, p.info.facts.remote.clone());
             self.say_gone(st, id, endpoint, remote, reason.clone());
             self.settle(st);
@@ -102,7 +102,7 @@ impl Core {
         p.open = false;
         if p.tx.writing {
             // Its writer holds what was not begun; it completes the close when it is back, at once.
-            p.tx.dying.get_or_insert((reason, drain));
+            p.tx.dying.get_or_insert_with(|| Box::new((reason, drain)));
             return;
         }
         let had_begun = p.has_begun();

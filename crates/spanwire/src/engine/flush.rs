@@ -157,12 +157,13 @@ impl Core {
                 p.tx.wrote(began, ended, many);
                 pass.wrote(ended, ended.saturating_duration_since(began), many);
             }
-            if let Some((reason, drain)) = p.tx.dying.take() {
+            if let Some(dying) = p.tx.dying.take() {
+                let (reason, drain) = *dying;
                 self.close_pipe(&mut st, id, reason, drain);
                 return st;
             }
             if let Some(reason) = p.tx.ending.take() {
-                self.end_pipe(&mut st, id, reason);
+                self.end_pipe(&mut st, id, *reason);
                 return st;
             }
             match result {
@@ -230,7 +231,7 @@ impl Core {
     /// All that a finished pipe had to say has left: tells the peer, and closes.
     fn finish_pipe<'a>(&'a self, mut st: Guard<'a>, id: PipeId) -> Guard<'a> {
         let Some(p) = st.pipes.get(id) else { return st };
-        let reason = p.finishing.clone().unwrap_or(Reason::Local);
+        let reason = p.finishing.as_deref().map_or(Reason::Local, Reason::clone);
         self.close_pipe(&mut st, id, reason, true);
         st
     }

@@ -46,6 +46,8 @@ mod lead;
 mod notes;
 mod rx;
 mod setup;
+#[cfg(test)]
+mod sizes;
 mod stats;
 mod sync;
 mod sys;

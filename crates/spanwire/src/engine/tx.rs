@@ -269,9 +269,9 @@ pub(crate) struct Tx {
     /// Bytes to answer the peer's wire with.
     pub(crate) reply: Vec<u8>,
     /// The pipe is to be closed as soon as its writer is back; `true`: let the peer read to the end.
-    pub(crate) dying: Option<(Reason, bool)>,
+    pub(crate) dying: Option<Box<(Reason, bool)>>,
     /// The reading side found the peer gone: to be told as soon as the writer is back.
-    pub(crate) ending: Option<Reason>,
+    pub(crate) ending: Option<Box<Reason>>,
     /// Token of the connection in the event loop.
     pub(crate) token: usize,
     /// Appends so far, and at the driver's last visit.

@@ -67,7 +67,7 @@ impl<P: Protocol> Script<P> {
         if let Some(p) = self.pipes.get(id)
             && let (Some(why), true) = (p.finishing.clone(), p.out.is_empty())
         {
-            self.call(|_, cx| cx.close(id, why));
+            self.call(|_, cx| cx.close(id, *why));
         }
     }
 
@@ -120,7 +120,7 @@ impl<P: Protocol> Script<P> {
             }
         } else if pending && self.call(|p, cx| p.pipe_ended(cx, pipe)) {
             if let Some(p) = self.pipes.get_mut(pipe) {
-                p.ended = Some(Reason::Peer);
+                p.ended = Some(Box::new(Reason::Peer));
             }
         } else {
             self.lose(pipe);
@@ -137,8 +137,8 @@ impl<P: Protocol> Script<P> {
         if !self.call(|p, cx| p.pipe_ended(cx, pipe)) {
             self.lose(pipe);
         } else if let Some(p) = self.pipes.get_mut(pipe) {
-            p.ended = Some(Reason::Peer);
-            p.unread = Some(Reason::Peer);
+            p.ended = Some(Box::new(Reason::Peer));
+            p.unread = Some(Box::new(Reason::Peer));
         }
     }
 

@@ -197,6 +197,12 @@ impl Inbox {
         self.budget_messages > 0 && self.budget_bytes > 0
     }
 
+    /// Whether it holds nothing that is to be delivered.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.messages.is_empty() && self.control.is_empty() && self.reply.is_empty()
+    }
+
     /// Adds a message.
     #[inline]
     pub fn push(&mut self, msg: Message) {

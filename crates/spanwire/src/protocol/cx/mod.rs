@@ -294,7 +294,7 @@ impl<'a> Cx<'a> {
             && p.open
             && p.finishing.is_none()
         {
-            p.finishing = Some(why);
+            p.finishing = Some(Box::new(why));
             if !p.dirty {
                 p.dirty = true;
                 self.fx.dirty.push(pipe);

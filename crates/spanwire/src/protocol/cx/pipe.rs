@@ -106,12 +106,13 @@ pub(crate) struct Pipe {
     pub(crate) stalled: Option<usize>,
     pub(crate) urgent: bool,
     pub(crate) dirty: bool,
-    pub(crate) finishing: Option<Reason>,
+    /// Why it closes once what is queued has left. This and the next two are boxed: most pipes never have any.
+    pub(crate) finishing: Option<Box<Reason>>,
     /// The peer has gone; the pipe lives until what it sent is taken.
-    pub(crate) ended: Option<Reason>,
+    pub(crate) ended: Option<Box<Reason>>,
     /// A write failed, and why: nothing is written any more, and what the peer sent before may still be on its way
     /// in.
-    pub(crate) unread: Option<Reason>,
+    pub(crate) unread: Option<Box<Reason>>,
     pub(crate) control: Vec<(bool, Vec<u8>)>,
     /// Whether the wire knows control words.
     pub(crate) has_control: bool,
@@ -246,7 +247,7 @@ impl Pipe {
             && let Some(why) = &self.ended
         {
             self.open = false;
-            fx.closes.push((self.id, why.clone()));
+            fx.closes.push((self.id, Reason::clone(why)));
         }
     }
 
