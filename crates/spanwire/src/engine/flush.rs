@@ -39,7 +39,8 @@ fn may_gather(p: &mut Pipe, pass: &mut Pass) -> bool {
     if p.out.bytes() >= FLUSH_AT {
         return p.tx.steady(pass.now());
     }
-    p.tx.hot(pass.now()) || pass.hot()
+    let expects = std::mem::take(&mut p.expects);
+    p.tx.hot(pass.now(), expects) || pass.hot()
 }
 
 impl Core {

@@ -329,9 +329,14 @@ impl Tx {
     }
 
     /// The sender came back sooner than the last write took, several times in a row: batching pays.
-    pub(crate) fn hot(&mut self, now: Instant) -> bool {
+    /// `expects`: the protocol has more at hand to answer. Then a short pause does not count, if the last write was of
+    /// many: the sender has waited for just that.
+    pub(crate) fn hot(&mut self, now: Instant, expects: bool) -> bool {
         let Some((ended, cost)) = self.last else { return false };
         let gap = now.saturating_duration_since(ended);
+        if expects && self.streak == MOST && gap < FORGET {
+            return true;
+        }
         self.quick = if gap < cost { self.quick.saturating_add(1) } else { 0 };
         let (streak, hot) = streak(self.streak, gap, cost);
         self.streak = streak;
@@ -340,6 +345,31 @@ impl Tx {
 
     /// The same for so long that more is as good as sure to follow.
     pub(crate) fn steady(&mut self, now: Instant) -> bool {
-        self.hot(now) && self.quick > STEADY
+        self.hot(now, false) && self.quick > STEADY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_short_pause_more_that_is_expected_gathers_only_if_many_did_before() {
+        let (at, cost, pause) = (Instant::now(), Duration::from_micros(5), Duration::from_micros(50));
+        for (paid, pause, expects, hot) in [
+            (true, pause, true, true),
+            (true, pause, false, false), // a lone message
+            (false, pause, true, false), // the last one left alone as well
+            (true, FORGET, true, false),
+        ] {
+            let mut tx = Tx::default();
+            tx.wrote(at - cost, at, paid);
+            assert_eq!(tx.hot(at + pause, expects), hot, "{paid} {pause:?} {expects}");
+        }
+        // Who then comes back slowly is cold at once.
+        let mut tx = Tx::default();
+        tx.wrote(at - cost, at, true);
+        assert!(!tx.hot(at + pause, false));
+        assert!(!tx.hot(at + pause * 2, true));
     }
 }

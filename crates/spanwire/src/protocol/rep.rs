@@ -25,6 +25,9 @@ pub(super) const DEFAULT_TTL: u8 = 8;
 /// costs more than the other side's waiting.
 pub(super) const GATHERED: usize = 64;
 
+/// Who has so many to answer, or to collect, is about to send more: a write costs as much as sending about so many.
+pub(super) const AT_HAND: usize = 16;
+
 /// State of one REP socket.
 #[derive(Debug)]
 pub struct Rep {
@@ -118,8 +121,11 @@ impl Rep {
         let Some(sent) = self.reply_once(cx, to, &mut msg) else { return Err(Refused::NotNow(msg)) };
         // Who has many requests in flight goes on with the first answers while the others are made.
         let gathered = cx.unsent(to.pipe).0;
-        if gathered >= GATHERED && gathered >= cx.pending(to.pipe) {
+        let pending = cx.pending(to.pipe);
+        if gathered >= GATHERED && gathered >= pending {
             cx.flush_now(to.pipe);
+        } else if pending >= AT_HAND {
+            cx.expect_more(to.pipe);
         }
         Ok(sent)
     }
@@ -280,6 +286,25 @@ mod tests {
         }
         assert_eq!(s.drain(a, 9), [request(&[5, 6, ID | 2], "ok"), request(&[ID | 1], "ok")]);
         assert_eq!(s.drain(b, 9), [request(&[ID | 1], "ok")]);
+    }
+
+    #[test]
+    fn more_answers_are_expected_while_many_requests_are_at_hand() {
+        let mut s = Script::new(Rep::new());
+        let a = s.open(1000);
+        s.arrive(a, (0..20).map(|n| request(&[ID | n], "x")));
+        let expected: Vec<bool> = std::iter::from_fn(|| {
+            let one = s.recv()?;
+            assert!(reply(&mut s, &one, "ok").expect("there is room"));
+            Some(s.expected(a))
+        })
+        .collect();
+        assert_eq!(
+            expected.iter().rposition(|more| *more),
+            Some(2),
+            "16 wait behind the third and the look ahead"
+        );
+        assert!(expected[0] && !expected[19]);
     }
 
     #[test]

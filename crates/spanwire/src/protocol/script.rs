@@ -105,6 +105,12 @@ impl<P: Protocol> Script<P> {
         });
     }
 
+    /// Takes note whether the protocol said that more is about to follow on `pipe`.
+    #[cfg(test)]
+    pub(crate) fn expected(&mut self, pipe: PipeId) -> bool {
+        self.pipes.get_mut(pipe).is_some_and(|p| std::mem::take(&mut p.expects))
+    }
+
     /// The connection of `pipe` breaks.
     pub fn lose(&mut self, pipe: PipeId) {
         self.call(|_, cx| cx.close(pipe, Reason::Peer));

@@ -260,6 +260,15 @@ impl<'a> Cx<'a> {
         }
     }
 
+    /// Says that more is about to follow what was just queued on `pipe`, since what it answers is at hand. Then it may be
+    /// gathered with that, if so it was a moment ago; who answers slowly is not held up by it.
+    #[inline]
+    pub fn expect_more(&mut self, pipe: PipeId) {
+        if let Some(p) = self.pipes.get_mut(pipe) {
+            p.expects = p.dirty; // else there is nothing to decide
+        }
+    }
+
     /// Gives a control word to the peer's wire. `false`: this wire has none (SP), and nothing is sent.
     pub fn control(&mut self, pipe: PipeId, control: Control<'_>) -> bool {
         let Some(p) = self.pipes.get_mut(pipe) else { return false };

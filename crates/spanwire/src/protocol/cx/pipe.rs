@@ -106,6 +106,8 @@ pub(crate) struct Pipe {
     pub(crate) stalled: Option<usize>,
     pub(crate) urgent: bool,
     pub(crate) dirty: bool,
+    /// More is about to follow.
+    pub(crate) expects: bool,
     /// Why it closes once what is queued has left. This and the next two are boxed: most pipes never have any.
     pub(crate) finishing: Option<Box<Reason>>,
     /// The peer has gone; the pipe lives until what it sent is taken.
@@ -306,6 +308,7 @@ impl Pipes {
             stalled: None,
             urgent: false,
             dirty: false,
+            expects: false,
             finishing: None,
             ended: None,
             unread: None,

@@ -20,7 +20,7 @@ use std::mem;
 use std::time::Duration;
 
 use super::balance::Balance;
-use super::rep::GATHERED;
+use super::rep::{AT_HAND, GATHERED};
 use super::{
     Cx, DropReason, PipeId, PipeMap, Protocol, ProtocolInfo, Readiness, Refused, Reject, TimerKey, WaitKey,
 };
@@ -370,6 +370,8 @@ impl Req {
         let gathered = cx.unsent(pipe).0;
         if gathered >= GATHERED && (batched || gathered >= self.open / 2) {
             cx.flush_now(pipe);
+        } else if self.table.len - self.open >= AT_HAND {
+            cx.expect_more(pipe); // who collects so many answers asks again, if it did before
         }
     }
 

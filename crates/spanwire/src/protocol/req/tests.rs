@@ -52,6 +52,26 @@ fn many_are_open_at_once_and_each_gets_its_own_answer() {
 }
 
 #[test]
+fn more_requests_are_expected_while_many_answers_are_to_be_collected() {
+    let mut s = Script::new(Req::new());
+    let a = s.open(1000);
+    let ids: Vec<ReqId> = (0..20).map(|_| open(&mut s, "x", MINUTE)).collect();
+    assert!(!s.expected(a), "none was answered");
+    s.drain(a, usize::MAX);
+    s.arrive(a, ids.iter().map(|id| answer(id.word(), "y")).collect::<Vec<_>>());
+    let expected: Vec<bool> = ids
+        .iter()
+        .map(|id| {
+            assert!(s.protocol.poll(*id).is_some());
+            open(&mut s, "x", MINUTE);
+            s.expected(a)
+        })
+        .collect();
+    assert_eq!(expected.iter().filter(|more| **more).count(), 4);
+    assert!(expected[..4].iter().all(|more| *more), "16 are left behind the fourth");
+}
+
+#[test]
 fn of_many_requests_half_leave_before_the_others_are_asked() {
     let mut s = Script::new(Req::new());
     let a = s.open(1000);
