@@ -79,6 +79,13 @@ impl NodeStatus {
         }
     }
 
+    /// What was reported of it is of another history: all, or up to there.
+    fn forget(&mut self, to: Option<Position>) {
+        for slot in [&mut self.stored, &mut self.visible, &mut self.applied] {
+            slot.take_if(|at| to.is_none_or(|to| *at <= to));
+        }
+    }
+
     /// Facts only add up; a later epoch is later.
     fn raise(&mut self, level: Level, at: Position) {
         let slot = match level {
@@ -116,7 +123,8 @@ struct Node {
     claimed: Option<Box<NodeStatus>>,
     /// The whole table of a relay in which it was last.
     table: u64,
-    /// What it showed on its pipe here is not judged yet.
+    /// What it holds is not known: what it showed on its pipe here is not judged yet, or nothing was heard of it
+    /// where it is.
     unjudged: bool,
 }
 
@@ -132,8 +140,13 @@ impl Node {
             head: None,
             claimed: None,
             table: 0,
-            unjudged: false,
+            unjudged: true,
         }
+    }
+
+    /// What it holds is of another history than what is served here, or not known to be of this.
+    fn is_other(&self) -> bool {
+        self.status.conflict || self.unjudged || self.head.is_some()
     }
 
     fn uses(&mut self, pipe: PipeId) {
@@ -197,6 +210,9 @@ impl Nodes {
         if self.table.get(&id).is_some_and(|known| known.status.boot < boot) {
             // Another process: what the last one reported may be gone, and it reports again after WELCOME. Nobody
             // has come to it yet.
+            if self.table.get(&id).is_some_and(|relay| relay.is_other() || !self.counts(relay)) {
+                self.forsake(id);
+            }
             self.table.remove(&id);
             self.empty(id, now);
         }
@@ -209,6 +225,28 @@ impl Nodes {
         let there = self.table.iter_mut().filter(|(_, node)| node.here && node.behind == Some(relay));
         let gone: Vec<Id> = there.map(|(id, node)| (node.leave(now), *id).1).collect();
         gone.into_iter().for_each(|id| self.touch(id));
+    }
+
+    /// A node goes another way. What was reported of it on the one before, and did not count there, is of another
+    /// history, or not known to be of this; of what it has it speaks again.
+    fn turn(&mut self, id: Id, way: impl FnOnce(&mut Node)) {
+        let Some(node) = self.table.get(&id) else { return };
+        let (before, counted) = (node.behind, self.counts(node));
+        let Some(node) = self.table.get_mut(&id) else { return };
+        way(node);
+        if node.behind != before && !counted {
+            node.status.forget(None);
+        }
+    }
+
+    /// A relay that held another history is another process now, which may hold something else: what was reported behind
+    /// it counts no more.
+    fn forsake(&mut self, relay: ServerId) {
+        let behind = |node: &&Node| self.between(node).any(|above| above.status.node == relay);
+        let other: Vec<Id> = self.table.values().filter(behind).map(|node| node.status.node).collect();
+        for id in other {
+            self.table.get_mut(&id).into_iter().for_each(|node| node.status.forget(None));
+        }
     }
 
     /// The highest start number of a node that is known.
@@ -231,7 +269,7 @@ impl Nodes {
         // The highest attempt says where it is. A pipe in reserve says nothing of that.
         if hello.attempt >= node.attempt && wants {
             node.attempt = hello.attempt;
-            node.uses(pipe);
+            self.turn(hello.node, |node| node.uses(pipe));
         }
         Ok(())
     }
@@ -247,7 +285,7 @@ impl Nodes {
         if let Some(node) = self.of(id, boot)
             && !(node.here && node.behind.is_some())
         {
-            node.uses(pipe);
+            self.turn(id, |node| node.uses(pipe));
         }
     }
 
@@ -256,7 +294,7 @@ impl Nodes {
         if let Some(node) = self.of(id, boot)
             && !node.here
         {
-            node.uses(pipe);
+            self.turn(id, |node| node.uses(pipe));
         }
     }
 
@@ -273,10 +311,7 @@ impl Nodes {
         let Some(node) = self.of(id, boot) else { return };
         if let Some(shown) = node.head.take_if(|head| head.position < ack.position) {
             // It holds something of this history now. What it reached before may be of another.
-            let NodeStatus { stored, visible, applied, .. } = &mut node.status;
-            for slot in [stored, visible, applied] {
-                slot.take_if(|at| *at <= shown.position);
-            }
+            node.status.forget(Some(shown.position));
         }
         if !ack.volatile || planted("volatile-counts-as-stored") {
             node.status.raise(Level::Stored, ack.position);
@@ -342,11 +377,17 @@ impl Nodes {
         let newer = attempt > node.attempt || planted("attempt-ignored");
         let same = attempt == node.attempt && node.pipe.is_none();
         if said.connected && (newer || same) {
-            (node.attempt, node.here, node.pipe, node.behind) = (attempt, true, None, Some(at));
+            self.turn(said.node, |node| {
+                (node.attempt, node.here, node.pipe, node.behind) = (attempt, true, None, Some(at));
+            });
         } else if !said.connected && (newer || same && node.behind == Some(at)) {
-            node.leave(now);
-            (node.attempt, node.behind) = (attempt, Some(at));
+            self.turn(said.node, |node| {
+                node.leave(now);
+                (node.attempt, node.behind) = (attempt, Some(at));
+            });
         }
+        let known = self.table.get(&at).is_none_or(|relay| !relay.is_other() && self.counts(relay));
+        let Some(node) = self.table.get_mut(&said.node) else { return Ok(()) };
         let latest = attempt == node.attempt && node.behind == Some(at);
         if latest {
             node.status.kind = said.kind;
@@ -355,13 +396,17 @@ impl Nodes {
             node.status.refused.clone_from(&said.refused);
             node.status.conflict = said.conflict;
             node.table = table;
+            node.unjudged = false;
         }
         match head.filter(|_| !placed) {
             None => {
                 if latest {
                     (node.head, node.claimed) = (None, None);
                 }
-                claim(&mut node.status, &said);
+                // Where it is now it speaks for itself.
+                if latest || known {
+                    claim(&mut node.status, &said);
+                }
             }
             Some(head) if latest => (node.head, node.claimed) = (Some(head), Some(Box::new(said))),
             Some(_) => {}
@@ -428,8 +473,7 @@ impl Nodes {
     /// Whether what is reported of a node is of the history served here. What is behind a relay holds what the relay
     /// holds: if that is another history, or not known yet, its positions name something else.
     fn counts(&self, node: &Node) -> bool {
-        let other = |relay: &Node| relay.status.conflict || relay.unjudged || relay.head.is_some();
-        !self.between(node).any(other)
+        !self.between(node).any(Node::is_other)
     }
 
     fn told(&self, id: Id, node: &Node) -> NodeStatus {
