@@ -90,6 +90,8 @@ fn invariants_07_14_18_23_26_hold_with_relays_between() {
         sum.rollouts += counts.rollouts;
         sum.canaries += counts.canaries;
         sum.fail_overs += counts.fail_overs;
+        sum.lost += counts.lost;
+        sum.conflicts += counts.conflicts;
         ran += 1;
     }
     println!("{ran} trees in {:.1?}: {sum:?}", start.elapsed());
@@ -97,6 +99,7 @@ fn invariants_07_14_18_23_26_hold_with_relays_between() {
         assert!(sum.forwarded > 100 * ran && sum.reports > 10 * ran && sum.behind > ran, "{sum:?}");
         assert!(sum.fail_overs > ran / 20, "{sum:?}");
         assert!(sum.loops > 0 && sum.deep > 0, "{sum:?}");
+        assert!(sum.lost > ran / 10 && sum.conflicts > ran, "{sum:?}");
         assert!(sum.rollouts > ran / 4 && sum.canaries > ran / 8, "{sum:?}");
     }
 }

@@ -79,6 +79,13 @@ impl NodeStatus {
         }
     }
 
+    /// What was reported of it is of another history: all, or up to there.
+    fn forget(&mut self, to: Option<Position>) {
+        for slot in [&mut self.stored, &mut self.visible, &mut self.applied] {
+            slot.take_if(|at| to.is_none_or(|to| *at <= to));
+        }
+    }
+
     /// Facts only add up; a later epoch is later.
     fn raise(&mut self, level: Level, at: Position) {
         let slot = match level {
@@ -116,7 +123,8 @@ struct Node {
     claimed: Option<Box<NodeStatus>>,
     /// The whole table of a relay in which it was last.
     table: u64,
-    /// What it showed on its pipe here is not judged yet.
+    /// What it holds is not known: what it showed on its pipe here is not judged yet, or nothing was heard of it
+    /// where it is.
     unjudged: bool,
 }
 
@@ -132,8 +140,13 @@ impl Node {
             head: None,
             claimed: None,
             table: 0,
-            unjudged: false,
+            unjudged: true,
         }
+    }
+
+    /// What it holds is of another history than what is served here, or not known to be of this.
+    fn is_other(&self) -> bool {
+        self.status.conflict || self.unjudged || self.head.is_some()
     }
 
     fn uses(&mut self, pipe: PipeId) {
@@ -209,6 +222,9 @@ impl Nodes {
             // has come to it yet. The last one, if it lives on, is to know of it; by the same pipe it does.
             let way = self.route(id).filter(|pipe| *pipe != by);
             way.into_iter().for_each(|pipe| self.outlived(pipe, id, boot));
+            if self.table.get(&id).is_some_and(|relay| relay.is_other() || !self.counts(relay)) {
+                self.forsake(id);
+            }
             self.table.remove(&id);
             self.empty(id, now);
         }
@@ -241,6 +257,29 @@ impl Nodes {
         gone.into_iter().for_each(|id| self.touch(id));
     }
 
+    /// A node goes another way. What was reported of it on the one before, and did not count there, is of another
+    /// history, or not known to be of this; of what it has it speaks again.
+    fn turn(&mut self, id: Id, way: impl FnOnce(&mut Node)) {
+        let Some(node) = self.table.get(&id) else { return };
+        let (before, counted) = (node.behind, self.counts(node));
+        let Some(node) = self.table.get_mut(&id) else { return };
+        way(node);
+        if node.behind != before && !counted && !planted("way-left-counts") {
+            node.status.forget(None);
+        }
+    }
+
+    /// A relay that held another history is another process now, which may hold something else: what was reported behind
+    /// it counts no more.
+    fn forsake(&mut self, relay: ServerId) {
+        let behind = |node: &&Node| self.between(node).any(|above| above.status.node == relay);
+        let other = self.table.values().filter(behind).map(|node| node.status.node);
+        let other: Vec<Id> = other.filter(|_| !planted("relay-of-before-counts")).collect();
+        for id in other {
+            self.table.get_mut(&id).into_iter().for_each(|node| node.status.forget(None));
+        }
+    }
+
     /// The highest start number of a node that is known.
     pub(super) fn boot(&self, id: Id) -> Option<u64> {
         self.table.get(&id).map(|node| node.status.boot)
@@ -261,7 +300,7 @@ impl Nodes {
         // The highest attempt says where it is. A pipe in reserve says nothing of that.
         if hello.attempt >= node.attempt && wants {
             node.attempt = hello.attempt;
-            node.uses(pipe);
+            self.turn(hello.node, |node| node.uses(pipe));
         }
         Ok(())
     }
@@ -277,7 +316,7 @@ impl Nodes {
         if let Some(node) = self.of(id, boot)
             && !(node.here && node.behind.is_some())
         {
-            node.uses(pipe);
+            self.turn(id, |node| node.uses(pipe));
         }
     }
 
@@ -286,7 +325,7 @@ impl Nodes {
         if let Some(node) = self.of(id, boot)
             && !node.here
         {
-            node.uses(pipe);
+            self.turn(id, |node| node.uses(pipe));
         }
     }
 
@@ -303,10 +342,7 @@ impl Nodes {
         let Some(node) = self.of(id, boot) else { return };
         if let Some(shown) = node.head.take_if(|head| head.position < ack.position) {
             // It holds something of this history now. What it reached before may be of another.
-            let NodeStatus { stored, visible, applied, .. } = &mut node.status;
-            for slot in [stored, visible, applied] {
-                slot.take_if(|at| *at <= shown.position);
-            }
+            node.status.forget(Some(shown.position));
         }
         if !ack.volatile || planted("volatile-counts-as-stored") {
             node.status.raise(Level::Stored, ack.position);
@@ -372,11 +408,17 @@ impl Nodes {
         let newer = attempt > node.attempt || planted("attempt-ignored");
         let same = attempt == node.attempt && node.pipe.is_none();
         if said.connected && (newer || same) {
-            (node.attempt, node.here, node.pipe, node.behind) = (attempt, true, None, Some(at));
+            self.turn(said.node, |node| {
+                (node.attempt, node.here, node.pipe, node.behind) = (attempt, true, None, Some(at));
+            });
         } else if !said.connected && (newer || same && node.behind == Some(at)) {
-            node.leave(now);
-            (node.attempt, node.behind) = (attempt, Some(at));
+            self.turn(said.node, |node| {
+                node.leave(now);
+                (node.attempt, node.behind) = (attempt, Some(at));
+            });
         }
+        let known = self.table.get(&at).is_none_or(|relay| !relay.is_other() && self.counts(relay));
+        let Some(node) = self.table.get_mut(&said.node) else { return Ok(()) };
         let latest = attempt == node.attempt && node.behind == Some(at);
         if latest {
             node.status.kind = said.kind;
@@ -385,13 +427,17 @@ impl Nodes {
             node.status.refused.clone_from(&said.refused);
             node.status.conflict = said.conflict;
             node.table = table;
+            node.unjudged = false;
         }
         match head.filter(|_| !placed) {
             None => {
                 if latest {
                     (node.head, node.claimed) = (None, None);
                 }
-                claim(&mut node.status, &said);
+                // Where it is now it speaks for itself.
+                if latest || known || planted("late-conflict-counts") {
+                    claim(&mut node.status, &said);
+                }
             }
             Some(head) if latest => (node.head, node.claimed) = (Some(head), Some(Box::new(said))),
             Some(_) => {}
@@ -458,8 +504,7 @@ impl Nodes {
     /// Whether what is reported of a node is of the history served here. What is behind a relay holds what the relay
     /// holds: if that is another history, or not known yet, its positions name something else.
     fn counts(&self, node: &Node) -> bool {
-        let other = |relay: &Node| relay.status.conflict || relay.unjudged || relay.head.is_some();
-        !self.between(node).any(other)
+        planted("conflict-above-ignored") || !self.between(node).any(Node::is_other)
     }
 
     fn told(&self, id: Id, node: &Node) -> NodeStatus {

@@ -29,7 +29,7 @@ pub(crate) use nodes::Party;
 use nodes::{Agent, BEACON, FRESH, Folder, HELLO, Office, STALL, Server, Space, key};
 use oracle::{Keys, Oracle};
 pub(crate) use plan::Op;
-use plan::{commit, lose, namespaces, plan, rollouts, spread, wait_for};
+use plan::{commit, lose, namespaces, old_copies, plan, rollouts, spread, wait_for};
 
 #[cfg(feature = "faults")]
 pub(crate) use spanwire_config::faults::planted;
@@ -403,7 +403,7 @@ impl Cluster {
                 }
             }
             // Only among relays.
-            Op::Freeze { .. } | Op::Kill { .. } => {}
+            Op::Freeze { .. } | Op::Kill { .. } | Op::OldCopy { .. } => {}
             Op::Refresh => {
                 self.fork = true;
                 net.crash(1, Duration::from_millis(30), false);

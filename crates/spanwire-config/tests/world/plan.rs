@@ -31,6 +31,8 @@ pub(crate) enum Op {
     Race,
     /// The store is lost, and a new history begins above the old one.
     LoseStore { down: Duration },
+    /// The store comes back as it was so many commits ago, and another history goes on from there.
+    OldCopy { commits: usize, down: Duration },
     /// The operator has the authority, if it has lost its store, take over what nodes hold: what is for all, or the one of
     /// this number among what they show.
     Adopt { named: Option<usize> },
@@ -154,7 +156,7 @@ pub(super) fn spread(seed: u64, namespaces: usize, plan: &mut [Step<Op>]) {
         let at = match op {
             Op::Commit { .. } | Op::Open { .. } | Op::Roll { .. } => rng.below(namespaces),
             Op::NewEpoch { .. } | Op::Wait { .. } | Op::Race => rng.below(namespaces),
-            Op::LoseStore { .. } | Op::Adopt { .. } => lost,
+            Op::LoseStore { .. } | Op::OldCopy { .. } | Op::Adopt { .. } => lost,
             _ => 0,
         };
         if at > 0 {
@@ -243,6 +245,30 @@ pub(super) fn lose(seed: u64, plan: &mut Vec<Step<Op>>) {
         ));
     }
     plan.push(Step::op(RUN - Duration::from_millis(50), Op::Nurse));
+}
+
+/// In a third of the worlds with relays an old copy of the store comes back, and there is something new soon; whether in this.
+pub(super) fn old_copies(seed: u64, plan: &mut Vec<Step<Op>>) -> bool {
+    // Apart from all else, as rollouts are.
+    let mut rng = Rng::new(seed ^ 0x0007_c0b7);
+    if !rng.one_in(3) {
+        return false;
+    }
+    for _ in 0..1 + rng.below(2) {
+        let at = rng.time(RUN / 6..RUN - Duration::from_millis(500));
+        let (commits, down) = (1 + rng.below(5), rng.time(Duration::ZERO..Duration::from_millis(300)));
+        plan.push(Step::op(at, Op::OldCopy { commits, down }));
+        for _ in 0..rng.below(5) {
+            let soon = down + rng.time(Duration::ZERO..Duration::from_millis(600));
+            plan.push(Step::op((at + soon).min(RUN - Duration::from_millis(60)), commit(&mut rng, 0, false)));
+        }
+        // The operator's way out; else it is taken when the faults are over.
+        if rng.one_in(4) {
+            plan.push(Step::op(rng.time(at..RUN - Duration::from_millis(60)), Op::NewEpoch { server: 0 }));
+        }
+    }
+    plan.push(Step::op(RUN - Duration::from_millis(50), Op::Nurse));
+    true
 }
 
 pub(super) fn commit(rng: &mut Rng, server: usize, poisoned: bool) -> Op {

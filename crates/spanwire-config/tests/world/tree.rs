@@ -1,7 +1,10 @@
 //! The simulated cluster with relays: an authority, up to three relays in any tree (and now and then in a circle),
-//! and nodes below them. Relays die, stand still, freeze while they talk on, and are lied to on their way.
+//! and nodes below them. Relays die, stand still, freeze while they talk on, and are lied to on their way. In some the
+//! authority's store comes back as an old copy, and goes on from there.
 //!
 //! Its oracle knows what was committed, every HEAD that the authority issued, and what each node reached.
+
+mod histories;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,6 +21,7 @@ use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Holding, Party, STALL, S
 use super::oracle::memory::Intake;
 use super::relay::Relay;
 use super::{NAMES, Op, changes, commit, restart_if_failed, with_server};
+use histories::{Fact, Histories, fact};
 
 const RUN: Duration = Duration::from_secs(6);
 const SETTLE: Duration = Duration::from_secs(20);
@@ -29,8 +33,8 @@ fn place(ns: usize, at: &Position) -> Place {
     (ns, at.epoch.number, at.epoch.incarnation, at.rev)
 }
 
-fn place_of(head: &Head) -> Place {
-    place(number(&head.namespace), &head.position)
+fn fact_of(head: &Head) -> Fact {
+    fact(number(&head.namespace), head)
 }
 
 /// The number of a namespace: all that anybody speaks of are those of the world.
@@ -41,10 +45,10 @@ fn number(name: &str) -> usize {
 /// What a node did, over all its lives.
 #[derive(Debug, Default)]
 struct Truth {
-    reached: [BTreeSet<Place>; 3],
-    shown: BTreeMap<usize, Position>,
-    /// Highest `seq` that arrived in this life, by namespace and epoch number, and when it rose.
-    seqs: BTreeMap<(usize, u64), u64>,
+    reached: [BTreeSet<Fact>; 3],
+    shown: BTreeMap<usize, Head>,
+    /// Highest `seq` that arrived in this life, by namespace and epoch, and when it rose.
+    seqs: BTreeMap<(usize, u64, Id), u64>,
     rose: BTreeMap<usize, Time>,
     /// What came to it in this life, of each namespace.
     intake: BTreeMap<usize, Intake>,
@@ -59,11 +63,12 @@ pub(crate) struct Tree {
     lies: bool,
     routes: Vec<Route>,
     log_commits: usize,
-    committed: BTreeMap<Place, (Head, State)>,
+    /// One for each namespace.
+    histories: Vec<Histories>,
     issued: BTreeSet<Vec<u8>>,
     truths: Vec<Truth>,
     /// What each relay has held: it forwards nothing else.
-    held: Vec<BTreeSet<Place>>,
+    held: Vec<BTreeSet<Fact>>,
     pub(crate) counts: TreeCounts,
     fail_overs: FailOvers,
 }
@@ -81,6 +86,10 @@ pub(crate) struct TreeCounts {
     pub(crate) canaries: u64,
     /// Nodes whose relay died, and that had another way.
     pub(crate) fail_overs: u64,
+    /// How often an old copy of the store came back and commits were lost by that, and how often a node was behind a
+    /// relay that held what was lost.
+    pub(crate) lost: u64,
+    pub(crate) conflicts: u64,
 }
 
 /// The world of a seed.
@@ -153,6 +162,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     }
     super::rollouts(seed, &mut plan);
     kill(seed, relays, &mut plan);
+    let copies = super::old_copies(seed, &mut plan);
     let namespaces = super::namespaces(seed);
     super::spread(seed, namespaces, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
@@ -170,7 +180,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
             lies,
             routes: routes.clone(),
             log_commits: 1 + rng.below(8),
-            committed: BTreeMap::new(),
+            histories: (0..namespaces).map(|ns| Histories::new(ns, copies)).collect(),
             issued: BTreeSet::new(),
             truths: (0..nodes).map(|_| Truth::default()).collect(),
             held: vec![BTreeSet::new(); nodes],
@@ -232,10 +242,18 @@ fn heads(frame: &Frame) -> Vec<&Head> {
 
 impl Tree {
     fn learn(&mut self, net: &Net<Party>) {
-        let spaces = net.disk(0).map(|disk| &disk.durable().spaces);
-        for (head, state) in spaces.into_iter().flatten().filter_map(|space| space.history.as_ref()) {
-            self.committed.entry(place_of(head)).or_insert_with(|| (head.clone(), state.clone()));
-        }
+        let spaces = net.disk(0).map(|disk| &disk.durable().spaces).into_iter().flatten();
+        self.histories.iter_mut().zip(spaces).for_each(|(histories, space)| histories.learn(space));
+    }
+
+    /// What a relay was at when it spoke of a position: what it has, or had.
+    fn facts_at(&self, net: &Net<Party>, n: usize, ns: usize, at: &Position) -> Vec<Fact> {
+        let at = place(ns, at);
+        let machine = relay(net, n).map(|relay| &relay.machines[ns]);
+        let now = machine.into_iter().flat_map(|machine| [machine.held(), machine.canary()]).flatten();
+        let now = now.map(|(head, _)| fact(ns, head)).find(|fact| fact.0 == at);
+        let known = self.histories[ns].at(at).copied();
+        now.map_or_else(|| known.collect(), |now| vec![now])
     }
 
     fn is_relay(&self, node: usize) -> bool {
@@ -247,18 +265,25 @@ impl Tree {
         let Some(node) = agent(net, n, ns) else { return Ok(()) };
         let truth = &mut self.truths[n];
         if let Some((head, _)) = net.disk(n).and_then(|disk| disk.durable().spaces[ns].history.as_ref()) {
-            truth.reached[0].insert(place_of(head));
+            truth.reached[0].insert(fact(ns, head));
         }
         if let Some((head, state)) = &node.shown {
-            let at = place(ns, &head.position);
+            let at = fact(ns, head);
             truth.reached[1].insert(at);
             if node.applied {
                 truth.reached[2].insert(at);
             }
-            let shown = truth.shown.insert(ns, head.position);
-            if shown != Some(head.position) {
-                if shown.is_some_and(|old| head.position.partial_cmp(&old).is_none_or(|o| o.is_lt())) {
+            let shown = truth.shown.insert(ns, head.clone());
+            if shown.as_ref().map(|old| old.position) != Some(head.position) {
+                let back = |old: &Head| {
+                    head.position.partial_cmp(&old.position).is_none_or(std::cmp::Ordering::is_lt)
+                };
+                if shown.as_ref().is_some_and(back) {
                     return Err(format!("invariant 3: node {n} went back to {}", head.position));
+                }
+                // A relay serves whoever shows what it does not know and is below what it has.
+                if node.status(net.now()).upstream == Some(Id([1; 16])) {
+                    self.histories[ns].check_step(n, shown.as_ref(), head)?;
                 }
                 if !admits(&head.audience, node.settings().node, &node.settings().labels) {
                     return Err(format!(
@@ -267,9 +292,8 @@ impl Tree {
                     ));
                 }
                 self.counts.canaries += u64::from(!head.audience.is_empty());
-                if self.committed.get(&at).is_none_or(|(known, content)| {
-                    content != state || (known.digest, known.chain) != (head.digest, head.chain)
-                }) {
+                let known = self.histories[ns].committed(&at);
+                if known.is_none_or(|(known, content)| content != state || known.digest != head.digest) {
                     return Err(format!("invariant 1: node {n} shows another {}", head.position));
                 }
             }
@@ -309,19 +333,46 @@ impl Tree {
         Ok(())
     }
 
-    /// Invariant 14, through relays too.
-    fn check_table(&self, net: &Net<Party>, ns: usize) -> Result<(), String> {
+    /// Invariant 14, through relays too: of nodes of another history as well, in the table, in numbers and for gates.
+    fn check_table(&mut self, net: &Net<Party>, ns: usize) -> Result<(), String> {
         let Some(server) = authority(net) else { return Ok(()) };
-        for status in server.served(ns).namespace().status() {
-            let n = usize::from(status.node.0[0]) - 1;
-            let levels = [Level::Stored, Level::Visible, Level::Applied];
-            for (level, reached) in levels.into_iter().zip(&self.truths[n].reached) {
-                if let Some(at) = status.at(level).filter(|at| !reached.contains(&place(ns, at))) {
-                    return Err(format!("invariant 14: node {n} never reached {level:?} at {at}"));
+        let (served, histories) = (server.served(ns).namespace(), &self.histories[ns]);
+        let head = served.head();
+        let was = |id: Id, level: usize, at: &Position| {
+            let facts = &self.truths[usize::from(id.0[0]) - 1].reached[level];
+            histories.counts(facts, at, head, self.lies)
+        };
+        let levels = [Level::Stored, Level::Visible, Level::Applied];
+        let status = served.status();
+        for status in &status {
+            for (at, level) in levels.into_iter().enumerate() {
+                if let Some(said) = status.at(level).filter(|said| !was(status.node, at, said)) {
+                    let n = status.node.0[0] - 1;
+                    return Err(format!("invariant 14: node {n} never reached {level:?} at {said}"));
                 }
             }
+            self.counts.conflicts += u64::from(status.conflict && !status.path.is_empty());
         }
-        Ok(())
+        let Some(head) = head else { return Ok(()) };
+        for (at, level) in levels.into_iter().enumerate() {
+            let may =
+                (1 + self.relays..net.len()).filter(|n| was(Id([*n as u8 + 1; 16]), at, &head.position));
+            let (said, may) = (served.reached(head.position, level), may.count());
+            if said > may {
+                return Err(format!("invariant 14: {said} nodes reached {}, and {may} did", head.position));
+            }
+        }
+        let cohort = server.served(ns).newest();
+        if let (Some(at), Some(audience)) = cohort {
+            let mut nodes = served.cohort(at, &audience).into_iter();
+            if let Some(node) = nodes.find(|node| node.applied && !was(node.node, 2, &at)) {
+                return Err(format!("rollout: {node:?} counts for the gate of {at}"));
+            }
+        }
+        match &server.served(ns).wrong {
+            Some(wrong) => Err(wrong.clone()),
+            None => Ok(()),
+        }
     }
 
     /// Invariants 23 and 26; and the authority knows all, and where it is.
@@ -376,11 +427,12 @@ impl Model for Tree {
         if self.is_relay(node) {
             let mine = |(route, of): (usize, &Route)| (of.from == node).then_some(route);
             let dials = self.routes.iter().enumerate().filter_map(mine).collect();
+            self.truths[node].shown.clear();
             return Party::Relay(Box::new(Relay::start(dials, self.log_commits, io)));
         }
         let truth = &mut self.truths[node];
         let spaces = io.disk.read().spaces.iter().enumerate();
-        let held = spaces.filter_map(|(ns, space)| Some((ns, space.history.as_ref()?.0.position)));
+        let held = spaces.filter_map(|(ns, space)| Some((ns, space.history.as_ref()?.0.clone())));
         truth.shown = held.collect();
         let settings = ReplicaSettings {
             name: format!("n{node}"),
@@ -408,6 +460,16 @@ impl Model for Tree {
             Op::NewEpoch { .. } => {
                 with_server(net, 0, ns, |server, io| server.new_epoch(io, 0, &State::new()));
                 restart_if_failed(net, 0);
+            }
+            Op::OldCopy { commits, down } => {
+                net.crash(0, *down, true);
+                self.learn(net);
+                if let (Some(disk), Some(space)) = (net.disk_mut(0), self.histories[ns].go_back(*commits)) {
+                    let mut folder = disk.read().clone();
+                    folder.spaces[ns] = space;
+                    disk.replace(folder);
+                }
+                self.counts.lost = self.histories.iter().map(|histories| u64::from(histories.lost)).sum();
             }
             Op::Freeze { relay, lasts } => {
                 let until = net.now() + *lasts;
@@ -460,8 +522,11 @@ impl Model for Tree {
                     if agent(net, to, ns).is_none() {
                         continue;
                     }
-                    let first = !truth.seqs.keys().any(|(of, _)| *of == ns);
-                    let known = truth.seqs.entry((ns, head.position.epoch.number)).or_default();
+                    let first = !truth.seqs.keys().any(|(of, ..)| *of == ns);
+                    let known = truth
+                        .seqs
+                        .entry((ns, head.position.epoch.number, head.position.epoch.incarnation))
+                        .or_default();
                     if head.seq > *known {
                         *known = head.seq;
                         if !first {
@@ -486,8 +551,9 @@ impl Model for Tree {
                     return Err(format!("invariant 14: relay {from} says {at} is stored, not {stored:?}"));
                 }
                 // It may have died since: what it says it does before it says it.
-                self.truths[from].reached[0].extend((!ack.volatile).then_some(place(ns, &ack.position)));
-                self.truths[from].reached[1].insert(place(ns, &ack.position));
+                let there: Vec<Fact> = self.facts_at(net, from, ns, &ack.position);
+                self.truths[from].reached[0].extend(there.iter().filter(|_| !ack.volatile));
+                self.truths[from].reached[1].extend(&there);
             }
             Frame::Report(report) => self.counts.reports += report.nodes.len() as u64,
             Frame::Goodbye(goodbye) if goodbye.code == spanwire_config::wire::GoodbyeCode::Loop => {
@@ -509,8 +575,8 @@ impl Model for Tree {
             // It may have died since it said that.
             let Some(at) = relay(net, from) else { continue };
             let machine = &at.machines[number(&head.namespace)];
-            let held = [machine.held(), machine.canary()].map(|held| held.map(|(held, _)| held.position));
-            if !held.contains(&Some(head.position)) && !self.held[from].contains(&place_of(head)) {
+            let held = [machine.held(), machine.canary()].map(|held| held.map(|(held, _)| fact_of(held)));
+            if !held.contains(&Some(fact_of(head))) && !self.held[from].contains(&fact_of(head)) {
                 return Err(format!("relay: {from} shows {} and holds {held:?}", head.position));
             }
         }
@@ -536,7 +602,11 @@ impl Model for Tree {
             }
         }
         let machines = relay(net, n).into_iter().flat_map(|relay| &relay.machines);
-        for machine in machines {
+        for (ns, machine) in machines.enumerate() {
+            if let Some((to, _)) = machine.held() {
+                let from = self.truths[n].shown.insert(ns, to.clone());
+                from.iter().for_each(|from| self.histories[ns].relay_steps(from, to));
+            }
             if let Some((canary, _)) = machine.canary()
                 && machine.held().map(|(held, _)| held.position.rev) != Some(canary.prev_rev)
             {
@@ -546,7 +616,7 @@ impl Model for Tree {
                 ));
             }
             let held = [machine.held(), machine.canary()].into_iter().flatten();
-            self.held[n].extend(held.map(|(held, _)| place_of(held)));
+            self.held[n].extend(held.map(|(held, _)| fact_of(held)));
             let up = machine.upstream();
             if up.is_some_and(|up| up.path.contains(&Id([n as u8 + 1; 16]))) {
                 return Err(format!("loop: relay {n} takes what went through it: {up:?}"));
@@ -559,17 +629,23 @@ impl Model for Tree {
     }
 
     fn healed(&mut self, net: &mut Net<Party>) -> Result<(), String> {
-        let last = |ns| {
-            with_server(net, 0, ns, |server, io| {
+        for ns in 0..self.namespaces {
+            if self.histories[ns].lost > 0 {
+                // Above every number that was ever used, as an operator who looked at the nodes would take it.
+                let above = self.histories[ns].highest_epoch() + 1;
+                with_server(net, 0, ns, |server, io| server.new_epoch(io, above, &State::new()));
+                self.learn(net);
+            }
+            let last = with_server(net, 0, ns, |server, io| {
                 let mut last = changes(&[], &[], None);
                 last.put(Key::new("last").expect("short"), 0, "word");
                 server.supersede(io, &last)
-            })
-        };
-        match (0..self.namespaces).map(last).all(|last| last == Some(true)) {
-            true => Ok(()),
-            false => Err("model: the authority is not there".into()),
+            });
+            if last != Some(true) {
+                return Err("model: the authority is not there".into());
+            }
         }
+        Ok(())
     }
 
     fn settled(&mut self, net: &Net<Party>) -> Result<(), String> {
