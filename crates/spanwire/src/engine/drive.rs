@@ -36,6 +36,8 @@ const OPENING: usize = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Empty inboxes kept for the next turn.
 const INBOXES: usize = 64;
+/// Messages that all of them have room for at most; what a backlog made larger is freed.
+const ROOM: usize = 16 * 1024;
 /// How long a pipe that was finished waits for the peer to read to the end and close.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -181,7 +183,10 @@ pub(crate) struct Drive {
     // For `deliver`:
     pub(crate) touched: Vec<usize>,
     /// Empty, to be used again.
+    #[expect(clippy::vec_box, reason = "a box goes to a connection and comes back")]
     inboxes: Vec<Box<Inbox>>,
+    /// Messages that those have room for.
+    room: usize,
     pub(crate) writable: Vec<PipeId>,
     pub(crate) reports: Vec<Report>,
     pub(crate) trash: Vec<Conn>,
@@ -202,6 +207,7 @@ impl Drive {
             notes: Vec::new(),
             touched: Vec::new(),
             inboxes: Vec::new(),
+            room: 0,
             writable: Vec::new(),
             reports: Vec::new(),
             trash: Vec::new(),
@@ -354,7 +360,9 @@ impl Drive {
 
     /// For the next connection that brings something.
     pub(crate) fn keep(&mut self, inbox: Box<Inbox>) {
-        if self.inboxes.len() < INBOXES {
+        let room = self.room + inbox.messages.capacity();
+        if self.inboxes.len() < INBOXES && room <= ROOM {
+            self.room = room;
             self.inboxes.push(inbox);
         }
     }
@@ -631,7 +639,11 @@ impl Drive {
         if half.paused {
             return;
         }
-        let mut inbox = half.inbox.take().or_else(|| self.inboxes.pop()).unwrap_or_default();
+        let mut inbox = half.inbox.take().unwrap_or_else(|| {
+            let kept = self.inboxes.pop();
+            self.room -= kept.as_ref().map_or(0, |inbox| inbox.messages.capacity());
+            kept.unwrap_or_default()
+        });
         (inbox.budget_messages, inbox.budget_bytes) = half.room;
         let filled = match half.rx.fill(&mut self.scratch, &mut inbox) {
             Filled::Empty if half.last.is_some() => Filled::End(Reason::Peer),
