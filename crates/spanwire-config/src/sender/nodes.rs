@@ -264,7 +264,7 @@ impl Nodes {
         let (before, counted) = (node.behind, self.counts(node));
         let Some(node) = self.table.get_mut(&id) else { return };
         way(node);
-        if node.behind != before && !counted && !planted("way-left-counts") {
+        if node.behind != before && !counted {
             node.status.forget(None);
         }
     }
@@ -273,8 +273,7 @@ impl Nodes {
     /// it counts no more.
     fn forsake(&mut self, relay: ServerId) {
         let behind = |node: &&Node| self.between(node).any(|above| above.status.node == relay);
-        let other = self.table.values().filter(behind).map(|node| node.status.node);
-        let other: Vec<Id> = other.filter(|_| !planted("relay-of-before-counts")).collect();
+        let other: Vec<Id> = self.table.values().filter(behind).map(|node| node.status.node).collect();
         for id in other {
             self.table.get_mut(&id).into_iter().for_each(|node| node.status.forget(None));
         }
@@ -435,7 +434,7 @@ impl Nodes {
                     (node.head, node.claimed) = (None, None);
                 }
                 // Where it is now it speaks for itself.
-                if latest || known || planted("late-conflict-counts") {
+                if latest || known {
                     claim(&mut node.status, &said);
                 }
             }
