@@ -181,6 +181,7 @@ pub(crate) struct Drive {
     // For `deliver`:
     pub(crate) touched: Vec<usize>,
     /// Empty, to be used again.
+    #[expect(clippy::vec_box, reason = "a box goes to a connection and comes back")]
     inboxes: Vec<Box<Inbox>>,
     pub(crate) writable: Vec<PipeId>,
     pub(crate) reports: Vec<Report>,
