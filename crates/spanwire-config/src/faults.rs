@@ -172,10 +172,6 @@ mod on {
             "late-conflict-counts",
             "relay: one of another history is believed of a node that is elsewhere by now",
         ),
-        (
-            "relay-of-before-counts",
-            "relay: what was reported behind one of another history counts once that is another process",
-        ),
         // The world.
         ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),
     ];

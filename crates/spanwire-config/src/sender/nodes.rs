@@ -146,7 +146,7 @@ impl Node {
 
     /// What it holds is of another history than what is served here, or not known to be of this.
     fn is_other(&self) -> bool {
-        self.status.conflict || self.unjudged || self.head.is_some()
+        (self.status.conflict || self.unjudged || self.head.is_some()) && !planted("conflict-above-ignored")
     }
 
     fn uses(&mut self, pipe: PipeId) {
@@ -243,8 +243,7 @@ impl Nodes {
     /// it counts no more.
     fn forsake(&mut self, relay: ServerId) {
         let behind = |node: &&Node| self.between(node).any(|above| above.status.node == relay);
-        let other = self.table.values().filter(behind).map(|node| node.status.node);
-        let other: Vec<Id> = other.filter(|_| !planted("relay-of-before-counts")).collect();
+        let other: Vec<Id> = self.table.values().filter(behind).map(|node| node.status.node).collect();
         for id in other {
             self.table.get_mut(&id).into_iter().for_each(|node| node.status.forget(None));
         }
@@ -388,6 +387,9 @@ impl Nodes {
             });
         }
         let known = self.table.get(&at).is_none_or(|relay| !relay.is_other() && self.counts(relay));
+        let teller = said.path.first().and_then(|relay| self.table.get(relay));
+        let vouched = teller.is_none_or(|relay| !relay.is_other());
+        let waits = self.table.get(&said.node).is_some_and(|node| !self.counts(node));
         let Some(node) = self.table.get_mut(&said.node) else { return Ok(()) };
         let latest = attempt == node.attempt && node.behind == Some(at);
         if latest {
@@ -404,8 +406,8 @@ impl Nodes {
                 if latest {
                     (node.head, node.claimed) = (None, None);
                 }
-                // Where it is now it speaks for itself.
-                if latest || known || planted("late-conflict-counts") {
+                // Where it is now it speaks for itself; what came by another way than who tells it waits with that.
+                if latest && (vouched || waits) || known && vouched || planted("late-conflict-counts") {
                     claim(&mut node.status, &said);
                 }
             }
@@ -474,7 +476,7 @@ impl Nodes {
     /// Whether what is reported of a node is of the history served here. What is behind a relay holds what the relay
     /// holds: if that is another history, or not known yet, its positions name something else.
     fn counts(&self, node: &Node) -> bool {
-        planted("conflict-above-ignored") || !self.between(node).any(Node::is_other)
+        !self.between(node).any(Node::is_other)
     }
 
     fn told(&self, id: Id, node: &Node) -> NodeStatus {
