@@ -84,8 +84,9 @@ pub(crate) struct To {
     timeout: Duration,
 }
 
+// Who makes a revision or an epoch, and when not. (No document: it would be the help of each verb.)
 #[derive(Args, Debug)]
-pub(crate) struct How {
+pub(crate) struct By {
     /// Only if this is the newest revision; 0:0: only as the first of all.
     #[arg(long, value_name = "REV")]
     expect: Option<Rev>,
@@ -98,6 +99,12 @@ pub(crate) struct How {
     /// Repeat a request that had no answer: the id that was printed.
     #[arg(long, value_name = "ID", value_parser = id)]
     request: Option<Id>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct How {
+    #[command(flatten)]
+    by: By,
     #[command(flatten)]
     roll: Roll,
 }
@@ -265,7 +272,7 @@ pub(crate) enum Verb {
         #[command(flatten)]
         to: To,
         #[command(flatten)]
-        by: epoch::By,
+        by: By,
         /// What `export` wrote; `-`: standard input.
         file: PathBuf,
     },
@@ -385,24 +392,35 @@ fn maybe_place(client: &Client, rev: Option<Rev>) -> Res<Option<Place>> {
     rev.map(|rev| place(client, rev)).transpose()
 }
 
+impl By {
+    fn request(&self) -> Res<Id> {
+        self.request.map_or_else(random, Ok)
+    }
+
+    fn expect(&self, client: &Client) -> Res<Option<Place>> {
+        self.expect.map(|rev| expected(client, rev)).transpose()
+    }
+
+    /// Whoever is logged in, if nobody is named.
+    fn author(&self) -> String {
+        let user = || std::env::var("USER").unwrap_or_default();
+        self.author.clone().unwrap_or_else(user)
+    }
+}
+
 impl How {
     fn commit(&self, client: &Client, changes: ChangeSet) -> Res<Commit> {
-        let request = self.request.map_or_else(random, Ok)?;
+        let request = self.by.request()?;
         Ok(Commit {
             request,
             rollout: self.roll.plan(request)?,
             supersede: self.roll.supersede,
-            expect: self.expect.map(|rev| expected(client, rev)).transpose()?,
+            expect: self.by.expect(client)?,
             changes,
-            author: author(self.author.clone()),
-            note: self.note.clone(),
+            author: self.by.author(),
+            note: self.by.note.clone(),
         })
     }
-}
-
-/// Who changes something: whoever is logged in, if nobody is named.
-fn author(named: Option<String>) -> String {
-    named.unwrap_or_else(|| std::env::var("USER").unwrap_or_default())
 }
 
 /// Prints where a change is; without an answer, how to ask again.
@@ -569,7 +587,7 @@ fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: bool) -> Res<()> {
         gone.filter(|(name, _)| !named.contains(*name)).for_each(|(name, _)| changes.delete(name.clone()));
     }
     let effective = now.effective(&changes);
-    if let (true, Some(at), None, false) = (effective.is_empty(), at, how.request, superseded) {
+    if let (true, Some(at), None, false) = (effective.is_empty(), at, how.by.request, superseded) {
         eprintln!("nothing to change");
         print(&format!("{}\n", show::place(at)));
         return Ok(());

@@ -164,6 +164,14 @@ mod on {
         ("table-of-the-first", "relay: of several namespaces the table of the first alone is told upward"),
         ("newest-way-taken", "relay: a pipe that opens is used at once, whatever is in use"),
         ("conflict-above-ignored", "relay: what is reported behind one of another history counts"),
+        (
+            "way-left-counts",
+            "relay: what was reported behind one of another history counts once the node has left it",
+        ),
+        (
+            "late-conflict-counts",
+            "relay: one of another history is believed of a node that is elsewhere by now",
+        ),
         // The world.
         ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),
     ];

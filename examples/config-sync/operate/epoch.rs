@@ -2,35 +2,18 @@
 //!
 //! Owns: looking before it is done. Never: a choice between two histories.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
+use spanwire_config::State;
 use spanwire_config::client::{Begin, Client};
 use spanwire_config::wire::client::{BeginWith, Writable};
-use spanwire_config::{Id, State};
 
-use super::{Failed, REFUSED, Res, Rev, To, author, done, expected, id, print, random};
+use super::{By, Failed, REFUSED, Res, Rev, To, done, print};
 use crate::show;
-
-#[derive(Args, Debug)]
-pub(crate) struct By {
-    /// Only if this is the newest revision; 0:0: only where there is none.
-    #[arg(long, value_name = "REV")]
-    expect: Option<Rev>,
-    /// Who begins the epoch.
-    #[arg(long, env = "CONFIG_SYNC_AUTHOR")]
-    author: Option<String>,
-    /// Why [default: an epoch begins].
-    #[arg(long, short = 'm', default_value = "")]
-    note: String,
-    /// Repeat a request that had no answer: the id that was printed.
-    #[arg(long, value_name = "ID", value_parser = id)]
-    request: Option<Id>,
-}
 
 impl By {
     fn of(self, client: &Client) -> Res<Begin> {
-        let request = self.request.map_or_else(random, Ok)?;
-        let expect = self.expect.map(|rev| expected(client, rev)).transpose()?;
-        Ok(Begin { request, expect, author: author(self.author), note: self.note })
+        let (request, expect, author) = (self.request()?, self.expect(client)?, self.author());
+        Ok(Begin { request, expect, author, note: self.note })
     }
 
     fn begin(self, client: &Client, with: BeginWith) -> Res<()> {

@@ -146,7 +146,7 @@ impl Node {
 
     /// What it holds is of another history than what is served here, or not known to be of this.
     fn is_other(&self) -> bool {
-        self.status.conflict || self.unjudged || self.head.is_some()
+        (self.status.conflict || self.unjudged || self.head.is_some()) && !planted("conflict-above-ignored")
     }
 
     fn uses(&mut self, pipe: PipeId) {
@@ -264,7 +264,7 @@ impl Nodes {
         let (before, counted) = (node.behind, self.counts(node));
         let Some(node) = self.table.get_mut(&id) else { return };
         way(node);
-        if node.behind != before && !counted {
+        if node.behind != before && !counted && !planted("way-left-counts") {
             node.status.forget(None);
         }
     }
@@ -417,6 +417,9 @@ impl Nodes {
             });
         }
         let known = self.table.get(&at).is_none_or(|relay| !relay.is_other() && self.counts(relay));
+        let teller = said.path.first().and_then(|relay| self.table.get(relay));
+        let vouched = teller.is_none_or(|relay| !relay.is_other());
+        let waits = self.table.get(&said.node).is_some_and(|node| !self.counts(node));
         let Some(node) = self.table.get_mut(&said.node) else { return Ok(()) };
         let latest = attempt == node.attempt && node.behind == Some(at);
         if latest {
@@ -433,8 +436,8 @@ impl Nodes {
                 if latest {
                     (node.head, node.claimed) = (None, None);
                 }
-                // Where it is now it speaks for itself.
-                if latest || known {
+                // Where it is now it speaks for itself; what came by another way than who tells it waits with that.
+                if latest && (vouched || waits) || known && vouched || planted("late-conflict-counts") {
                     claim(&mut node.status, &said);
                 }
             }
@@ -503,7 +506,7 @@ impl Nodes {
     /// Whether what is reported of a node is of the history served here. What is behind a relay holds what the relay
     /// holds: if that is another history, or not known yet, its positions name something else.
     fn counts(&self, node: &Node) -> bool {
-        planted("conflict-above-ignored") || !self.between(node).any(Node::is_other)
+        !self.between(node).any(Node::is_other)
     }
 
     fn told(&self, id: Id, node: &Node) -> NodeStatus {

@@ -460,16 +460,24 @@ fn left_from_one_relay_does_not_undo_here_from_another() {
     assert!(status(&mut a, 1).connected);
 }
 
-#[test]
-fn a_node_behind_a_relay_is_told_of_its_higher_boot_and_says_hello_with_one_above() {
+/// A life of node 7.
+fn born(boot: u64) -> Script<Replica> {
+    let node = Id([7; 16]);
+    Script::new(Replica::new(ReplicaSettings { node, boot, ..ReplicaSettings::default() }))
+}
+
+/// An authority of one revision, and a relay that has it.
+fn relayed() -> (Authority, Relay, Wire) {
     let (mut a, mut r) = (authority(Settings::default()), Relay::new(50));
     commit(&mut a, &puts([("a", "1")]));
     let mut upper = Wire::new(&mut a, &mut r);
     upper.flow(&mut a, &mut r);
-    let born = |boot| {
-        let node = Id([7; 16]);
-        Script::new(Replica::new(ReplicaSettings { node, boot, ..ReplicaSettings::default() }))
-    };
+    (a, r, upper)
+}
+
+#[test]
+fn a_node_behind_a_relay_is_told_of_its_higher_boot_and_says_hello_with_one_above() {
+    let (mut a, mut r, mut upper) = relayed();
     let mut first = born(5);
     let mut direct = Wire::new(&mut a, &mut first);
     direct.flow(&mut a, &mut first);
@@ -494,14 +502,7 @@ fn a_node_behind_a_relay_is_told_of_its_higher_boot_and_says_hello_with_one_abov
 
 #[test]
 fn an_earlier_life_behind_a_relay_is_told_of_a_later_one_elsewhere() {
-    let (mut a, mut r) = (authority(Settings::default()), Relay::new(50));
-    commit(&mut a, &puts([("a", "1")]));
-    let mut upper = Wire::new(&mut a, &mut r);
-    upper.flow(&mut a, &mut r);
-    let born = |boot| {
-        let node = Id([7; 16]);
-        Script::new(Replica::new(ReplicaSettings { node, boot, ..ReplicaSettings::default() }))
-    };
+    let (mut a, mut r, mut upper) = relayed();
     let told = |r: &Script<Replica>| r.protocol.status(r.now()).stale_boot;
     let (mut first, mut second) = (born(5), born(6));
     let mut lower = Wire::new(&mut r, &mut first);

@@ -603,7 +603,7 @@ impl Model for Tree {
         }
         let machines = relay(net, n).into_iter().flat_map(|relay| &relay.machines);
         for (ns, machine) in machines.enumerate() {
-            if let Some((to, _)) = machine.held() {
+            if let Some((to, _)) = machine.canary().or(machine.held()) {
                 let from = self.truths[n].shown.insert(ns, to.clone());
                 from.iter().for_each(|from| self.histories[ns].relay_steps(from, to));
             }
