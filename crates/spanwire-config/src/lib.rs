@@ -97,8 +97,8 @@ pub use digest::{Digest, LtHash};
 pub use driver::Driver;
 pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
 pub use node::{
-    Changed, Freshness, Node, NodeBuilder, NodeError, NotReached, Snapshot, Validator, WaitFor, Watch,
-    WatchStream,
+    Changed, Copied, Freshness, Node, NodeBuilder, NodeError, NotReached, Snapshot, Validator, WaitFor,
+    Watch, WatchStream,
 };
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};

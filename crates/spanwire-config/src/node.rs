@@ -290,6 +290,18 @@ pub struct Freshness {
     pub age: Option<Duration>,
 }
 
+/// What a node did when its server knew a later start of the same node: the folder of its cache is an older copy, or
+/// another process runs with a copy of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Copied {
+    /// It raised its start number above that one, once. A folder that was put back from a backup needs no more.
+    Raised,
+    /// It was told again, so another process lives with a copy of the folder: this one goes on as another node, with an
+    /// id of its own.
+    Renamed,
+}
+
 /// A replica inside a program. A clone is the same node; it ends when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Node(Arc<Handle>);
@@ -387,10 +399,17 @@ impl Node {
         self.0.socket.with(|r, cx| r.status(cx.now()))
     }
 
-    /// What is wrong with the cache, if anything: damage that was found in it, or why what is visible is not in it. The
-    /// authority is told *volatile* then.
+    /// What is wrong with the cache, if anything: damage that was found in it, or why what is visible, or who this node is
+    /// by now ([`copied`](Self::copied)), is not in it. The authority is told *volatile* while what is visible is not.
     pub fn cache_trouble(&self) -> Option<String> {
         self.0.board.trouble()
+    }
+
+    /// What this node did last when it heard that its cache is an older copy, or that another process uses a copy of it;
+    /// `None`: it did not hear so in this process life. An operator should know of [`Copied::Renamed`]: each node is to
+    /// have its own folder.
+    pub fn copied(&self) -> Option<Copied> {
+        self.0.board.copied()
     }
 
     /// Asks for what was refused to be offered again: the cause may have passed.

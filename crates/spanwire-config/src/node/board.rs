@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::Copied;
 use crate::{Digest, Entry, Head, Key, Position, State};
 
 /// A whole revision, pinned: it stays as it is for as long as it is kept. A clone costs nothing.
@@ -93,6 +94,9 @@ struct Wall {
     closed: bool,
     /// Why what is visible is not on disk.
     trouble: Option<String>,
+    /// Why who the node is by now is not on disk.
+    unnamed: Option<String>,
+    copied: Option<Copied>,
     sleepers: BTreeMap<u64, (Until, Waker)>,
     next: u64,
     /// Threads that sleep.
@@ -112,6 +116,8 @@ impl Board {
             now: Snapshot::nothing(),
             closed: false,
             trouble: None,
+            unnamed: None,
+            copied: None,
             sleepers: BTreeMap::new(),
             next: 0,
             threads: 0,
@@ -129,11 +135,23 @@ impl Board {
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        self.lock().trouble.clone()
+        let wall = self.lock();
+        let all: Vec<&str> = wall.trouble.iter().chain(&wall.unnamed).map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     pub(super) fn set_trouble(&self, trouble: Option<String>) {
         self.lock().trouble = trouble;
+    }
+
+    pub(super) fn copied(&self) -> Option<Copied> {
+        self.lock().copied
+    }
+
+    /// `unnamed`: why that is not on disk.
+    pub(super) fn set_copied(&self, copied: Copied, unnamed: Option<String>) {
+        let mut wall = self.lock();
+        (wall.copied, wall.unnamed) = (Some(copied), unnamed);
     }
 
     pub(super) fn publish(&self, snapshot: Snapshot) {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use spanwire::protocol::{Cx, Receives};
 use spanwire::{Socket, WaitError};
 
-use super::{Board, Changed, OnChange, Snapshot, Validator};
+use super::{Board, Changed, Copied, OnChange, Snapshot, Validator};
 use crate::again::{self, Again};
 #[cfg(all(unix, feature = "sync"))]
 use crate::store::{Evidence, Store};
@@ -158,7 +158,9 @@ impl Keeper {
 
     /// A server knows a later start of this node.
     fn rise(&mut self, boot: u64) {
-        let (id, boot) = self.cache.rise(boot);
+        let (id, boot, copied, unnamed) = self.cache.rise(boot);
+        // Known before the next HELLO says it.
+        self.board.set_copied(copied, unnamed);
         self.socket.with(|r, _| r.set_identity(id, boot));
     }
 
@@ -251,16 +253,23 @@ impl Cache {
         Ok(())
     }
 
-    /// Another start number, or another node.
-    fn rise(&mut self, boot: u64) -> (Id, u64) {
+    /// Another start number, or another node; and why that is not on disk, if it should be.
+    fn rise(&mut self, boot: u64) -> (Id, u64, Copied, Option<String>) {
         #[cfg(all(unix, feature = "sync"))]
         if let Some(store) = &mut self.store {
-            // Where it cannot be noted it holds until this process ends.
-            let _ = if self.raised { store.renew() } else { store.raise_above(boot) };
+            let (written, copied) = if self.raised {
+                (store.renew(), Copied::Renamed)
+            } else {
+                (store.raise_above(boot), Copied::Raised)
+            };
             self.raised = true;
+            let unnamed = written
+                .err()
+                .map(|e| format!("who this node is was not noted, so it holds until this process ends: {e}"));
             let identity = store.identity();
-            return (identity.id, identity.boot);
+            return (identity.id, identity.boot, copied, unnamed);
         }
-        (Id::random().unwrap_or_else(|_| Id::named(&format!("{boot:x}"))), boot)
+        let id = Id::random().unwrap_or_else(|_| Id::named(&format!("{boot:x}")));
+        (id, boot, Copied::Renamed, None)
     }
 }

@@ -442,7 +442,7 @@ mod cache {
     use std::fs;
 
     use spanwire_config::rollout::{Plan, Stage, WHOLE};
-    use spanwire_config::{AuthorityEvent, Intent, NodeError, Request, Step, Ticket, store};
+    use spanwire_config::{AuthorityEvent, Copied, Intent, NodeError, Request, Step, Ticket, store};
 
     use super::*;
 
@@ -588,6 +588,38 @@ mod cache {
         let node = run();
         let status = server.await_node("a higher boot", |node| node.connected && node.boot > before.boot);
         assert_eq!(status.node, before.node);
+        assert_eq!(node.copied(), Some(Copied::Raised), "the program can tell its operator");
+        assert_eq!(node.cache_trouble(), None, "it is noted");
         node.close(PATIENCE);
+        let node = run();
+        assert_eq!(node.copied(), None, "once is enough");
+        node.close(PATIENCE);
+    }
+
+    #[test]
+    fn of_two_nodes_on_copies_of_a_folder_one_becomes_another_node_and_says_so() {
+        let (folder, copy) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let mut server = server();
+        let at = server.put([("a", "1")]);
+        let first = start(node(&server).cache(folder.path()));
+        server.await_node("applied", |node| node.connected && node.applied == Some(at));
+        for file in fs::read_dir(folder.path()).expect("it exists") {
+            let file = file.expect("readable");
+            if file.file_type().expect("readable").is_file() {
+                fs::copy(file.path(), copy.path().join(file.file_name())).expect("writable");
+            }
+        }
+        assert_eq!(first.copied(), None);
+        let second = start(node(&server).cache(copy.path()));
+        let key = server.socket.with(|d, _| d.wait_key());
+        let both = |d: &mut Distributor| {
+            let there = |node: &&NodeStatus| node.connected && node.applied == Some(at);
+            (d.status().iter().filter(there).count() == 2).then_some(())
+        };
+        server.socket.wait(key, Some(PATIENCE), |d, _| both(d)).expect("the server shows both");
+        let told = [first.copied(), second.copied()];
+        assert!(told.contains(&Some(Copied::Renamed)), "one has another id: {told:?}");
+        first.close(PATIENCE);
+        second.close(PATIENCE);
     }
 }
