@@ -1,5 +1,9 @@
 //! What a node is sent, accepts and refuses, and what that costs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::{prop_assert_eq, proptest};
+
 use super::*;
 
 #[test]
@@ -518,4 +522,55 @@ fn a_transfer_that_the_node_has_already_is_acknowledged_all_the_same() {
     let at = commit(&mut a, &puts([("a", "3")]));
     link.flow(&mut a, &mut r);
     assert_eq!(accept(&mut r, Level::Applied).position(), at);
+}
+
+proptest! {
+    #[test]
+    fn invariant_08_what_was_deleted_stays_away_until_it_is_put_again(
+        steps in proptest::collection::vec((0..4_u8, 0..6_u8), 1..60),
+        log in 1..8_usize,
+    ) {
+        // A short log: who was away gets merged steps, or a snapshot.
+        let mut a = authority(Settings { log_commits: log, ..Settings::default() });
+        let mut r = replica(1);
+        let mut link = Some(Link::new(&mut a, &mut r));
+        let (mut alive, mut seen) = (BTreeSet::new(), BTreeMap::new());
+        // At the end all of it arrives.
+        for (what, n) in steps.into_iter().chain([(2, 0), (2, 0)]) {
+            let name = key(&format!("k{n}"));
+            let mut changes = ChangeSet::new();
+            match what {
+                0 => {
+                    changes.put(name.clone(), 0, "v");
+                    alive.insert(name);
+                }
+                1 => {
+                    changes.delete(name.clone());
+                    alive.remove(&name);
+                }
+                2 => {
+                    let link = link.get_or_insert_with(|| Link::new(&mut a, &mut r));
+                    link.flow(&mut a, &mut r);
+                    while r.readiness().recv {
+                        let update = accept(&mut r, Level::Stored);
+                        let keys: BTreeSet<Key> = update.state.iter().map(|(key, _)| key.clone()).collect();
+                        prop_assert_eq!(Some(&keys), seen.get(&update.position().rev));
+                        link.flow(&mut a, &mut r);
+                    }
+                    continue;
+                }
+                _ => {
+                    if let Some(link) = link.take() {
+                        a.lose(link.above);
+                        r.lose(link.below);
+                    }
+                    continue;
+                }
+            }
+            let at = commit(&mut a, &changes);
+            seen.insert(at.rev, alive.clone());
+        }
+        let visible = r.protocol.visible().map(|(head, _)| head.position);
+        prop_assert_eq!(visible, a.protocol.head().map(|head| head.position));
+    }
 }
