@@ -11,6 +11,7 @@ mod nng;
 mod ours;
 mod ours_async;
 mod ours_batch;
+mod ours_spin;
 mod runtime;
 #[cfg(feature = "peers-rust")]
 mod rzmq;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Box<dyn Entry>> {
         Box::new(ours::Spanwire),
         Box::new(ours_async::SpanwireAsync),
         Box::new(ours_batch::SpanwireBatch),
+        Box::new(ours_spin::SpanwireSpin),
         #[cfg(feature = "peers-c")]
         Box::new(zmq::Zmq),
         #[cfg(feature = "peers-c")]

@@ -92,7 +92,8 @@ fn round(seed: u64) {
     };
     let total = 4000u64;
     let limit = Limit::messages(1 + rng.below(50) as usize);
-    let pull = Pull::builder().recv_queue(limit).build().unwrap();
+    let spin = Duration::from_micros([0, 0, 20, 200][rng.below(4) as usize]);
+    let pull = Pull::builder().recv_queue(limit).spin(spin).build().unwrap();
     let at = pull.bind(&url).unwrap().url().to_owned();
     let senders = 1 + rng.below(3);
     let receivers = 1 + rng.below(3);
@@ -101,11 +102,12 @@ fn round(seed: u64) {
     let next = Arc::new(AtomicU64::new(0));
     let size = rng.below(3) * 100;
     let one_push = rng.below(2) == 0;
-    let shared = Push::builder().send_queue(limit).build().unwrap();
+    let new_push = move || Push::builder().send_queue(limit).spin(spin).build().unwrap();
+    let shared = new_push();
     shared.connect(&at).unwrap();
     let mut threads = Vec::new();
     for _ in 0..senders {
-        let push = if one_push { shared.clone() } else { Push::builder().send_queue(limit).build().unwrap() };
+        let push = if one_push { shared.clone() } else { new_push() };
         if !one_push {
             push.connect(&at).unwrap();
         }
@@ -179,9 +181,10 @@ fn requests_from_threads_and_tasks_each_get_their_own_reply() {
     let began = Instant::now();
     let mut seed = 1;
     while began.elapsed() < Duration::from_secs(seconds() / 2) {
-        let rep = Rep::new().unwrap();
+        let spin = Duration::from_micros([0, 50][seed as usize / 2 % 2]);
+        let rep = Rep::builder().spin(spin).build().unwrap();
         let at = rep.bind(if seed % 2 == 0 { "tcp://127.0.0.1:0" } else { "inproc://stress-rep" }).unwrap();
-        let req = Req::new().unwrap();
+        let req = Req::builder().spin(spin).build().unwrap();
         req.connect(at.url()).unwrap();
         let servers: Vec<_> = (0..2)
             .map(|_| {

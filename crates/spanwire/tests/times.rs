@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use spanwire::protocol::{Cx, PipeId, Protocol, ProtocolInfo, Readiness, Reject, Time, TimerKey, WaitKey};
-use spanwire::{Event, Push, SendError, Socket};
+use spanwire::{Error, Event, Pull, Push, RecvError, SendError, Socket};
 
 /// A PULL that shakes hands and then reads nothing.
 fn deaf_pull(listener: &TcpListener) -> std::net::TcpStream {
@@ -115,4 +115,40 @@ fn a_timer_set_lazily_fires_whoever_looks_after_the_socket() {
         rung();
         assert!(sleeps.join().expect("no panic").is_ok());
     });
+}
+
+#[test]
+fn a_wait_that_spins_ends_at_its_deadline_with_a_message_and_with_its_socket() {
+    let spin = Duration::from_millis(100);
+    let pull = Pull::builder().spin(spin).build().expect("a socket");
+    let push = Push::new().expect("a socket");
+    push.connect(pull.bind("inproc://spins").expect("a name").url()).expect("an address");
+    assert!(push.wait_for_peers(1, Duration::from_secs(10)));
+    // Within the time that it spins, and beyond it.
+    for wait in [spin / 20, spin * 2] {
+        let began = Instant::now();
+        assert!(matches!(pull.recv_timeout(wait), Err(RecvError::TimedOut)));
+        assert!(began.elapsed() >= wait, "too soon: {:?}", began.elapsed());
+    }
+    for pause in [spin / 20, spin * 2] {
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| pull.recv_timeout(Duration::from_secs(10)));
+            std::thread::sleep(pause);
+            push.send("now").expect("there is room");
+            assert_eq!(waits.join().expect("no panic").expect("it came"), "now");
+        });
+    }
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| pull.recv());
+        pull.close(Duration::ZERO).expect("it was open");
+        assert!(matches!(waits.join().expect("no panic"), Err(RecvError::Closed)));
+    });
+}
+
+#[test]
+fn a_wait_that_would_spin_for_long_is_refused() {
+    match Pull::builder().spin(Duration::from_millis(101)).build() {
+        Err(Error::InvalidOption { name: "spin", why }) => assert!(why.contains("100ms"), "{why}"),
+        other => panic!("{other:?}"),
+    }
 }

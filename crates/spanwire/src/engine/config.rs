@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) send_limit: Limit,
     pub(crate) recv_limit: Limit,
     pub(crate) linger: Duration,
+    /// How long a caller that leads looks again and again before it sleeps.
+    pub(crate) spin: Duration,
     pub(crate) recv_max_size: usize,
     pub(crate) handshake_timeout: Duration,
     pub(crate) reconnect_min: Duration,

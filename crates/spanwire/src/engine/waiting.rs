@@ -61,6 +61,7 @@ impl Core {
     ) -> (Guard<'a>, bool) {
         self.with_loop(d, |d| {
             let (mut st, mut looked) = (st, false);
+            let spins_until = (!self.cfg.spin.is_zero()).then(|| Instant::now() + self.cfg.spin);
             loop {
                 st = self.refresh(st, d);
                 // Also a deadline in the past deserves one look at what has arrived.
@@ -68,7 +69,10 @@ impl Core {
                 if self.satisfied(&mut st, want) || late {
                     return (st, late);
                 }
-                st = self.lead_once(st, d, want, deadline);
+                // One that spins polls without sleeping. The deadline is looked at above.
+                let now = spins_until.map(|_| Instant::now());
+                let spins = now.filter(|now| spins_until.is_some_and(|until| *now < until));
+                st = self.lead_once(st, d, want, spins.or(deadline));
                 looked = true;
             }
         })

@@ -14,6 +14,9 @@ use crate::protocol::Protocol;
 use crate::queue::Limit;
 use crate::transport::{Bag, Facts, Schemes, Transport};
 
+/// The longest that a wait may keep a CPU busy.
+const SPIN: Duration = Duration::from_millis(100);
+
 type Wrap<P, S> = Box<dyn FnOnce(Socket<P>) -> S + Send>;
 
 /// Builds a socket. From `Push::builder()` and its like, or [`Socket::builder`].
@@ -31,6 +34,7 @@ impl<P: Protocol, S> Builder<P, S> {
             send_limit: Limit::DEFAULT,
             recv_limit: Limit::DEFAULT,
             linger: Duration::from_secs(1),
+            spin: Duration::ZERO,
             recv_max_size: 1 << 20,
             handshake_timeout: Duration::from_secs(10),
             reconnect_min: Duration::from_millis(100),
@@ -68,6 +72,15 @@ impl<P: Protocol, S> Builder<P, S> {
     /// what has not left is lost.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.cfg.linger = linger;
+        self
+    }
+
+    /// How long a call that waits looks again and again before its thread sleeps. Default: zero, which sleeps at once; at
+    /// most 100 ms. What comes within that time is found without waking a thread, at the price of a CPU that is busy
+    /// meanwhile: for a process that has CPUs to spare, as many as it has such calls at a time. It holds for each wait anew; of
+    /// several threads that wait on one socket one spins, and tasks do not.
+    pub fn spin(mut self, time: Duration) -> Self {
+        self.cfg.spin = time;
         self
     }
 
@@ -143,6 +156,10 @@ impl<P: Protocol, S> Builder<P, S> {
             return Err(Error::InvalidOption { name: "handshake_timeout", why });
         }
         check_reconnect(cfg.reconnect_min, cfg.reconnect_max)?;
+        if cfg.spin > SPIN {
+            let why = format!("{:?} is above {SPIN:?}: who waits for so long sleeps", cfg.spin);
+            return Err(Error::InvalidOption { name: "spin", why });
+        }
         Ok(wrap(Socket::from_core(Core::new(Box::new(protocol), cfg)?)))
     }
 }
