@@ -8,10 +8,11 @@
 //! anything outside both.
 
 mod act;
+mod place;
 mod promotion;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use spanwire::{RecvError, Socket};
@@ -26,7 +27,7 @@ use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
 use crate::store::{Evidence, Identity, Loaded, NewDir, Role, Store};
-use crate::tree::{self, TreeError};
+use crate::tree;
 use crate::wire::{NackCode, NamespaceStatus};
 use crate::{
     ChangeSet, Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State,
@@ -209,22 +210,8 @@ impl<'a> Agent<'a> {
                 config.out.join("current").display()
             ));
         }
-        let new_out = NewDir::look(&config.out);
-        let mut new_staging = None;
         let mut store = Store::open_as(&config.state, Role::Agent)?;
-        let open = |staging: &Path| Kept::open(config.layout, &config.out, staging);
-        let output = match open(&store.dir().join("staging")) {
-            Err(error @ TreeError::OtherFileSystem(..)) => match folders::beside(&config.out, ".staging") {
-                Some(staging) => {
-                    new_staging = Some(NewDir::look(&staging));
-                    open(&staging)?
-                }
-                None => return Err(error.into()),
-            },
-            output => output?,
-        };
-        let out = config.out.canonicalize().unwrap_or_else(|_| config.out.clone());
-        claim(&store, &output, &out, config.take_over)?;
+        let (output, new) = place::open(config, &store)?;
         believes_nobody(&config.trust, log);
         store.set_trust(config.trust.clone());
         let loaded = store.load(config.limits.bytes);
@@ -281,8 +268,7 @@ impl<'a> Agent<'a> {
             agent.socket.connect(url)?;
         }
         agent.store.keep();
-        new_out.keep();
-        new_staging.into_iter().for_each(NewDir::keep);
+        new.into_iter().for_each(NewDir::keep);
         Ok(agent)
     }
 
@@ -325,7 +311,7 @@ impl<'a> Agent<'a> {
             }
             Err(error) => {
                 self.log.say(format_args!("last good revision: {holds}"));
-                self.not_in_place(position, &error);
+                self.not_in_place(position, &error.to_string());
             }
         }
     }
@@ -397,7 +383,9 @@ impl<'a> Agent<'a> {
         // What needs room on the disk comes before anything is said or shown.
         // Not noted, what the hook succeeded for could lose its slot.
         let noted = self.note_applied();
+        let found = self.find_output();
         let stored = (|| -> Result<_, String> {
+            found?;
             let shown = self.shown.as_ref().map(|(head, state)| (head, state));
             let staged = self.output.stage(&update.head, &files, shown, &changes);
             let staged = staged.map_err(|e| e.to_string())?;
@@ -445,6 +433,9 @@ impl<'a> Agent<'a> {
     /// what it changes.
     fn repair(&mut self, expected: Option<&ChangeSet>) {
         let Some((head, state)) = self.shown.clone() else { return };
+        if let Err(why) = self.find_output() {
+            return self.not_in_place(head.position, &why);
+        }
         match self.output.repair(&head, &state) {
             Ok(mut differed) => {
                 let changes = expected.into_iter().flat_map(ChangeSet::keys).map(Key::to_string);
@@ -465,7 +456,7 @@ impl<'a> Agent<'a> {
                 }
                 self.in_place(head.position);
             }
-            Err(error) => self.not_in_place(head.position, &error),
+            Err(error) => self.not_in_place(head.position, &error.to_string()),
         }
     }
 
@@ -479,7 +470,7 @@ impl<'a> Agent<'a> {
         self.act();
     }
 
-    fn not_in_place(&mut self, position: Position, error: &TreeError) {
+    fn not_in_place(&mut self, position: Position, error: &str) {
         self.dirty = true;
         self.repair.failed(Instant::now(), again::random());
         // The hook waits for that.
@@ -612,23 +603,6 @@ impl<'a> Agent<'a> {
         self.renewed = true;
         self.socket.with(|r, _| r.set_identity(identity.id, identity.boot));
     }
-}
-
-/// The directory is empty, or was this folder's before, or is taken over.
-fn claim(store: &Store, output: &Kept, out: &Path, take_over: bool) -> Result<(), ProcessError> {
-    use std::os::unix::ffi::OsStrExt;
-    let mine = store.note("out").is_some_and(|noted| noted == out.as_os_str().as_bytes());
-    if !mine {
-        if !output.is_empty()? && !take_over {
-            return Err(ProcessError::Refused(format!(
-                "{} is not empty and was not kept by this agent; what is not published would be deleted \
-                 (--take-over does that)",
-                out.display()
-            )));
-        }
-        store.set_note("out", out.as_os_str().as_bytes())?;
-    }
-    Ok(())
 }
 
 fn settings(config: &Config, identity: Identity) -> ReplicaSettings {

@@ -67,6 +67,14 @@ impl Kept {
         }
     }
 
+    /// Whether the directory that is open still has its name.
+    pub(crate) fn is_there(&self) -> bool {
+        match self {
+            Kept::Flat(output) => output.is_there(),
+            Kept::Versioned(versions) => versions.is_there(),
+        }
+    }
+
     /// Where the files of this revision are, once it is in place. `root` is how the operator names the directory.
     pub(crate) fn path(&self, root: &Path, head: &Head) -> PathBuf {
         match self {

@@ -167,6 +167,14 @@ fn renames(from: &OwnedFd, to: &OwnedFd) -> Result<bool, Errno> {
     Ok(same && rustix::fs::renameat(from, "none", to, ".") != Err(Errno::XDEV))
 }
 
+/// Whether `path` still names the directory that is open.
+fn still_named(dir: &OwnedFd, path: &Path) -> bool {
+    match (rustix::fs::fstat(dir), std::fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.st_dev, open.st_ino) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// A directory that holds exactly one state, and its staging folder beside it.
@@ -211,6 +219,11 @@ impl Output {
     /// Whether the file system takes names that differ only in case for one name.
     pub fn ignores_case(&self) -> bool {
         self.ignores_case
+    }
+
+    /// Whether the directory that is open still has its name.
+    pub(crate) fn is_there(&self) -> bool {
+        still_named(&self.dir, &self.root)
     }
 
     /// Whether nothing is in the directory.

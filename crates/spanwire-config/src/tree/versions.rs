@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{FOLDER, Output, TreeError, above, at, check, delete, names};
+use super::{FOLDER, Output, TreeError, above, at, check, delete, names, still_named};
 use crate::{Position, State};
 
 /// The link.
@@ -68,6 +68,11 @@ impl Versions {
 
     pub(crate) fn ignores_case(&self) -> bool {
         self.ignores_case
+    }
+
+    /// Whether the root that is open still has its name.
+    pub(crate) fn is_there(&self) -> bool {
+        still_named(&self.dir, &self.root)
     }
 
     /// Whether nothing is in the root.

@@ -187,3 +187,32 @@ fn a_tree_that_this_node_cannot_hold_is_refused_and_the_last_one_stays() {
     w.write("src/a", "3");
     w.await_equal("n");
 }
+
+#[test]
+fn a_directory_that_was_taken_away_or_replaced_is_kept_anew_with_the_next_revision() {
+    for layout in [agent::Layout::Flat, agent::Layout::Versioned { keep: 2 }] {
+        let w = World::with(&[("a", "1"), ("d/b", "1")]);
+        let server = w.serve();
+        let agent = Running::agent(agent::Config { layout, ..w.agent_config("n") });
+        let shown = match layout {
+            agent::Layout::Flat => "n",
+            agent::Layout::Versioned { .. } => "n/current",
+        };
+        w.await_equal(shown);
+        server.await_line("applied 1/");
+        fs::remove_dir_all(w.path("n")).expect("ours");
+        w.write("src/a", "2");
+        agent.await_line("was taken away or replaced");
+        w.await_equal(shown);
+        server.await_line("applied 1/");
+        // What is elsewhere now is not written to any more.
+        fs::rename(w.path("n"), w.path("moved")).expect("ours");
+        w.write("n/stray", "");
+        w.write("src/a", "3");
+        w.await_equal(shown);
+        let moved = w.path(&shown.replacen('n', "moved", 1)).join("a");
+        assert_eq!(text(&moved), "2");
+        agent.ends();
+        server.ends();
+    }
+}
