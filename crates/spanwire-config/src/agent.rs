@@ -65,7 +65,7 @@ pub struct Config {
     pub cluster: String,
     /// Name of the namespace. Default: `config`.
     pub namespace: String,
-    /// Labels of the node.
+    /// Labels of the node: name and value, each name once.
     pub labels: Vec<(String, String)>,
     /// Whose revisions are believed; empty: anybody's. Default: empty.
     pub trust: Keyring,
@@ -201,6 +201,12 @@ impl<'a> Agent<'a> {
         }
         folders::apart(&config.out, &config.state)?;
         let Config { name, labels, limits, .. } = config;
+        if let Some((twice, _)) = (labels.iter().enumerate())
+            .find(|(n, (name, _))| labels.iter().take(*n).any(|(other, _)| other == name))
+            .map(|(_, label)| label)
+        {
+            return refuse(format!("the label {twice} has two values; a label has one"));
+        }
         let templates = Templates::read(&config.templates, name, labels, limits)?;
         if tree::is_mount_point(&config.out) {
             return refuse(format!(

@@ -155,9 +155,11 @@ impl NodeBuilder {
         self
     }
 
-    /// A label of this node, for whom a revision may be; at most 16.
+    /// A label of this node, for whom a revision may be; at most 16. Said again, the later value counts.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.settings.labels.push((name.into(), value.into()));
+        let name = name.into();
+        self.settings.labels.retain(|(other, _)| *other != name);
+        self.settings.labels.push((name, value.into()));
         self
     }
 

@@ -11,10 +11,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Object, ObjectExt};
+use minijinja::value::{Enumerator, Object, ObjectExt, ObjectRepr};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
 
 use crate::tree::{self, EXECUTABLE, TreeError};
@@ -67,6 +67,9 @@ pub enum TemplateError {
     /// It cannot be understood, or not be rendered with this revision.
     #[error("template {0}")]
     Template(String),
+    /// It puts a value into its text that is none.
+    #[error("template {0}: the value of {1} is not UTF-8, so it cannot be put into a text")]
+    Binary(String, String),
     /// What it makes is over the limits.
     #[error("a template makes too much: {0}")]
     OverLimit(#[from] OverLimit),
@@ -137,7 +140,8 @@ impl Templates {
         if self.made.is_empty() {
             return Ok(files);
         }
-        let keys = Value::from_object(Keys(state.clone()));
+        let used = Used::default();
+        let keys = Value::from_object(Keys { state: state.clone(), used: used.clone() });
         for (key, source, flags) in &self.made {
             let template = self.env.get_template(source).map_err(|error| said(&error, ""))?;
             let (name, labels) = (&self.name, &self.labels);
@@ -149,6 +153,9 @@ impl Templates {
                 return Err(OverLimit::Value { key: key.clone(), size, limit }.into());
             }
             rendered.map_err(|error| said(&error, template.source()))?;
+            if let Some(of) = used.get() {
+                return Err(TemplateError::Binary(source.clone(), of.clone()));
+            }
             if files.put(key.clone(), Entry::new(*flags, out.text)).is_some() {
                 return Err(TemplateError::Published(key.clone()));
             }
@@ -219,31 +226,60 @@ fn sources(
     Ok(all)
 }
 
-/// The keys of a revision, as templates see them: texts, or bytes where a value is none.
+/// The keys of a revision, as templates see them: texts. Of a value that is none only its presence can be used.
 #[derive(Debug)]
-struct Keys(State);
+struct Keys {
+    state: State,
+    used: Used,
+}
 
-fn value(entry: &Entry) -> Value {
-    match std::str::from_utf8(entry.value()) {
-        Ok(text) => Value::from(text),
-        Err(_) => Value::from_bytes(entry.value().to_vec()),
+/// The first key whose value is no text and was put into one.
+type Used = Arc<OnceLock<String>>;
+
+impl Keys {
+    fn value(&self, key: &str, entry: &Entry) -> Value {
+        match std::str::from_utf8(entry.value()) {
+            Ok(text) => Value::from(text),
+            Err(_) => Value::from_object(Binary { key: key.to_owned(), used: self.used.clone() }),
+        }
+    }
+}
+
+/// A value that is no text. Put into one it would be another, so who does that is found out: the language would put
+/// replacement characters into its place.
+#[derive(Debug)]
+struct Binary {
+    key: String,
+    used: Used,
+}
+
+impl Object for Binary {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn render(self: &Arc<Self>, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.used.get_or_init(|| self.key.clone());
+        Ok(())
     }
 }
 
 impl Object for Keys {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.0.get(key.as_str()?).map(value)
+        let key = key.as_str()?;
+        self.state.get(key).map(|entry| self.value(key, entry))
     }
 
     fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        Some(self.0.iter().filter(|(key, _)| std::str::from_utf8(key.as_bytes()).is_ok()).count())
+        Some(self.state.iter().filter(|(key, _)| std::str::from_utf8(key.as_bytes()).is_ok()).count())
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         // What is no text cannot be named in a template.
         self.mapped_key_value_enumerator(|this| {
-            Box::new(this.0.iter().filter_map(|(key, entry)| {
-                Some((Value::from(std::str::from_utf8(key.as_bytes()).ok()?), value(entry)))
+            Box::new(this.state.iter().filter_map(|(key, entry)| {
+                let key = std::str::from_utf8(key.as_bytes()).ok()?;
+                Some((Value::from(key), this.value(key, entry)))
             }))
         })
     }
@@ -346,6 +382,32 @@ mod tests {
         assert!(error.contains("1001 bytes") && error.contains("1000"), "{error}");
         let endless = "{% for a in range(99999) %}{% for a in range(99999) %}{% endfor %}{% endfor %}";
         assert!(w.render(endless, &[]).expect_err("endless").contains("fuel"));
+    }
+
+    #[test]
+    fn a_value_that_is_no_text_fails_whatever_puts_it_into_one_and_nothing_else() {
+        let w = World::new();
+        let render = |text: &str| {
+            w.file("t", text);
+            let templates = w.read(&[("t", "made")]).expect("read");
+            let mut state = state(&[("a", "1")]);
+            state.put(Key::new("bin").expect("short"), Entry::new(0, &b"x\xff\xfey"[..]));
+            templates.render(&state).map(|files| files.get("made").expect("made").value().to_vec())
+        };
+        for uses in [
+            "{{ keys.bin }}",
+            "{{ keys['bin']|trim }}",
+            "{{ keys.bin ~ 'x' }}",
+            "{{ [keys.bin] }}",
+            "{{ keys.bin|upper|length }}",
+            "{% for k, v in keys|items %}{{ v }}{% endfor %}",
+        ] {
+            let error = render(uses).expect_err(uses).to_string();
+            assert!(error.contains("value of bin is not UTF-8"), "{uses}: {error}");
+        }
+        let others =
+            "{{ keys.a }} {{ 'bin' in keys }} {% for k, v in keys|items if k == 'a' %}{{ v }}{% endfor %}";
+        assert_eq!(render(others).expect("rendered"), b"1 True 1");
     }
 
     #[test]

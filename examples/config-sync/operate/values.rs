@@ -26,7 +26,7 @@ impl std::str::FromStr for Rev {
 
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "seconds are a number")?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    Duration::try_from_secs_f64(seconds).map_err(|_| "seconds are a number, not below 0".to_owned())
 }
 
 pub(super) fn id(text: &str) -> Result<Id, String> {

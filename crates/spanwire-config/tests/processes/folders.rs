@@ -211,3 +211,13 @@ fn a_start_that_fails_leaves_no_new_folder() {
     fail();
     assert_eq!(there(), [true; 3]);
 }
+
+#[test]
+fn a_label_has_one_value() {
+    let w = World::with(&[("a", "1")]);
+    let label = |value: &str| ("zone".to_owned(), value.to_owned());
+    let config = agent::Config { labels: vec![label("eu"), label("us")], ..w.agent_config("n") };
+    let refused = Running::agent(config).refused();
+    assert!(refused.to_string().contains("zone has two values"), "{refused}");
+    assert!(!w.path("n").exists() && !w.path("n.state").exists());
+}
