@@ -98,7 +98,7 @@ pub use driver::Driver;
 pub use model::{Change, ChangeSet, Entry, Key, KeyError, Limits, OverLimit, State};
 pub use node::{
     Changed, Copied, Freshness, Node, NodeBuilder, NodeError, NotReached, Snapshot, Validator, WaitFor,
-    Watch, WatchStream,
+    Wanted, Watch, WatchStream,
 };
 pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};

@@ -46,11 +46,11 @@ use bytes::Bytes;
 use spanwire::Socket;
 
 pub use board::Snapshot;
-pub use watch::{Changed, NotReached, WaitFor, Watch, WatchStream};
+pub use watch::{Changed, NotReached, WaitFor, Wanted, Watch, WatchStream};
 
 use crate::again::{self, Again};
 use crate::sign::Keyring;
-use crate::{Id, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, Update};
+use crate::{Id, Limits, Replica, ReplicaSettings, ReplicaStatus, Update};
 use board::Board;
 use keeper::{Cache, Keeper};
 
@@ -357,12 +357,13 @@ impl Node {
         Watch::new(self.0.board.clone(), prefix.as_ref())
     }
 
-    /// Waits until `position` or something above it in its epoch is visible.
+    /// Waits until a [`Position`], or a [`Place`](crate::Place) as a client is told where its commit is, or something above
+    /// it in its epoch is visible.
     ///
     /// # Errors
     /// [`NotReached`].
-    pub fn wait_for(&self, position: Position, timeout: Duration) -> Result<Snapshot, NotReached> {
-        self.wait(Some(position), timeout)
+    pub fn wait_for(&self, wanted: impl Into<Wanted>, timeout: Duration) -> Result<Snapshot, NotReached> {
+        self.wait(Some(wanted.into()), timeout)
     }
 
     /// Waits until there is a first revision.
@@ -373,7 +374,7 @@ impl Node {
         self.wait(None, timeout)
     }
 
-    fn wait(&self, wanted: Option<Position>, timeout: Duration) -> Result<Snapshot, NotReached> {
+    fn wait(&self, wanted: Option<Wanted>, timeout: Duration) -> Result<Snapshot, NotReached> {
         let until = Instant::now().checked_add(timeout);
         let waited = self.0.board.wait(until, |now, closed| watch::reached(now, closed, wanted));
         waited.unwrap_or_else(|| Err(NotReached::TimedOut(self.snapshot().position())))
@@ -381,8 +382,8 @@ impl Node {
 
     /// [`wait_for`](Self::wait_for) as a future, on any executor; it has no time limit of its own and may be dropped at
     /// any time.
-    pub fn wait_for_async(&self, position: Position) -> WaitFor {
-        WaitFor { board: self.0.board.clone(), wanted: Some(position), sleeper: None }
+    pub fn wait_for_async(&self, wanted: impl Into<Wanted>) -> WaitFor {
+        WaitFor { board: self.0.board.clone(), wanted: Some(wanted.into()), sleeper: None }
     }
 
     /// [`wait_ready`](Self::wait_ready) as a future.

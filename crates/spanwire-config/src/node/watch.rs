@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures_core::Stream;
 
 use super::{Board, Snapshot};
-use crate::{Key, Position};
+use crate::{Key, Place, Position};
 
 /// Content that differs from what was seen before.
 #[derive(Clone, Debug)]
@@ -138,16 +138,55 @@ fn shown(at: Option<Position>) -> String {
     at.map_or("nothing".into(), |at| at.to_string())
 }
 
+/// What [`Node::wait_for`](super::Node::wait_for) waits for: a [`Position`], or a [`Place`], as a client is told where its
+/// commit is. An epoch of the same number and of another incarnation is another history than a position's; a place does
+/// not tell them apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// This, or above it in its epoch.
+    Position(Position),
+    /// The same, of an epoch of this number.
+    Place(Place),
+}
+
+impl From<Position> for Wanted {
+    fn from(position: Position) -> Wanted {
+        Wanted::Position(position)
+    }
+}
+
+impl From<Place> for Wanted {
+    fn from(place: Place) -> Wanted {
+        Wanted::Place(place)
+    }
+}
+
+impl Wanted {
+    fn place(self) -> Place {
+        match self {
+            Wanted::Position(position) => position.into(),
+            Wanted::Place(place) => place,
+        }
+    }
+
+    fn is_in_epoch_of(self, at: Position) -> bool {
+        match self {
+            Wanted::Position(position) => position.epoch == at.epoch,
+            Wanted::Place(place) => place.epoch == at.epoch.number,
+        }
+    }
+}
+
 /// Whether `now` is at or above `wanted` (`None`: at any revision).
 pub(super) fn reached(
     now: &Snapshot,
     closed: bool,
-    wanted: Option<Position>,
+    wanted: Option<Wanted>,
 ) -> Option<Result<Snapshot, NotReached>> {
     let there = now.position().map(|at| match wanted {
-        Some(wanted) if at.epoch == wanted.epoch => (at.rev >= wanted.rev).then(|| Ok(now.clone())),
+        Some(wanted) if wanted.is_in_epoch_of(at) => (at.rev >= wanted.place().rev).then(|| Ok(now.clone())),
         // A lower epoch may still rise.
-        Some(wanted) if at.epoch.number < wanted.epoch.number => None,
+        Some(wanted) if at.epoch.number < wanted.place().epoch => None,
         Some(_) => Some(Err(NotReached::Lost(at))),
         None => Some(Ok(now.clone())),
     });
@@ -159,7 +198,7 @@ pub(super) fn reached(
 #[derive(Debug)]
 pub struct WaitFor {
     pub(super) board: Arc<Board>,
-    pub(super) wanted: Option<Position>,
+    pub(super) wanted: Option<Wanted>,
     pub(super) sleeper: Option<u64>,
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use futures_core::Stream;
 use spanwire::{Event, Socket};
 use spanwire_config::sign::Secret;
-use spanwire_config::{Changed, Node, NodeBuilder, NodeStatus, NotReached, WatchStream};
+use spanwire_config::{Changed, Node, NodeBuilder, NodeStatus, NotReached, Place, WatchStream};
 
 use super::*;
 
@@ -266,6 +266,12 @@ fn a_position_is_waited_for_until_it_is_lost_late_or_there() {
     server.bring(left);
     assert_eq!(lost.join().expect("no panic").err(), Some(NotReached::Lost(at)));
     assert!(node.wait_for(at, PATIENCE).is_ok() && node.wait_for(first, PATIENCE).is_err());
+    // As a client is told of its commit.
+    let there = Place::from(at);
+    assert!(node.wait_for(there, PATIENCE).is_ok());
+    assert_eq!(node.wait_for(Place::from(first), PATIENCE).err(), Some(NotReached::Lost(at)));
+    let late = node.wait_for(Place { rev: there.rev + 1, ..there }, SOON);
+    assert!(matches!(late, Err(NotReached::TimedOut(Some(seen))) if seen == at), "{late:?}");
     let waiting = node.clone();
     let closed = std::thread::spawn(move || waiting.wait_for(Position { rev: 99, ..at }, PATIENCE));
     node.close(PATIENCE);
