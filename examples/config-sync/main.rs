@@ -24,6 +24,7 @@
 //! 7 time was over: no answer, or nodes that are behind or silent.
 
 mod demo;
+mod files;
 mod keys;
 mod operate;
 mod progress;
@@ -453,7 +454,7 @@ fn resync(state: &Path) -> Result<(), ProcessError> {
 }
 
 fn operated(verb: operate::Verb) -> ExitCode {
-    match operate::run(verb) {
+    match operate::run(verb).and_then(|()| files::printed()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(operate::Failed(code, why)) => {
             eprintln!("config-sync: {why}");

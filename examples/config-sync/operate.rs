@@ -7,7 +7,6 @@ mod epoch;
 mod follow;
 mod values;
 
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +15,8 @@ use spanwire_config::client::{Client, ClientError, Commit, Committed, Export, Re
 use spanwire_config::wire::client::{InvalidCode, Selector, Tip, Writable};
 use spanwire_config::{ChangeSet, Entry, Id, Key, Limits, Place, State, tree};
 
+pub(crate) use super::files::print;
+use super::files::{input, output, print_bytes};
 use super::progress::Progress;
 use super::rollout::{self, Roll, What};
 use super::show;
@@ -29,7 +30,7 @@ pub(crate) struct Failed(pub(crate) u8, pub(crate) String);
 /// Nothing of that name.
 const ABSENT: u8 = 1;
 const SENSELESS: u8 = 2;
-const FILE: u8 = 3;
+pub(crate) const FILE: u8 = 3;
 const ADDRESS: u8 = 4;
 const CONFLICT: u8 = 5;
 pub(crate) const REFUSED: u8 = 6;
@@ -125,7 +126,7 @@ pub(crate) enum Verb {
         /// A file with the value; `-`: standard input.
         #[arg(long)]
         file: Option<PathBuf>,
-        /// As a file it is executable.
+        /// As a file it is executable. (One that is so stays so; `delete` ends that.)
         #[arg(long)]
         executable: bool,
     },
@@ -177,6 +178,9 @@ pub(crate) enum Verb {
         /// Take out what begins with the prefix and is not in the directory.
         #[arg(long)]
         prune: bool,
+        /// Take out all that begins with the prefix, where the directory is empty.
+        #[arg(long, requires = "prune")]
+        allow_empty: bool,
     },
     /// Print the commits, newest first.
     History {
@@ -309,34 +313,6 @@ fn random() -> Res<Id> {
     Ok(Id::random()?)
 }
 
-fn input(file: &Path) -> Res<Vec<u8>> {
-    let read = if file == Path::new("-") {
-        let mut all = Vec::new();
-        std::io::stdin().read_to_end(&mut all).map(|_| all)
-    } else {
-        std::fs::read(file)
-    };
-    read.map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
-}
-
-fn output(file: &Path, bytes: &[u8]) -> Res<()> {
-    if file == Path::new("-") {
-        return Ok(std::io::stdout().write_all(bytes)?);
-    }
-    // Beside and renamed, so that nobody ever sees half of it.
-    let mut beside = file.as_os_str().to_owned();
-    beside.push(".part");
-    std::fs::write(&beside, bytes)
-        .and_then(|()| std::fs::File::open(&beside)?.sync_all())
-        .and_then(|()| std::fs::rename(&beside, file))
-        .map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
-}
-
-/// Standard output that has no reader any more is no error of ours; a verb without an end of its own ends then.
-pub(crate) fn print(text: &str) -> bool {
-    std::io::stdout().write_all(text.as_bytes()).is_ok()
-}
-
 impl To {
     fn client(&self) -> Res<Client> {
         let client = Client::connect(&self.control, &self.namespace)?.with_timeout(self.timeout);
@@ -457,9 +433,16 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
                 (None, Some(file)) => input(&file)?,
                 (None, None) => return senseless("a value or a file"),
             };
+            let (client, name) = (to.client()?, key(&name)?);
+            // What it is for stays, unless that is said.
+            let flags = match executable {
+                true => tree::EXECUTABLE,
+                false => flags(&client, &name)?,
+            };
             let mut changes = ChangeSet::new();
-            changes.put(key(&name)?, u16::from(executable), value);
-            commit(&to, &how, changes)
+            changes.put(name, flags, value);
+            let commit = how.commit(&client, changes)?;
+            done(commit.request, client.commit(&commit))
         }
         Verb::Delete { to, how, keys } => {
             let mut changes = ChangeSet::new();
@@ -471,7 +454,10 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
         Verb::Get { to, key: name, at } => {
             let client = to.client()?;
             match client.get(&key(&name)?, maybe_place(&client, at)?)? {
-                (_, Some(entry)) => Ok(std::io::stdout().write_all(entry.value())?),
+                (_, Some(entry)) => {
+                    print_bytes(entry.value());
+                    Ok(())
+                }
                 (of, None) => {
                     let at = show::place(of.position.into());
                     Err(Failed(ABSENT, format!("there is no key {name} in revision {at}")))
@@ -484,7 +470,9 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             print(&show::list(&of, &state, json));
             Ok(())
         }
-        Verb::Apply { to, how, from, prefix, prune } => apply(&to, how, &from, &prefix, prune),
+        Verb::Apply { to, how, from, prefix, prune, allow_empty } => {
+            apply(&to, how, &from, &prefix, prune.then_some(allow_empty))
+        }
         Verb::History { to, max, keys, json } => history(&to.client()?, max, keys, json),
         Verb::Diff { to, from, until } => {
             let client = to.client()?;
@@ -546,6 +534,15 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
     }
 }
 
+/// The flags of a key in the newest revision; 0 where there is none.
+fn flags(client: &Client, name: &Key) -> Res<u16> {
+    match client.get(name, None) {
+        Ok((_, entry)) => Ok(entry.map_or(0, |entry| entry.flags())),
+        Err(ClientError::Invalid { code: InvalidCode::NoSuch, .. }) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The newest revision; where there is none yet, an empty one.
 fn newest(client: &Client) -> Res<(Option<Place>, State)> {
     match client.list(b"", None) {
@@ -555,8 +552,10 @@ fn newest(client: &Client) -> Res<(Option<Place>, State)> {
     }
 }
 
-fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: bool) -> Res<()> {
+/// `prune`: also where the directory is empty?
+fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: Option<bool>) -> Res<()> {
     let client = to.client()?;
+    let (prune, allow_empty) = (prune.is_some(), prune == Some(true));
     let mut changes = if from.is_dir() {
         let read = tree::read(from, &Limits::default()).map_err(|error| Failed(FILE, error.to_string()))?;
         for (path, what) in &read.passed_over {
@@ -566,6 +565,10 @@ fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: bool) -> Res<()> {
         for (name, entry) in read.state.iter() {
             let name = Key::new([prefix.as_bytes(), name.as_bytes()].concat()).or_else(senseless)?;
             changes.put(name, entry.flags(), entry.value().clone());
+        }
+        if prune && changes.is_empty() && !allow_empty {
+            let why = format!("{} is empty: to take out all that is there, --allow-empty", from.display());
+            return Err(Failed(REFUSED, why));
         }
         changes
     } else if prune || !prefix.is_empty() {

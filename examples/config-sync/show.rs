@@ -206,7 +206,7 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
         };
         let here = if node.connected { "here" } else { "away" };
         rows.push(vec![
-            plain(&node.node.name),
+            if node.node.name.is_empty() { "-".into() } else { plain(&node.node.name) },
             format!("{here}{}", if node.is_volatile() { ", volatile" } else { "" }),
             place(node.stored),
             place(node.visible),

@@ -28,6 +28,7 @@ use crate::serve::names;
 use crate::sign::Keyring;
 use crate::store::{Evidence, Identity, Loaded, NewDir, Role, Store};
 use crate::tree;
+use crate::wire::client::MAX_NAME;
 use crate::wire::{NackCode, NamespaceStatus};
 use crate::{
     ChangeSet, Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State,
@@ -206,6 +207,9 @@ impl<'a> Agent<'a> {
             .map(|(_, label)| label)
         {
             return refuse(format!("the label {twice} has two values; a label has one"));
+        }
+        if name.len() > MAX_NAME {
+            return refuse(format!("the name has {} bytes; {MAX_NAME} at most", name.len()));
         }
         let templates = Templates::read(&config.templates, name, labels, limits)?;
         if tree::is_mount_point(&config.out) {

@@ -112,19 +112,31 @@ fn take(desks: &[Arc<Desk>], request: spanwire::Request) {
         }
         Ok(ask) => match desks.iter().find(|desk| ask.namespace() == Some(&desk.namespace)) {
             Some(desk) => return desk.take(request, ask),
-            None => invalid(InvalidCode::Namespace, not_served(desks)),
+            None => {
+                let asked = ask.namespace().unwrap_or_default();
+                invalid(InvalidCode::Namespace, not_served(desks, asked))
+            }
         },
         Err(why) => invalid(InvalidCode::Malformed, format!("not understood: {why}")),
     };
     first.reply(request, &reply);
 }
 
+/// The highest that nodes show.
+fn shown(machine: &NsAuthority) -> Place {
+    machine.holdings().first().map(|(held, ..)| held.position.into()).unwrap_or_default()
+}
+
 /// Which namespaces there are, as far as a text has room.
-fn not_served(desks: &[Arc<Desk>]) -> String {
+fn not_served(desks: &[Arc<Desk>], asked: &str) -> String {
     let names: Vec<&str> = desks.iter().map(|desk| &desk.namespace[..]).collect();
     match names[..] {
-        [name] => format!("the namespace served here is {name}"),
-        _ => format!("the {} namespaces served here are {}", names.len(), names.join(", ")),
+        [name] => format!("there is no namespace {asked:?}: the namespace served here is {name}"),
+        _ => format!(
+            "there is no namespace {asked:?}: the {} namespaces served here are {}",
+            names.len(),
+            names.join(", ")
+        ),
     }
 }
 
@@ -374,7 +386,7 @@ impl Desk {
             let (writable, text) = match (machine.mode(), &self.directory) {
                 (Mode::ReadOnly(why), _) => read_only(why, machine.highest()),
                 (_, Some(text)) => (Writable::Directory, text.clone()),
-                (Mode::Vacant, None) => read_only(&ReadOnly::Vacant, machine.highest()),
+                (Mode::Vacant, None) => read_only(&ReadOnly::Vacant, shown(machine)),
                 (Mode::Serving, None) => (Writable::Yes, String::new()),
             };
             let tip = machine.durable().map(|durable| tip(&durable.head)).unwrap_or_default();

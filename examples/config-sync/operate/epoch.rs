@@ -52,6 +52,9 @@ pub(crate) enum Verb {
         to: To,
         #[command(flatten)]
         by: By,
+        /// Also where nodes hold something: it is taken out of them all.
+        #[arg(long)]
+        discard: bool,
     },
     /// Begin a new epoch with what is there: where nodes show a later history than the server's.
     NewEpoch {
@@ -64,7 +67,13 @@ pub(crate) enum Verb {
 
 pub(crate) fn run(verb: Verb) -> Res<()> {
     match verb {
-        Verb::Init { to, by } => by.begin(&to.client()?, BeginWith::Nothing),
+        Verb::Init { to, by, discard } => {
+            let client = to.client()?;
+            if !discard {
+                nobody_holds(&client)?;
+            }
+            by.begin(&client, BeginWith::Nothing)
+        }
         Verb::NewEpoch { to, by } => by.begin(&to.client()?, BeginWith::Same),
         Verb::Adopt { to, by, highest, at, json } => {
             let client = to.client()?;
@@ -92,6 +101,23 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             eprintln!("to go on from the first that is for all: --highest; from another: --at EPOCH:REV");
             Ok(())
         }
+    }
+}
+
+/// What nodes hold would be taken out of them.
+fn nobody_holds(client: &Client) -> Res<()> {
+    let vacant = client.status()?.writable == Writable::Vacant;
+    match client.holdings()?.first() {
+        // Where nothing was lost the server says so itself.
+        Some(first) if vacant => Err(Failed(
+            REFUSED,
+            format!(
+                "nodes hold {}, which beginning with nothing would take out of them: `adopt` goes on from it; --discard \
+                 does it all the same",
+                show::place(first.position.into())
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -93,7 +93,7 @@ impl Desk {
             Answer::Open(at) => Reply::Busy { after_ms: 1000, rollout: Some(at) },
             Answer::Busy => busy(100),
             Answer::ReadOnly(why) => {
-                let (why, text) = read_only(&why, self.authority.look(NsAuthority::highest));
+                let (why, text) = read_only(&why, self.authority.look(super::shown));
                 Reply::ReadOnly { why, text }
             }
         }

@@ -40,7 +40,7 @@ pub const MAX_NODES: usize = 1 << 17;
 /// Most refusals of one node.
 const MAX_REFUSED: usize = 2;
 /// Longest name of a node, and of a part of a label.
-const MAX_NAME: usize = 256;
+pub(crate) const MAX_NAME: usize = 256;
 
 byte_enum!(
     /// What is wrong with a request.

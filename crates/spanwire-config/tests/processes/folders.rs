@@ -213,11 +213,14 @@ fn a_start_that_fails_leaves_no_new_folder() {
 }
 
 #[test]
-fn a_label_has_one_value() {
+fn a_label_has_one_value_and_a_name_a_bound() {
     let w = World::with(&[("a", "1")]);
     let label = |value: &str| ("zone".to_owned(), value.to_owned());
     let config = agent::Config { labels: vec![label("eu"), label("us")], ..w.agent_config("n") };
     let refused = Running::agent(config).refused();
     assert!(refused.to_string().contains("zone has two values"), "{refused}");
+    let config = agent::Config { name: "n".repeat(257), ..w.agent_config("n") };
+    let refused = Running::agent(config).refused();
+    assert!(refused.to_string().contains("the name has 257 bytes"), "{refused}");
     assert!(!w.path("n").exists() && !w.path("n.state").exists());
 }

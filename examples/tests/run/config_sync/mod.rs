@@ -3,6 +3,7 @@
 //! Owns: how it is run here. Never: what is expected of it.
 
 mod agents;
+mod files;
 mod namespaces;
 mod operator;
 mod options;

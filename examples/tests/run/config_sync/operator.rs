@@ -260,6 +260,8 @@ fn a_lost_store_goes_on_from_what_a_node_holds() {
     assert_eq!((rows.len(), &rows[1][..3]), (2, &["1:1", "1", "all"][..]), "{table}");
     let (code, _, err) = w.verb(&["set", "a", "2"]);
     assert!(code == Some(6) && err.contains("adopt what they hold"), "{err}");
+    let (code, _, err) = w.verb(&["init"]);
+    assert!(code == Some(6) && err.contains("nodes hold 1:1") && err.contains("--discard"), "{err}");
     assert_eq!(w.verb(&["adopt", "--at", "7"]).0, Some(2), "without its epoch");
     assert_eq!(w.verb(&["adopt", "--at", "1:7"]).0, Some(6));
     assert_eq!(w.ok(&["adopt", "--highest"]), "2:2\n");

@@ -1,0 +1,95 @@
+//! What goes in and out of a verb: files, standard input, standard output.
+//!
+//! Owns: that a file is written whole or not at all, and that what could not be printed is found out. Never: the form of
+//! what is written.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::operate::{FILE, Failed, Res};
+
+/// Why standard output does not take what is printed.
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// All of a file, or of standard input.
+pub(crate) fn input(file: &Path) -> Res<Vec<u8>> {
+    let read = if file == Path::new("-") {
+        let mut all = Vec::new();
+        std::io::stdin().read_to_end(&mut all).map(|_| all)
+    } else {
+        fs::read(file)
+    };
+    read.map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
+}
+
+/// Writes a file, or to standard output. A link is followed; a new file is for its owner alone, since it may hold secrets.
+pub(crate) fn output(file: &Path, bytes: &[u8]) -> Res<()> {
+    if file == Path::new("-") {
+        print_bytes(bytes);
+        return printed();
+    }
+    write(file, bytes).map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
+}
+
+fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let there = match fs::metadata(file) {
+        Ok(there) => Some(there),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if there.as_ref().is_some_and(|there| !there.is_file()) {
+        // A device or a pipe is written to, and stays what it is.
+        let mut file = fs::OpenOptions::new().write(true).open(file)?;
+        return file.write_all(bytes).and_then(|()| file.flush());
+    }
+    // Beside and renamed, so that nobody ever sees half of it. The link to a file stays.
+    let file = if there.is_some() { file.canonicalize()? } else { file.to_owned() };
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".part");
+    let beside = PathBuf::from(beside);
+    let made = (|| {
+        let mut new =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mode = there.map_or(0o600, |there| there.permissions().mode() & 0o777);
+        new.set_permissions(fs::Permissions::from_mode(mode))?;
+        new.write_all(bytes)?;
+        new.sync_all()?;
+        fs::rename(&beside, &file)
+    })();
+    if made.is_err() {
+        // It takes room, and is of no use.
+        let _ = fs::remove_file(&beside);
+    }
+    made
+}
+
+/// Whether standard output takes more. That it has no reader any more is no error of ours; a verb without an end of its own
+/// ends then. Any other trouble is told by [`printed`].
+pub(crate) fn print(text: &str) -> bool {
+    print_bytes(text.as_bytes())
+}
+
+/// The same.
+pub(crate) fn print_bytes(bytes: &[u8]) -> bool {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(error) => {
+            if error.kind() != ErrorKind::BrokenPipe {
+                LOST.get_or_init(|| error.to_string());
+            }
+            false
+        }
+    }
+}
+
+/// Whether all that was printed is where it was to go.
+pub(crate) fn printed() -> Res<()> {
+    match LOST.get() {
+        Some(why) => Err(Failed(FILE, format!("standard output: {why}; what was asked for is done"))),
+        None => Ok(()),
+    }
+}

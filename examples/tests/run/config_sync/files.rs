@@ -1,0 +1,93 @@
+//! What the operator's verbs read and write.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::{Command, Stdio};
+
+use super::super::program;
+use super::{World, json};
+
+#[test]
+fn an_export_is_written_whole_into_what_is_there_and_into_nothing_else() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "secret", "--expect", "0:0"]);
+    let mode = |name: &str| fs::metadata(w.path(name)).expect("there").permissions().mode() & 0o777;
+    w.ok(&["export", "new"]);
+    assert_eq!(mode("new"), 0o600, "it may hold secrets");
+    let export = fs::read(w.path("new")).expect("readable");
+    // A file keeps its mode, and a link to it stays one.
+    fs::write(w.path("old"), "old").expect("writable");
+    fs::set_permissions(w.path("old"), fs::Permissions::from_mode(0o640)).expect("ours");
+    symlink(w.path("old"), w.path("link")).expect("writable");
+    w.ok(&["export", "link"]);
+    assert!(w.path("link").is_symlink());
+    assert_eq!((fs::read(w.path("old")).expect("readable"), mode("old")), (export.clone(), 0o640));
+    // Into a pipe it goes, too.
+    assert!(Command::new("mkfifo").arg(w.path("pipe")).status().expect("it is there").success());
+    let pipe = w.path("pipe");
+    let reads = std::thread::spawn(move || fs::read(pipe));
+    w.ok(&["export", "pipe"]);
+    assert_eq!(reads.join().expect("no panic").expect("readable"), export);
+    assert!(!fs::metadata(w.path("pipe")).expect("there").is_file());
+    // What cannot be written leaves nothing behind.
+    fs::create_dir(w.path("dir")).expect("writable");
+    assert_eq!(w.verb(&["export", "dir"]).0, Some(3));
+    assert_eq!(w.verb(&["export", "none/e"]).0, Some(3));
+    let left: Vec<_> =
+        fs::read_dir(w.temp.path()).expect("there").map(|e| e.expect("readable").file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".part")), "{left:?}");
+}
+
+#[test]
+fn what_standard_output_does_not_take_is_an_error_and_a_reader_that_went_is_none() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let control = w.control();
+    let run = |args: &[&str], out: Stdio| {
+        let mut command = Command::new(program("config-sync"));
+        let command = command.args(args).env("CONFIG_SYNC_CONTROL", &control).stdin(Stdio::null());
+        let output = command.stdout(out).stderr(Stdio::piped()).output().expect("the example was built");
+        (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+    };
+    // A link, so that the device itself is never in reach of a rename.
+    symlink("/dev/full", w.path("full")).expect("writable");
+    for verb in
+        [&["get", "a"][..], &["list"], &["status"], &["history"], &["set", "a", "2"], &["export", "-"]]
+    {
+        let full = fs::OpenOptions::new().write(true).open(w.path("full")).expect("it is there");
+        let (code, err) = run(verb, full.into());
+        assert!(code == Some(3) && err.contains("standard output: "), "{verb:?}: {code:?} {err}");
+    }
+    assert_eq!(w.ok(&["get", "a"]), "2");
+    let (reads, writes) = std::io::pipe().expect("a pipe");
+    drop(reads);
+    assert_eq!(run(&["get", "a"], writes.into()), (Some(0), String::new()));
+}
+
+#[test]
+fn an_empty_directory_prunes_nothing_unless_that_is_meant() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    fs::create_dir(w.path("none")).expect("writable");
+    let (code, _, err) = w.verb(&["apply", "none", "--prune"]);
+    assert!(code == Some(6) && err.contains("none is empty") && err.contains("--allow-empty"), "{err}");
+    assert_eq!(w.ok(&["get", "a"]), "1");
+    assert_eq!(w.ok(&["apply", "none", "--prune", "--allow-empty"]), "1:2\n");
+    assert_eq!(w.ok(&["list"]), "");
+}
+
+#[test]
+fn an_executable_key_stays_one_when_its_value_is_set() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "run", "1", "--executable", "--expect", "0:0"]);
+    w.ok(&["set", "run", "2"]);
+    let flags = || json(&w.ok(&["list", "--json"]))["entries"][0]["flags"].clone();
+    assert_eq!(flags(), 1);
+    w.ok(&["delete", "run"]);
+    w.ok(&["set", "run", "3"]);
+    assert_eq!(flags(), 0);
+}
