@@ -44,7 +44,7 @@ use spanwire_config::{agent, relay, serve, store};
 
 /// Keeps directories equal to one, over spanwire's config-broadcast.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "config-sync", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

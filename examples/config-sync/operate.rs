@@ -5,13 +5,15 @@
 
 mod epoch;
 mod follow;
+mod listed;
 mod values;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use spanwire_config::client::{Client, ClientError, Commit, Committed, Export, Revert};
+use spanwire_config::client::{Client, ClientError, Commit, Committed, Export, Revert, Stepping};
+use spanwire_config::rollout::Plan;
 use spanwire_config::wire::client::{InvalidCode, Selector, Tip, Writable};
 use spanwire_config::{ChangeSet, Entry, Id, Key, Limits, Place, State, tree};
 
@@ -21,6 +23,7 @@ use super::progress::Progress;
 use super::rollout::{self, Roll, What};
 use super::show;
 use follow::{history, wait, watch};
+use listed::listed;
 use values::{Rev, id, seconds};
 
 /// Why a verb ended without what it was to do, and its exit code.
@@ -226,6 +229,12 @@ pub(crate) enum Verb {
         /// Repeat a request that had no answer: the id that was printed. Needs --at.
         #[arg(long, value_name = "ID", value_parser = id, requires = "at")]
         request: Option<Id>,
+        /// Who takes the step.
+        #[arg(long, env = "CONFIG_SYNC_AUTHOR")]
+        author: Option<String>,
+        /// Why.
+        #[arg(long, short = 'm', default_value = "")]
+        note: String,
         /// As JSON: one object a line.
         #[arg(long)]
         json: bool,
@@ -379,9 +388,12 @@ impl By {
 
     /// Whoever is logged in, if nobody is named.
     fn author(&self) -> String {
-        let user = || std::env::var("USER").unwrap_or_default();
         self.author.clone().unwrap_or_else(user)
     }
+}
+
+fn user() -> String {
+    std::env::var("USER").unwrap_or_default()
 }
 
 impl How {
@@ -399,6 +411,21 @@ impl How {
     }
 }
 
+/// A share picks nodes by their ids, so that a small one of few nodes may be nobody.
+fn told_of_cohort(client: &Client, plan: Option<&Plan>) {
+    let Some(stage) = plan.and_then(|plan| plan.stages.first()) else { return };
+    let open = client.status().ok().and_then(|status| status.rollout);
+    if open.is_some_and(|open| open.nodes == 0) {
+        eprintln!("no node that is here is in the first stage ({})", rollout::cohort(stage));
+    }
+}
+
+fn committed(client: &Client, commit: &Commit) -> Res<()> {
+    done(commit.request, client.commit(commit))?;
+    told_of_cohort(client, commit.rollout.as_ref());
+    Ok(())
+}
+
 /// Prints where a change is; without an answer, how to ask again.
 fn done(request: Id, told: Result<Committed, ClientError>) -> Res<()> {
     match told {
@@ -414,14 +441,11 @@ fn done(request: Id, told: Result<Committed, ClientError>) -> Res<()> {
                 format!("{error}; it may have been done: to make sure, repeat it with --request {request}");
             Err(Failed(TIMEOUT, text))
         }
+        Err(error @ ClientError::ReadOnly { why: Writable::Store, .. }) => {
+            Err(Failed(REFUSED, format!("{error}: --request {request}")))
+        }
         Err(error) => Err(error.into()),
     }
-}
-
-fn commit(to: &To, how: &How, changes: ChangeSet) -> Res<()> {
-    let client = to.client()?;
-    let commit = how.commit(&client, changes)?;
-    done(commit.request, client.commit(&commit))
 }
 
 /// Runs one.
@@ -437,19 +461,25 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             // What it is for stays, unless that is said.
             let flags = match executable {
                 true => tree::EXECUTABLE,
-                false => flags(&client, &name)?,
+                false => now(&client, &name)?.map_or(0, |entry| entry.flags()),
             };
             let mut changes = ChangeSet::new();
             changes.put(name, flags, value);
             let commit = how.commit(&client, changes)?;
-            done(commit.request, client.commit(&commit))
+            committed(&client, &commit)
         }
         Verb::Delete { to, how, keys } => {
-            let mut changes = ChangeSet::new();
+            let (client, mut changes) = (to.client()?, ChangeSet::new());
             for name in keys {
-                changes.delete(key(&name)?);
+                let name = key(&name)?;
+                // A slip of the pen is a commit all the same, for a repeat of it is to be known.
+                if how.by.request.is_none() && now(&client, &name)?.is_none() {
+                    eprintln!("there was no key {name}");
+                }
+                changes.delete(name);
             }
-            commit(&to, &how, changes)
+            let commit = how.commit(&client, changes)?;
+            committed(&client, &commit)
         }
         Verb::Get { to, key: name, at } => {
             let client = to.client()?;
@@ -488,9 +518,11 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             let Commit { request, expect, author, note, rollout, supersede, .. } = made;
             let note = if note.is_empty() { format!("back to {}", show::place(back)) } else { note };
             let revert = Revert { request, expect, to: back, author, note, rollout, supersede };
-            done(request, client.revert(&revert))
+            done(request, client.revert(&revert))?;
+            told_of_cohort(&client, revert.rollout.as_ref());
+            Ok(())
         }
-        Verb::Rollout { to, what, at, request, json } => {
+        Verb::Rollout { to, what, at, request, author, note, json } => {
             let client = to.client()?;
             let Some(step) = what.step() else { return rollout::status(&client, json) };
             let at = match at {
@@ -498,7 +530,8 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
                 None => rollout::open(&client)?.at,
             };
             let request = request.map_or_else(random, Ok)?;
-            done(request, client.rollout(request, at, step))
+            let author = author.unwrap_or_else(user);
+            done(request, client.rollout(Stepping { request, author, note }, at, step))
         }
         Verb::Status { to, json } => {
             let mut status = to.client()?.status()?;
@@ -515,8 +548,16 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             let client = to.client()?;
             let mut progress = Progress::new("export");
             let came = |of: &Tip, state: &State| progress.at(state.bytes(), of.bytes);
+            let open = if at.is_none() { client.status()?.rollout } else { None };
             let (of, state) = client.list_with(b"", maybe_place(&client, at)?, came)?;
             drop(progress);
+            if let Some(open) = open.filter(|open| open.at == of.position.into()) {
+                eprintln!(
+                    "{} is of a rollout that is open; what all others have: --at {}",
+                    show::place(open.at),
+                    show::place(open.for_all)
+                );
+            }
             output(&file, &Export { namespace: to.namespace.clone(), of, state }.encode())?;
             eprintln!("{}: {} keys, {} bytes", show::place(of.position.into()), of.keys, of.bytes);
             Ok(())
@@ -534,11 +575,11 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
     }
 }
 
-/// The flags of a key in the newest revision; 0 where there is none.
-fn flags(client: &Client, name: &Key) -> Res<u16> {
+/// What a key holds in the newest revision, if there is one.
+fn now(client: &Client, name: &Key) -> Res<Option<Entry>> {
     match client.get(name, None) {
-        Ok((_, entry)) => Ok(entry.map_or(0, |entry| entry.flags())),
-        Err(ClientError::Invalid { code: InvalidCode::NoSuch, .. }) => Ok(0),
+        Ok((_, entry)) => Ok(entry),
+        Err(ClientError::Invalid { code: InvalidCode::NoSuch, .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -600,34 +641,7 @@ fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: Option<bool>) -> R
         // What to take out was decided by looking at this revision.
         commit.expect = at;
     }
-    done(commit.request, client.commit(&commit))
-}
-
-/// {"put": {KEY: VALUE}, "delete": [KEY]}
-fn listed(text: &[u8]) -> Result<ChangeSet, String> {
-    let form = || "it is not {\"put\": {KEY: VALUE}, \"delete\": [KEY]} with texts".to_owned();
-    let root: serde_json::Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    let root = root.as_object().ok_or_else(form)?;
-    if root.keys().any(|name| name != "put" && name != "delete") {
-        return Err(form());
-    }
-    let name = |name: &str| Key::new(name).map_err(|error| error.to_string());
-    let mut changes = ChangeSet::new();
-    if let Some(puts) = root.get("put") {
-        for (key, value) in puts.as_object().ok_or_else(form)? {
-            changes.put(name(key)?, 0, value.as_str().ok_or_else(form)?.to_owned());
-        }
-    }
-    if let Some(deletes) = root.get("delete") {
-        for key in deletes.as_array().ok_or_else(form)? {
-            let key = key.as_str().ok_or_else(form)?;
-            if changes.keys().any(|put| put.as_bytes() == key.as_bytes()) {
-                return Err(format!("{key} is both put and deleted"));
-            }
-            changes.delete(name(key)?);
-        }
-    }
-    Ok(changes)
+    committed(&client, &commit)
 }
 
 /// Whether the server takes commits, for people.

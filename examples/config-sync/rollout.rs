@@ -137,7 +137,7 @@ fn percent(share: u16) -> String {
     format!("{}%", f64::from(share) / 100.0)
 }
 
-fn cohort(stage: &Stage) -> String {
+pub(crate) fn cohort(stage: &Stage) -> String {
     let labels: Vec<String> =
         stage.labels.iter().map(|(name, value)| format!("{}={}", plain(name), plain(value))).collect();
     let of = if labels.is_empty() { "all nodes".to_owned() } else { labels.join(" ") };

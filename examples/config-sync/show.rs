@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use spanwire_config::wire::client::{CommitLine, Holding, Named, NodeLine, Nodes, Tip, Waited, Writable};
-use spanwire_config::{Change, Entry, Place, State};
+use spanwire_config::{Change, Entry, NodeKind, Place, State};
 
 use super::operate::{text, writable};
 use super::rollout;
@@ -177,14 +177,21 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
         });
         return format!("{status}\n");
     }
-    let here = status.nodes.iter().filter(|node| node.connected).count();
+    let (relays, nodes): (Vec<_>, Vec<_>) =
+        status.nodes.iter().partition(|node| node.kind == NodeKind::Relay);
+    let here = |nodes: &[&NodeLine]| nodes.iter().filter(|node| node.connected).count();
+    let relays = match &relays[..] {
+        [] => String::new(),
+        all => format!(", {} of {} relays", here(all), all.len()),
+    };
     let mut out = format!(
-        "{namespace}: revision {}, {} keys, {} bytes; {}; {here} of {} nodes here\n",
+        "{namespace}: revision {}, {} keys, {} bytes; {}; {} of {} nodes{relays} here\n",
         place(tip),
         status.tip.keys,
         status.tip.bytes,
         writable(status.writable),
-        status.nodes.len()
+        here(&nodes),
+        nodes.len()
     );
     if !status.text.is_empty() {
         out.push_str(&format!("  {}\n", plain(&status.text)));
@@ -250,6 +257,7 @@ fn node_json(tip: Place, node: &NodeLine) -> Value {
         node.labels.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     json!({
         "id": node.node.node.to_string(), "name": node.node.name, "labels": labels, "here": node.connected,
+        "kind": if node.kind == NodeKind::Relay { "relay" } else { "replica" },
         "conflict": node.conflict, "volatile": node.is_volatile(), "stored": place_json(node.stored),
         "visible": place_json(node.visible), "applied": place_json(node.applied), "lag": lag(tip, node), "refused": refused,
     })

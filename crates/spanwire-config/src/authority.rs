@@ -23,6 +23,7 @@ mod api;
 mod commits;
 mod epochs;
 mod judge;
+mod repeats;
 mod rollout;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub use api::{
     Published, ReadOnly, Recall, Request, Ticket, Verdict,
 };
 
+use repeats::Asked;
 use rollout::Rollout;
 pub use rollout::{CohortNode, Tally};
 
@@ -362,7 +364,7 @@ impl NsAuthority {
             AuthorityEvent::Shown { node, head, issued } => self.on_shown(&mut out, node, head, issued),
             AuthorityEvent::Recalled(recall, chain) => self.on_recalled(&mut out, recall, chain),
             AuthorityEvent::Init(ticket, incarnation, content) => {
-                if self.repeated(&mut out, ticket, incarnation) {
+                if self.repeated(&mut out, ticket, incarnation, Asked::Content(&content)) {
                     return out;
                 }
                 if !matches!(self.mode, Mode::Vacant) {
@@ -372,8 +374,8 @@ impl NsAuthority {
                     self.begin(&mut out, (ticket, incarnation, by), Some(content), None);
                 }
             }
-            AuthorityEvent::NewEpoch(ticket, incarnation) if self.repeated(&mut out, ticket, incarnation) => {
-            }
+            AuthorityEvent::NewEpoch(ticket, incarnation)
+                if self.repeated(&mut out, ticket, incarnation, Asked::Epoch) => {}
             AuthorityEvent::NewEpoch(ticket, incarnation) => match &self.mode {
                 Mode::Serving | Mode::ReadOnly(ReadOnly::Old { .. }) => {
                     let from = self.position();
@@ -394,9 +396,9 @@ impl NsAuthority {
             }
             AuthorityEvent::Offered(node, state) => self.on_offered(&mut out, node, state),
             AuthorityEvent::Rollout(ticket, request, at, step) => {
-                self.on_rollout(&mut out, ticket, request, at, step);
+                self.on_rollout(&mut out, (ticket, request, by), at, step);
             }
-            AuthorityEvent::Cohort(of, nodes) => self.on_cohort(&mut out, &of, &nodes, now),
+            AuthorityEvent::Cohort(of, nodes) => self.on_cohort(&mut out, &of, &nodes, (now, by.stamp)),
         }
         out
     }

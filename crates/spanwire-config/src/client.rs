@@ -130,6 +130,23 @@ impl From<Id> for Begin {
     }
 }
 
+/// Who takes a step of a rollout. Of an [`Id`] alone: nobody.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stepping {
+    /// Names the request: random, the same for a repeat.
+    pub request: Id,
+    /// Who: at most 256 bytes.
+    pub author: String,
+    /// Why: at most 1 KiB; if empty, what was done.
+    pub note: String,
+}
+
+impl From<Id> for Stepping {
+    fn from(request: Id) -> Stepping {
+        Stepping { request, author: String::new(), note: String::new() }
+    }
+}
+
 /// A commit is durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Committed {
@@ -302,14 +319,14 @@ impl Client {
     }
 
     /// A step of the rollout that is open at `position`: the answer is that position, after an abort the one that
-    /// ended it. `request` is random; a repeat with the same changes nothing.
+    /// ended it. Who and why are that commit's, and in the server's log. A repeat under the same id changes nothing.
     ///
     /// # Errors
     /// [`ClientError::Conflict`] where the newest revision is another; [`ClientError::Invalid`] where it is no
     /// rollout's (any more); or as [`commit`](Self::commit).
-    pub fn rollout(&self, request: Id, position: Place, step: Step) -> Result<Committed> {
-        let namespace = self.namespace.clone();
-        self.committed(&Ask::Rollout(RolloutAsk { request, namespace, position, step }))
+    pub fn rollout(&self, by: impl Into<Stepping>, position: Place, step: Step) -> Result<Committed> {
+        let (Stepping { request, author, note }, namespace) = (by.into(), self.namespace.clone());
+        self.committed(&Ask::Rollout(RolloutAsk { request, namespace, position, step, author, note }))
     }
 
     /// Begins a new epoch.

@@ -84,7 +84,15 @@ pub(crate) fn run(command: &mut Command, limit: Duration, shutdown: &Shutdown) -
     }
     // Once more than the pipe holds: its end may have come between the last look and the exit.
     (0..=PIPE / Words::AT_ONCE).take_while(|_| words.more()).for_each(drop);
-    Err(Failure::Failed(format!("{status}: {}", words.text().trim_end())))
+    Err(Failure::Failed(with(status.to_string(), &words)))
+}
+
+/// What became of it, and its last words, if it had any.
+fn with(end: String, words: &Words) -> String {
+    match words.text().trim_end() {
+        "" => end,
+        said => format!("{end}: {said}"),
+    }
 }
 
 fn wait(
@@ -101,10 +109,7 @@ fn wait(
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status),
             Ok(None) if until.is_some_and(|until| Instant::now() >= until) => {
-                let said = words.text();
-                let said = said.trim_end();
-                let colon = if said.is_empty() { "" } else { ": " };
-                return Err(Failure::Failed(format!("not done after {limit:?}{colon}{said}")));
+                return Err(Failure::Failed(with(format!("not done after {limit:?}"), words)));
             }
             Ok(None) if shutdown.is_over() => return Err(Failure::Ended),
             Ok(None) if talking => {}

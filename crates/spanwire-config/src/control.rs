@@ -381,6 +381,8 @@ impl Desk {
     }
 
     fn status(&self, ask: &StatusAsk) -> Reply {
+        // What is told of a rollout is not older than what is told of its nodes.
+        self.authority.count_cohort();
         let now = self.authority.with(|_, cx| cx.now());
         let mut nodes = self.authority.look(|machine| {
             let (writable, text) = match (machine.mode(), &self.directory) {
@@ -440,7 +442,7 @@ fn size_of(encode: impl FnOnce(&mut Vec<u8>)) -> usize {
     out.len()
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
@@ -485,6 +487,7 @@ fn node_line(status: NodeStatus) -> NodeLine {
         applied: place(status.applied),
         node: Named { node: status.node, name: status.name },
         labels: status.labels,
+        kind: status.kind,
         connected: status.connected,
         conflict: status.conflict,
         refused: status.refused.into_iter().map(|(at, code, text)| (at.into(), code, text)).collect(),

@@ -291,6 +291,8 @@ fn asks() -> Vec<(&'static str, Ask)> {
                 namespace: namespace.clone(),
                 position: place(1, 2),
                 step: Step::Promote,
+                author: "ana".into(),
+                note: String::new(),
             }),
         ),
         ("holdings-ask", Ask::Holdings(namespace.clone())),
@@ -397,6 +399,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 nodes: vec![NodeLine {
                     node: named(0x22, "web-1"),
                     labels: vec![("zone".into(), "eu".into())],
+                    kind: NodeKind::Replica,
                     connected: true,
                     conflict: false,
                     stored: place(1, 2),

@@ -23,6 +23,7 @@ impl By {
 
     /// A new epoch, with this in the place of all there is.
     pub(super) fn import(self, client: &Client, state: State) -> Res<()> {
+        ends_a_rollout(client)?;
         let begin = self.of(client)?;
         done(begin.request, client.import(begin, state))
     }
@@ -74,7 +75,11 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             }
             by.begin(&client, BeginWith::Nothing)
         }
-        Verb::NewEpoch { to, by } => by.begin(&to.client()?, BeginWith::Same),
+        Verb::NewEpoch { to, by } => {
+            let client = to.client()?;
+            ends_a_rollout(&client)?;
+            by.begin(&client, BeginWith::Same)
+        }
         Verb::Adopt { to, by, highest, at, json } => {
             let client = to.client()?;
             if highest || at.is_some() {
@@ -102,6 +107,17 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             Ok(())
         }
     }
+}
+
+/// A rollout ends with its epoch.
+fn ends_a_rollout(client: &Client) -> Res<()> {
+    if let Some(open) = client.status()?.rollout {
+        let at = show::place(open.at);
+        eprintln!(
+            "the rollout of {at} ends with its epoch: what was for its cohort alone is not in the new one"
+        );
+    }
+    Ok(())
 }
 
 /// What nodes hold would be taken out of them.

@@ -66,13 +66,11 @@ pub(super) fn wait(
     if !refused.is_empty() {
         return Err(Failed(REFUSED, format!("{} refused", refused.len())));
     }
-    if !behind.is_empty() || !silent.is_empty() {
-        return Err(Failed(TIMEOUT, format!("{} behind, {} silent", behind.len(), silent.len())));
-    }
-    if ok.len() < min {
-        return Err(Failed(TIMEOUT, format!("{} nodes; at least {min} were asked for", ok.len())));
-    }
-    Ok(())
+    let known = ok.len() + behind.len() + silent.len();
+    let few = (known < min).then(|| format!("{known} nodes; at least {min} were asked for"));
+    let late = (known > ok.len()).then(|| format!("{} behind, {} silent", behind.len(), silent.len()));
+    let why: Vec<String> = late.into_iter().chain(few).collect();
+    if why.is_empty() { Ok(()) } else { Err(Failed(TIMEOUT, why.join("; "))) }
 }
 
 pub(super) fn watch(client: &Client, after: Option<Rev>, json: bool) -> Res<()> {

@@ -155,6 +155,9 @@ pub enum Invalid {
         /// The oldest position that can still be had.
         oldest: Place,
     },
+    /// The id of the request is that of another, which was done here.
+    #[error("this request id was used for something else, at {}:{}: what is new takes a new id", .0.epoch, .0.rev)]
+    Used(Place),
     /// There is no such position.
     #[error("there is no position {}:{}", .0.epoch, .0.rev)]
     NoSuch(Place),
@@ -201,12 +204,12 @@ pub enum Answer {
     },
 }
 
-/// Who begins an epoch.
+/// Who begins an epoch, or takes a step of a rollout.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct By {
     /// Who: at most 256 bytes.
     pub author: String,
-    /// Why: at most 1 KiB; if empty, that an epoch begins.
+    /// Why: at most 1 KiB; if empty, what is done.
     pub note: String,
     /// Milliseconds since 1970 by the clock of who asks; printed, and used for nothing.
     pub stamp: u64,
@@ -247,7 +250,7 @@ pub enum AuthorityEvent {
     /// The operator takes the state over from the nodes: the highest within the limits that is for all, or the one
     /// named.
     Adopt(Ticket, Id, Option<Base>),
-    /// One of the four above, with who wants it.
+    /// One of the four above, with who wants it; or a step of a rollout, or its cohort, of which only the time is taken.
     By(Box<By>, Box<AuthorityEvent>),
     /// A node sent its state after [`AuthorityAction::Offer`]; `None`: it did not, or is gone.
     Offered(Id, Option<State>),

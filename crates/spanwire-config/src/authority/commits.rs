@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::repeats::Asked;
 use super::{
     Actions, Alarm, Answer, AuthorityAction, Gathered, Intent, Invalid, Kept, LEAP, Mode, NsAuthority, Place,
     Published, ReadOnly, Request, Rollout, Ticket, Writing, max_each,
@@ -53,31 +54,9 @@ impl NsAuthority {
         }
     }
 
-    /// Answers a request that is known already, in any mode: what is durable is answered for even when nothing can
-    /// be written. Returns whether it is.
-    pub(super) fn repeated(&mut self, out: &mut Actions, ticket: Ticket, request: Id) -> bool {
-        let Some((position, digest)) =
-            self.requests.get(&request).copied().filter(|_| !planted("request-forgotten"))
-        else {
-            return false;
-        };
-        let answer = Answer::Committed { position, digest, replay: true };
-        let durable = self.position().map_or(0, |p| p.rev);
-        if position.rev <= durable {
-            out.push(AuthorityAction::Reply(ticket, answer));
-        } else if self.waits() >= self.settings.waiting_commits {
-            out.push(AuthorityAction::Reply(ticket, Answer::Busy));
-        } else {
-            // It waits for its own revision, not for later ones; the queue stays in the order of revisions.
-            let at = self.answers.partition_point(|(rev, ..)| *rev <= position.rev);
-            self.answers.insert(at, (position.rev, ticket, answer));
-        }
-        true
-    }
-
     pub(super) fn on_commit(&mut self, out: &mut Actions, ticket: Ticket, request: Request) {
         let refuse = |out: &mut Actions, answer| out.push(AuthorityAction::Reply(ticket, answer));
-        if self.repeated(out, ticket, request.request) {
+        if self.repeated(out, ticket, request.request, Asked::Commit(&request)) {
             return;
         }
         match &self.mode {
@@ -165,7 +144,7 @@ impl NsAuthority {
     }
 
     /// What a request leads to from the tip.
-    pub(super) fn outcome(&self, request: &Request) -> Result<(ChangeSet, State), Invalid> {
+    fn outcome(&self, request: &Request) -> Result<(ChangeSet, State), Invalid> {
         if request.author.len() > MAX_AUTHOR {
             return Err(Invalid::TooLong("author"));
         }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::repeats::Asked;
 use super::{
     Actions, Adopting, Answer, AuthorityAction, BEGUN, Beginning, By, Invalid, Mode, NsAuthority, Place,
     ReadOnly, Ticket, Writing, max_each,
@@ -52,7 +53,7 @@ impl NsAuthority {
         (ticket, incarnation, by): (Ticket, Id, By),
         content: State,
     ) {
-        if self.repeated(out, ticket, incarnation) {
+        if self.repeated(out, ticket, incarnation, Asked::Content(&content)) {
             return;
         }
         if let Mode::ReadOnly(why @ ReadOnly::Store(_)) = &self.mode {
@@ -116,7 +117,7 @@ impl NsAuthority {
         (ticket, incarnation, by): (Ticket, Id, By),
         named: Option<Base>,
     ) {
-        if self.repeated(out, ticket, incarnation) {
+        if self.repeated(out, ticket, incarnation, Asked::Epoch) {
             return;
         }
         let refuse = |why| AuthorityAction::Reply(ticket, Answer::Invalid(Invalid::NotNow(why)));

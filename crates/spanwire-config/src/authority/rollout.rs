@@ -18,13 +18,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use spanwire::protocol::Time;
 
+use super::repeats::Asked;
 use super::{
-    Actions, Answer, AuthorityAction, Gathered, Invalid, Kept, LEAP, Mode, NsAuthority, Place, ReadOnly,
+    Actions, Answer, AuthorityAction, By, Gathered, Invalid, Kept, LEAP, Mode, NsAuthority, Place, ReadOnly,
     Ticket, Writing,
 };
 use crate::faults::planted;
 use crate::rollout::{Mark, Open, WHOLE};
-use crate::source::{LogCommit, MAX_MEMBERS, Record, Snapshot};
+use crate::source::{LogCommit, MAX_AUTHOR, MAX_MEMBERS, MAX_NOTE, Record, Snapshot};
 use crate::wire::client::Step;
 use crate::{Head, Id, Position};
 
@@ -143,13 +144,12 @@ impl NsAuthority {
     pub(super) fn on_rollout(
         &mut self,
         out: &mut Actions,
-        ticket: Ticket,
-        request: Id,
+        (ticket, request, by): (Ticket, Id, By),
         at: Place,
         step: Step,
     ) {
         let refuse = |out: &mut Actions, answer| out.push(AuthorityAction::Reply(ticket, answer));
-        if self.repeated(out, ticket, request) {
+        if self.repeated(out, ticket, request, Asked::Step(step)) {
             return;
         }
         if let Some(Writing::Mark { mark, replies }) = &mut self.writing
@@ -193,7 +193,14 @@ impl NsAuthority {
                     false => (mark.stage, mark.paused) = (mark.stage + 1, paused),
                 });
             }
-            Step::Abort => self.abort(out, vec![ticket], request, "rollout aborted"),
+            Step::Abort => {
+                // It is the note of a commit as any other.
+                if by.author.len() > MAX_AUTHOR || by.note.len() > MAX_NOTE {
+                    let what = if by.author.len() > MAX_AUTHOR { "author" } else { "note" };
+                    return refuse(out, Answer::Invalid(Invalid::TooLong(what)));
+                }
+                self.abort(out, vec![ticket], request, "rollout aborted", by);
+            }
         }
     }
 
@@ -216,7 +223,7 @@ impl NsAuthority {
     }
 
     /// One revision more, for all, with what all others have.
-    fn abort(&mut self, out: &mut Actions, tickets: Vec<Ticket>, request: Id, note: &str) {
+    fn abort(&mut self, out: &mut Actions, tickets: Vec<Ticket>, request: Id, what: &str, by: By) {
         let Some(at) = self.position() else { return };
         let state = self.tip_for_all();
         let changes = self.tip_state().diff(&state);
@@ -224,13 +231,17 @@ impl NsAuthority {
         let commit = LogCommit {
             rev,
             request,
-            author: String::new(),
-            note: format!("{note}: {}:{}", at.epoch.number, at.rev),
-            stamp: 0,
+            author: by.author,
+            note: match by.note {
+                none if none.is_empty() => format!("{what}: {}:{}", at.epoch.number, at.rev),
+                note => note,
+            },
+            stamp: by.stamp,
             digest: state.digest(),
             changes: changes.into(),
         };
-        let size = crate::wire::encode_changes(&commit.changes).len();
+        let words = commit.author.len() + commit.note.len();
+        let size = crate::wire::encode_changes(&commit.changes).len() + words;
         let (commits, for_all) = (vec![commit], state.clone());
         let ends = Gathered { tickets, commits, state, for_all, plan: None, alone: true, size };
         self.gather(out, at.epoch, ends);
@@ -242,7 +253,7 @@ impl NsAuthority {
         out: &mut Actions,
         of: &(Position, Bytes),
         nodes: &[CohortNode],
-        now: Time,
+        (now, stamp): (Time, u64),
     ) {
         let busy = self.writing.is_some() || self.beginning.is_some() || !self.gathered.is_empty();
         if self.mode != Mode::Serving || busy || self.cohort().as_ref() != Some(of) {
@@ -254,7 +265,14 @@ impl NsAuthority {
         let here = nodes.iter().filter(|node| node.here).map(|node| node.node);
         if rollout.open.members.is_none() {
             // Over a restart too, who leaves counts as not having applied it.
-            let members = here.take(most.min(MAX_MEMBERS)).collect();
+            let members: Vec<Id> = here.take(most.min(MAX_MEMBERS)).collect();
+            // Told at once, and counted by no gate before it is durable.
+            let of = || nodes.iter().filter(|node| node.here).take(members.len());
+            rollout.tally = Tally {
+                nodes: members.len(),
+                applied: of().filter(|node| node.applied).count(),
+                refused: of().filter(|node| node.refused).count(),
+            };
             return self.mark(out, None, Id::default(), |mark| mark.members = Some(members));
         }
         for node in here {
@@ -277,7 +295,8 @@ impl NsAuthority {
         if tally.refused > usize::try_from(gate.refusals).unwrap_or(usize::MAX) {
             // Named after what it ends, so that it is one and the same whenever it is decided.
             let request = Id::named(&format!("{} aborted by its gate", of.0));
-            return self.abort(out, Vec::new(), request, "rollout aborted by its gate");
+            let by = By { stamp, ..By::default() };
+            return self.abort(out, Vec::new(), request, "rollout aborted by its gate", by);
         }
         let share = tally.applied as u128 * u128::from(WHOLE);
         let enough = share >= u128::from(gate.applied) * tally.nodes as u128 && tally.nodes > 0;

@@ -31,8 +31,8 @@ impl Write {
             Write::Init(id, who) => by(who, AuthorityEvent::Init(ticket, id, State::new())),
             Write::NewEpoch(id, who) => by(who, AuthorityEvent::NewEpoch(ticket, id)),
             Write::Adopt(id, who, named) => by(who, AuthorityEvent::Adopt(ticket, id, named)),
-            Write::Step(RolloutAsk { request, position, step, .. }) => {
-                AuthorityEvent::Rollout(ticket, request, position, step)
+            Write::Step(RolloutAsk { request, position, step, author, note, .. }) => {
+                by(self::by(None, author, note), AuthorityEvent::Rollout(ticket, request, position, step))
             }
         }
     }
@@ -40,14 +40,18 @@ impl Write {
     /// Who and why, for the log.
     fn line(&self) -> String {
         match self {
-            Write::Commit(Request { author, note, .. })
-            | Write::Import(_, By { author, note, .. }, _)
+            Write::Commit(Request { author, note, .. }) => format!("by {author:?}: {note:?}"),
+            Write::Import(_, By { author, note, .. }, _)
             | Write::Init(_, By { author, note, .. })
             | Write::NewEpoch(_, By { author, note, .. })
-            | Write::Adopt(_, By { author, note, .. }, _) => format!("by {author:?}: {note:?}"),
+            | Write::Adopt(_, By { author, note, .. }, _) => {
+                let note = if note.is_empty() { "an epoch begins" } else { note };
+                format!("by {author:?}: {note:?}")
+            }
             Write::Step(ask) => {
                 let Place { epoch, rev } = ask.position;
-                format!("(rollout {epoch}:{rev}: {:?})", ask.step)
+                let (author, note) = (&ask.author, &ask.note);
+                format!("(rollout {epoch}:{rev}: {:?}) by {author:?}: {note:?}", ask.step)
             }
         }
     }
@@ -149,6 +153,7 @@ pub(super) fn refused(why: &Invalid) -> Reply {
         Invalid::NoSuch(_) => InvalidCode::NoSuch,
         Invalid::NotNow(_) => InvalidCode::NotNow,
         Invalid::Rollout(_) => InvalidCode::Rollout,
+        Invalid::Used(_) => InvalidCode::Used,
     };
     let oldest = match why {
         Invalid::Compacted { oldest } => *oldest,

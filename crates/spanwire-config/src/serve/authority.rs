@@ -13,11 +13,12 @@ use spanwire::{Socket, WaitError};
 
 use super::open::Decides;
 use super::{audience, names};
+use crate::control::now_ms;
 use crate::process::{Log, ProcessError};
 use crate::source::Writer;
 use crate::{
-    Alarm, Answer, AuthorityAction, AuthorityEvent, Distributor, NamespaceMut, NsAuthority, Published, State,
-    Ticket,
+    Alarm, Answer, AuthorityAction, AuthorityEvent, By, Distributor, Mode, NamespaceMut, NsAuthority,
+    Published, State, Ticket,
 };
 
 /// The machine, and the sender that it speaks through, which serves other namespaces too: what it wants of the sender is done under its lock, and
@@ -140,10 +141,12 @@ impl Authority {
     }
 
     /// How far the cohort of an open rollout is, for its gate.
-    pub(super) fn count_cohort(&self) {
+    pub(crate) fn count_cohort(&self) {
         let Some((at, audience)) = self.look(NsAuthority::cohort) else { return };
         let (nodes, now) = self.with(|d, cx| (d.cohort(at, &audience), cx.now()));
-        self.handle(self.lock(), AuthorityEvent::Cohort((at, audience), nodes), now);
+        let by = By { stamp: now_ms(), ..By::default() };
+        let event = AuthorityEvent::Cohort((at, audience), nodes);
+        self.handle(self.lock(), AuthorityEvent::By(Box::new(by), Box::new(event)), now);
     }
 
     /// `now` matters to the gates of a rollout alone.
@@ -217,6 +220,14 @@ impl Authority {
     /// What nodes showed may tell that this store is an old copy, or that it was lost.
     pub(super) fn judge(&self, shown: Vec<AuthorityEvent>) {
         shown.into_iter().for_each(|event| self.tell(event));
+        let mut inner = self.lock();
+        let held = inner.machine.holdings().first().map(|(held, ..)| held.position);
+        if let (Mode::Vacant, Some(held)) = (inner.machine.mode(), held) {
+            inner.raise(
+                &self.log,
+                format!("nodes hold {held}, and this store has nothing: it may have been lost"),
+            );
+        }
     }
 }
 
@@ -230,6 +241,11 @@ impl Inner {
                 self.alone
             ));
         }
+        self.raise(log, text);
+    }
+
+    /// Once, until there is another.
+    fn raise(&mut self, log: &Log, text: String) {
         if text != self.alarm {
             log.say(format_args!("ALARM: {text}"));
             self.alarm = text;

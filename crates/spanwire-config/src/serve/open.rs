@@ -100,7 +100,15 @@ pub(super) fn open(
                 driver.tell(AuthorityEvent::Adopt(Ticket(0), random()?, Some(base)));
                 begin(&mut driver, log, AuthorityEvent::Offered(node, Some(state)))?;
             } else {
-                log.say(format_args!("a new history begins: epoch {}", config.new_epoch.unwrap_or(1)));
+                match &config.dir {
+                    Some(_) => {
+                        log.say(format_args!(
+                            "a new history begins: epoch {}",
+                            config.new_epoch.unwrap_or(1)
+                        ));
+                    }
+                    None => log.say("nothing is in this store: nothing begins by itself"),
+                }
             }
         }
     }

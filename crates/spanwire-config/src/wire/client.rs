@@ -61,6 +61,8 @@ byte_enum!(
         NotNow = 7,
         /// A plan that makes no sense, or a step of a rollout that is not there.
         Rollout = 8,
+        /// The request id is that of another request, which was done.
+        Used = 9,
     }
 );
 byte_enum!(

@@ -7,6 +7,7 @@ mod files;
 mod namespaces;
 mod operator;
 mod options;
+mod words;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

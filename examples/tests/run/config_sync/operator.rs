@@ -245,7 +245,7 @@ fn a_lost_store_goes_on_from_what_a_node_holds() {
     assert_eq!(server.ends().0, Some(0));
     std::fs::remove_dir_all(w.path("state")).expect("ours");
     let server = w.serve_log();
-    server.says("connected");
+    server.says("ALARM: nodes hold 1/");
     let latest = Instant::now() + PATIENCE;
     let table = loop {
         let (code, out, err) = w.verb(&["adopt"]);

@@ -216,3 +216,67 @@ fn repeats_of_what_is_not_durable_yet_are_bounded_as_commits_are() {
     rig.sync_all();
     assert!(tickets.iter().all(|ticket| rig.answer(*ticket).is_some()));
 }
+
+#[test]
+fn invariant_15_an_id_that_was_used_for_something_else_is_refused_and_a_repeat_is_none() {
+    let mut rig = Rig::serving(settings());
+    let used = |at: Place| Answer::Invalid(Invalid::Used(at));
+    // While it is with the store, while it waits, and afterwards.
+    let (first, second) = (rig.commit(put(1, "a", "1")), rig.commit(put(2, "b", "1")));
+    let others = [
+        rig.commit(put(1, "a", "2")),
+        rig.commit(put(1, "b", "1")),
+        rig.commit(put(2, "b", "2")),
+        rig.commit(request(2, Intent::Change(ChangeSet::new()))),
+    ];
+    assert!(others.iter().all(|t| rig.answer(*t).is_none()), "it depends on what is not durable");
+    rig.sync();
+    rig.sync();
+    assert!([first, second].iter().all(|t| matches!(rig.answer(*t), Some(Answer::Committed { .. }))));
+    let at = [place(1, 2), place(1, 2), place(1, 3), place(1, 3)];
+    for (ticket, at) in others.iter().zip(at) {
+        assert_eq!(rig.answer(*ticket), Some(used(at)));
+    }
+    assert_eq!(rig.commit_now(put(1, "a", "2")), used(place(1, 2)));
+    assert_eq!(rig.commit_now(request(1, Intent::Revert(place(1, 1)))), used(place(1, 2)));
+    // What had no effect is not kept, and asked for all the same.
+    let mut wide = ChangeSet::new();
+    wide.put(key("a"), 0, "1");
+    wide.put(key("c"), 0, "1");
+    wide.delete(key("none"));
+    let wide = request(3, Intent::Change(wide));
+    rig.committed(wide.clone());
+    rig.committed(put(4, "a", "9"));
+    let replayed = |answer: Answer| matches!(answer, Answer::Committed { replay: true, .. });
+    assert!(replayed(rig.commit_now(wide.clone())));
+    let mut more = wide.clone();
+    let Intent::Change(changes) = &mut more.intent else { panic!() };
+    changes.put(key("d"), 0, "1");
+    assert_eq!(rig.commit_now(more), used(place(1, 4)), "one more");
+    assert_eq!(rig.commit_now(put(3, "a", "1")), used(place(1, 4)), "one less, and what it had is missing");
+    let mut rig = rig.restart(After::Nothing);
+    assert!(replayed(rig.commit_now(wide)));
+    assert_eq!(rig.commit_now(put(2, "x", "1")), used(place(1, 3)));
+    assert_eq!(rig.machine.position().map(|p| p.rev), Some(5), "nothing came of all that");
+}
+
+#[test]
+fn invariant_15_a_repeat_of_what_went_back_and_of_what_began_an_epoch_is_known_by_its_content() {
+    let mut rig = Rig::serving(settings());
+    rig.committed(put(1, "a", "1"));
+    rig.committed(put(2, "a", "2"));
+    let back = request(3, Intent::Revert(place(1, 2)));
+    rig.committed(back.clone());
+    assert!(matches!(rig.commit_now(back), Answer::Committed { replay: true, .. }));
+    let other = request(3, Intent::Revert(place(1, 3)));
+    assert_eq!(rig.commit_now(other), Answer::Invalid(Invalid::Used(place(1, 4))));
+    let state: State = [(key("a"), crate::Entry::new(0, "imported"))].into_iter().collect();
+    let import = |rig: &mut Rig, n: u64, state: &State| {
+        rig.ask_now(|ticket| AuthorityEvent::Import(ticket, id(n), state.clone()))
+    };
+    assert!(matches!(import(&mut rig, 9, &state), Answer::Begun { .. }));
+    assert!(matches!(import(&mut rig, 9, &state), Answer::Committed { replay: true, .. }));
+    assert_eq!(import(&mut rig, 9, &State::new()), Answer::Invalid(Invalid::Used(place(2, 5))));
+    assert_eq!(import(&mut rig, 2, &state), Answer::Invalid(Invalid::Used(place(1, 3))), "a commit's");
+    assert_eq!(rig.commit_now(put(9, "a", "imported")), Answer::Invalid(Invalid::Used(place(2, 5))));
+}

@@ -194,6 +194,47 @@ fn invariants_15_16_a_step_names_its_revision_and_its_request() {
     let mut rig = rig.restart(After::Nothing);
     assert!(matches!(rig.step(5, 3, Step::Pause), Answer::Committed { replay: true, .. }));
     assert_eq!(rig.open(), Some((0, false)));
+    // Its id is no commit's, a commit's id is no step's, and one that went on is none that aborts.
+    let used = Answer::Invalid(Invalid::Used(place(1, 3)));
+    assert_eq!(rig.commit_now(put(5, "a", "9")), used);
+    assert_eq!(rig.step(5, 3, Step::Abort), used);
+    assert_eq!(rig.step(3, 3, Step::Pause), used);
+    assert_eq!(rig.open(), Some((0, false)));
+}
+
+#[test]
+fn an_abort_is_somebodys_and_one_by_a_gate_has_its_time() {
+    let mut rig = Rig::with_one();
+    rig.committed(rolled(2, "a", "2", vec![stage(10, None)]));
+    let by = By { author: "ana".into(), note: "too slow".into(), stamp: 77, expect: None };
+    let abort = |ticket| AuthorityEvent::Rollout(ticket, id(3), place(1, 3), Step::Abort);
+    let answer = rig.ask_now(|ticket| AuthorityEvent::By(Box::new(by.clone()), Box::new(abort(ticket))));
+    assert!(matches!(answer, Answer::Committed { .. }), "{answer:?}");
+    let told = |rig: &Rig| {
+        let (_, commit) = rig.machine.history().next().expect("it is kept");
+        (commit.author.clone(), commit.note.clone(), commit.stamp)
+    };
+    assert_eq!(told(&rig), ("ana".into(), "too slow".into(), 77));
+    let long = By { author: "x".repeat(257), ..by };
+    rig.committed(rolled(
+        4,
+        "a",
+        "3",
+        vec![stage(10, Some(Gate { applied: WHOLE, refusals: 0, bake: Duration::ZERO }))],
+    ));
+    let abort = |ticket| AuthorityEvent::Rollout(ticket, id(5), place(1, 5), Step::Abort);
+    let answer = rig.ask_now(|ticket| AuthorityEvent::By(Box::new(long), Box::new(abort(ticket))));
+    assert_eq!(answer, Answer::Invalid(Invalid::TooLong("author")));
+    let refuses = CohortNode { node: id(1), here: true, applied: false, refused: true };
+    for _ in 0..2 {
+        let Some(of) = rig.machine.cohort() else { break };
+        let by = By { stamp: 99, ..By::default() };
+        let event = AuthorityEvent::By(Box::new(by), Box::new(AuthorityEvent::Cohort(of, vec![refuses])));
+        let actions = rig.machine.handle(event, at(1));
+        rig.act(actions);
+        rig.sync_all();
+    }
+    assert_eq!(told(&rig), (String::new(), "rollout aborted by its gate: 1:5".into(), 99));
 }
 
 #[test]

@@ -145,6 +145,10 @@ pub struct RolloutAsk {
     pub position: Place,
     /// Which step.
     pub step: Step,
+    /// Who.
+    pub author: String,
+    /// Why.
+    pub note: String,
 }
 
 /// A request.
@@ -237,6 +241,8 @@ impl Ask {
                 out.raw(&ask.request.0);
                 put_place(&mut out, ask.position);
                 out.u8(ask.step as u8);
+                put_words(&mut out, &ask.author);
+                put_words(&mut out, &ask.note);
                 out
             }
             Ask::Holdings(namespace) => begin(40, namespace),
@@ -312,6 +318,8 @@ impl Ask {
                 namespace,
                 position: get_place(&mut r)?,
                 step: Step::decode(&mut r)?,
+                author: get_words(&mut r, "author")?,
+                note: get_words(&mut r, "note")?,
             }),
             40 => Ask::Holdings(namespace),
             41 => {

@@ -11,6 +11,7 @@ use super::{
     put_option, put_place, put_position, put_words, start,
 };
 use crate::rollout::Plan;
+use crate::wire::NodeKind;
 use crate::{Digest, Id, Key, Limits, Place, Position, State};
 
 /// The newest revision, as it is told to clients.
@@ -73,12 +74,14 @@ pub struct Waited {
 }
 
 /// What an authority knows of one node.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeLine {
     /// The node.
     pub node: Named,
     /// The labels that it gave.
     pub labels: Vec<(String, String)>,
+    /// A relay serves others, and is in no cohort and no wait.
+    pub kind: NodeKind,
     /// It is here.
     pub connected: bool,
     /// It holds another history.
@@ -309,6 +312,7 @@ impl NodeLine {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         put_named(out, &self.node);
         put_labels(out, &self.labels);
+        out.u8(self.kind as u8);
         out.u8(u8::from(self.connected));
         out.u8(u8::from(self.conflict));
         [self.stored, self.visible, self.applied].into_iter().for_each(|place| put_place(out, place));
@@ -321,11 +325,11 @@ impl NodeLine {
 
     fn decode(r: &mut Reader<'_>) -> Result<NodeLine> {
         let (node, labels) = (get_named(r)?, get_labels(r)?);
-        let (connected, conflict) = (r.bool()?, r.bool()?);
+        let (kind, connected, conflict) = (NodeKind::decode(r)?, r.bool()?, r.bool()?);
         let (stored, visible, applied) = (get_place(r)?, get_place(r)?, get_place(r)?);
         let len = usize::from(r.u8()?);
         let refused = r.list(len, MAX_REFUSED, "refused", get_refusal)?;
-        Ok(NodeLine { node, labels, connected, conflict, stored, visible, applied, refused })
+        Ok(NodeLine { node, labels, kind, connected, conflict, stored, visible, applied, refused })
     }
 }
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::rollout::{Gate, Plan, Stage};
+use crate::wire::NodeKind;
 use crate::{ChangeSet, Entry, Epoch, Key, Level, Limits, State};
 
 fn id() -> impl Strategy<Value = Id> {
@@ -155,8 +156,8 @@ fn ask() -> impl Strategy<Value = Ask> {
                 Ask::Revert(RevertAsk { request, namespace, expect, author, note, rollout, supersede, to })
             }
         ),
-        (id(), words(), place(), step).prop_map(|(request, namespace, position, step)| {
-            Ask::Rollout(RolloutAsk { request, namespace, position, step })
+        (common(), place(), step).prop_map(|((request, namespace, _, author, note), position, step)| {
+            Ask::Rollout(RolloutAsk { request, namespace, position, step, author, note })
         }),
         (common(), state()).prop_map(|((request, namespace, expect, author, note), state)| {
             Ask::Import(ImportAsk { request, namespace, expect, author, note, state })
@@ -198,10 +199,11 @@ fn waited() -> impl Strategy<Value = Waited> {
 }
 
 fn node() -> impl Strategy<Value = NodeLine> {
-    (named(), labels(), any::<[bool; 2]>(), (place(), place(), place()), vec(refusal(), 0..3)).prop_map(
-        |(node, labels, [connected, conflict], (stored, visible, applied), refused)| NodeLine {
+    (named(), labels(), any::<[bool; 3]>(), (place(), place(), place()), vec(refusal(), 0..3)).prop_map(
+        |(node, labels, [relay, connected, conflict], (stored, visible, applied), refused)| NodeLine {
             node,
             labels,
+            kind: if relay { NodeKind::Relay } else { NodeKind::Replica },
             connected,
             conflict,
             stored,
