@@ -71,6 +71,7 @@ mod on {
         ("conflict-ends", "a conflict ends with the pipe"),
         ("chain-unchecked", "another chain at the place that is held is not looked at"),
         ("fork-unchecked", "the chain of the next revision is not compared with what is held"),
+        ("mark-of-the-newest", "a level is reported with the mark of the newest that was heard of"),
         ("level-lowered", "a level is overwritten by a lower one that is said later"),
         ("gathered-reports-lost", "reports that wait for more are not said when their time has come"),
         ("reports-not-repeated", "what was reported is not said again after WELCOME"),
@@ -111,7 +112,6 @@ mod on {
         ("ahead-is-no-conflict", "a node that is ahead of the store is not seen"),
         ("fork-is-no-conflict", "a node with another chain at the head is not seen"),
         ("unjudged-is-served", "who shows what the log does not know gets data before it is judged"),
-        ("conflict-acks-count", "a node of another history is counted as having reached what it names"),
         ("vacant-begins-anew", "a lost namespace begins anew although a node showed it"),
         ("adopts-oldest", "an authority adopts the oldest that nodes hold"),
         ("adopts-canary", "an authority adopts what is for a cohort without being told to"),
@@ -163,15 +163,15 @@ mod on {
         ("fail-over-empty-handed", "relay: who comes to another upstream does not say what it has"),
         ("table-of-the-first", "relay: of several namespaces the table of the first alone is told upward"),
         ("newest-way-taken", "relay: a pipe that opens is used at once, whatever is in use"),
-        ("conflict-above-ignored", "relay: what is reported behind one of another history counts"),
+        ("mark-not-passed", "relay: what a node applied is told upward without its mark"),
         (
-            "way-left-counts",
-            "relay: what was reported behind one of another history counts once the node has left it",
+            "mark-made-anew",
+            "relay: what a node names is told upward with the mark of what the relay has there",
         ),
-        (
-            "late-conflict-counts",
-            "relay: one of another history is believed of a node that is elsewhere by now",
-        ),
+        ("mark-ignored", "relay: what a node names counts by its position, whatever history it is of"),
+        ("above-head-counts", "relay: a position above the head is counted as reached"),
+        ("below-log-counts", "relay: a position that the log does not reach is counted as reached"),
+        ("refusal-by-position", "relay: a refusal counts by its position, whatever history it is of"),
         // The world.
         ("lost-sync-acknowledged", "world: a node reports as stored what its disk refused"),
     ];

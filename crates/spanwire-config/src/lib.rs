@@ -100,7 +100,7 @@ pub use node::{
     Changed, Copied, Freshness, Node, NodeBuilder, NodeError, NotReached, Snapshot, Validator, WaitFor,
     Wanted, Watch, WatchStream,
 };
-pub use position::{Base, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
+pub use position::{Base, ChainMark, Claim, ClusterId, Epoch, Head, Id, Position, ServerId, Shown, chain};
 pub use relay::{NsRelay, RelayAction, RelayAlarm, RelayEvent, RelaySettings, Upstream};
 pub use replica::{
     Arriving, Data, Kept, Memory, NsReplica, NsReplicaMut, Replica, ReplicaSettings, ReplicaStatus,

@@ -96,6 +96,34 @@ impl fmt::Display for Position {
     }
 }
 
+/// Which history a revision is of, in short: the first 8 bytes of its [`chain`]. Where a store came back as an old copy, one
+/// position names a revision of each history; with the mark beside it it names one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ChainMark(pub [u8; 8]);
+
+impl ChainMark {
+    /// That of a revision with this chain.
+    pub fn of(chain: &[u8; 32]) -> ChainMark {
+        let [a, b, c, d, e, f, g, h, ..] = *chain;
+        ChainMark([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl fmt::Debug for ChainMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+/// A revision that a node names: what it reached, or refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Claim {
+    /// Where it is.
+    pub position: Position,
+    /// Of which history.
+    pub mark: ChainMark,
+}
+
 /// What a step starts from: a position and the history that leads to it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Base {
@@ -103,6 +131,13 @@ pub struct Base {
     pub position: Position,
     /// Its chain.
     pub chain: [u8; 32],
+}
+
+impl Base {
+    /// As a node names it.
+    pub fn claim(&self) -> Claim {
+        Claim { position: self.position, mark: ChainMark::of(&self.chain) }
+    }
 }
 
 /// A base, and the digest of the content there.
@@ -163,6 +198,11 @@ impl Head {
     /// Position and chain.
     pub fn base(&self) -> Base {
         Base { position: self.position, chain: self.chain }
+    }
+
+    /// As a node names it.
+    pub fn claim(&self) -> Claim {
+        self.base().claim()
     }
 
     /// Position, chain and digest.

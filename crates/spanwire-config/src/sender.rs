@@ -12,6 +12,7 @@
 //! Owns: sessions, namespaces, the slots for large transfers. Never: decides what is committed or who is right, a
 //! disk (what is published is durable), a clock, or a send that nobody gave credit for.
 
+mod claims;
 mod cursor;
 mod hear;
 mod namespace;

@@ -14,7 +14,7 @@ use spanwire_config::wire::client::{
 };
 use spanwire_config::wire::{
     Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, Nack, NackCode, NamespaceStatus, NodeKind, NodeReport,
-    Report, Slice, Want, WantReason, Welcome, encode_changes, encode_state,
+    Report, Said, Slice, Want, WantReason, Welcome, encode_changes, encode_state,
 };
 use spanwire_config::{
     ChangeSet, Entry, Epoch, Head, Id, Key, Limits, NodeStatus, Place, Position, State, chain,
@@ -149,6 +149,7 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             Frame::Ack(Ack {
                 namespace: "config".into(),
                 position: at(2),
+                mark: second.claim().mark,
                 level: Level::Applied,
                 volatile: false,
             })
@@ -159,6 +160,7 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             Frame::Nack(Nack {
                 namespace: "config".into(),
                 position: at(2),
+                mark: second.claim().mark,
                 stays_at: at(1),
                 code: NackCode::Check,
                 text: "no".into(),
@@ -169,9 +171,10 @@ fn story() -> Vec<(&'static str, Vec<u8>)> {
             let mut status = NodeStatus::new(Id([0x22; 16]), 1 << 32 | 0xabcd);
             (status.connected, status.name) = (true, "web-1".into());
             status.path = vec![Id([0x55; 16])];
-            (status.stored, status.visible) = (Some(at(2)), Some(at(2)));
-            status.refused = vec![(at(2), NackCode::Hook, "no".into())];
-            let nodes = vec![NodeReport { status, attempt: 1, head: None }];
+            let claim = Some(second.claim());
+            let refused = vec![(second.claim(), NackCode::Hook, "no".into())];
+            let said = Said { stored: claim, visible: claim, refused, ..Said::default() };
+            let nodes = vec![NodeReport { status, said, attempt: 1, head: None }];
             Frame::Report(Box::new(Report { namespace: "config".into(), first: true, last: true, nodes }))
                 .encode()
         }),

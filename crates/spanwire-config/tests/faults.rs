@@ -106,6 +106,7 @@ fn every_listed_fault_is_planted_somewhere() {
         include_str!("../src/authority/rollout.rs"),
         include_str!("../src/authority.rs"),
         include_str!("../src/sender.rs"),
+        include_str!("../src/sender/claims.rs"),
         include_str!("../src/sender/hear.rs"),
         include_str!("../src/sender/namespace.rs"),
         include_str!("../src/sender/nodes.rs"),

@@ -9,7 +9,7 @@ use super::namespace::{NsReplica, Refusal, Verdict, Word};
 use crate::faults::planted;
 use crate::rollout::admits;
 use crate::wire::NackCode;
-use crate::{Head, OverLimit, Position, chain};
+use crate::{ChainMark, Head, OverLimit, Position, chain};
 
 impl NsReplica {
     /// A HEAD of a beacon, which never moves what is visible.
@@ -140,7 +140,7 @@ impl NsReplica {
         if let Err(over) = self.settings.limits.check(head.keys, head.bytes)
             && !planted("limits-ignored")
         {
-            self.too_large(cx, head.position, &over);
+            self.too_large(cx, head, &over);
             return Verdict::Ignore;
         }
         if self.target.as_ref().is_none_or(|target| {
@@ -152,8 +152,14 @@ impl NsReplica {
         Verdict::Newer
     }
 
-    pub(super) fn too_large(&mut self, cx: &mut Cx<'_>, position: Position, over: &OverLimit) {
-        self.refuse(Refusal { position, code: NackCode::TooLarge, text: over.to_string() });
+    pub(super) fn too_large(&mut self, cx: &mut Cx<'_>, head: &Head, over: &OverLimit) {
+        let position = head.position;
+        self.refuse(Refusal {
+            position,
+            mark: ChainMark::of(&head.chain),
+            code: NackCode::TooLarge,
+            text: over.to_string(),
+        });
         self.assembly = None;
         self.awaiting = true;
         self.not_beyond(position);

@@ -15,7 +15,7 @@ use super::transfer::Assembly;
 use super::{Data, ReplicaSettings, ReplicaStatus, Unexpected, Update, offer, relay};
 use crate::faults::planted;
 use crate::wire::{Level, NackCode, NodeKind, WantReason};
-use crate::{Head, Key, Position, RECEIVER, State};
+use crate::{ChainMark, Head, Key, Position, RECEIVER, State};
 
 /// What is said upward, in this order: what was reached is heard before what is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,6 +42,7 @@ pub(super) struct Held {
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) position: Position,
+    pub(super) mark: ChainMark,
     pub(super) code: NackCode,
     pub(super) text: String,
 }
@@ -152,7 +153,7 @@ impl NsReplica {
             complaint: None,
         };
         if let Some((head, state, level)) = kept.held {
-            this.reports = Reports::of(this.ack_of(head.position, level, false));
+            this.reports = Reports::of(this.ack_of(&head, level, false));
             this.visible = Some(Held { head, state });
         }
         this
@@ -269,8 +270,10 @@ impl NsReplica {
         let (level, kept) =
             self.reports.reached().map_or((level, !volatile), |(l, k)| (l.max(level), k || !volatile));
         let level = if planted("level-lowered") { level.min(Level::Visible) } else { level };
-        let report = self.ack_of(position, level, !kept);
-        self.reports.set(report);
+        if let Some(visible) = &self.visible {
+            let report = self.ack_of(&visible.head, level, !kept);
+            self.reports.set(report);
+        }
         self.tells = Some(more);
         self.woken(cx);
         Ok(())
@@ -284,16 +287,15 @@ impl NsReplica {
         code: NackCode,
         text: &str,
     ) -> Result<(), Unexpected> {
-        let refusal = Refusal { position, code, text: text.to_owned() };
+        let named = if code == NackCode::Hook { &self.visible } else { &self.given };
+        let Some(named) = named.as_ref().filter(|named| named.head.position == position) else {
+            return Err(Unexpected(position));
+        };
+        let mark = ChainMark::of(&named.head.chain);
+        let refusal = Refusal { position, mark, code, text: text.to_owned() };
         if code == NackCode::Hook {
-            if self.visible.as_ref().is_none_or(|visible| visible.head.position != position) {
-                return Err(Unexpected(position));
-            }
             self.hook_failed = Some(refusal);
         } else {
-            if self.given.as_ref().is_none_or(|given| given.head.position != position) {
-                return Err(Unexpected(position));
-            }
             self.refuse(refusal);
             // What is built on the refused one goes with it; the sender starts again from visible.
             self.given = None;

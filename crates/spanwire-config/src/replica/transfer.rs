@@ -131,7 +131,7 @@ impl NsReplica {
             return self.failed(cx, pipe, base.is_some());
         }
         if let Err(over) = over {
-            return self.too_large(cx, head.position, &over);
+            return self.too_large(cx, &head, &over);
         }
         cx.count("verified", 1);
         self.reports.verified(size, cx.now());
@@ -144,7 +144,7 @@ impl NsReplica {
     fn accept(&mut self, cx: &mut Cx<'_>, held: Held, changed: Vec<Key>) {
         let position = held.head.position;
         if planted("ack-early") {
-            let report = self.ack_of(position, Level::Stored, false);
+            let report = self.ack_of(&held.head, Level::Stored, false);
             self.reports.set(report);
             self.say(Word::Report);
         }

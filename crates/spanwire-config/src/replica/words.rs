@@ -7,13 +7,15 @@ use spanwire::protocol::{Cx, PipeId, Reason, Reject};
 
 use super::Replica;
 use super::namespace::{NsReplica, Refusal, Word};
-use crate::Position;
 use crate::faults::planted;
 use crate::wire::{Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, MAX_WANTS, Nack, NackCode, VERSION, Want};
+use crate::{ChainMark, Head};
 
 impl NsReplica {
-    pub(super) fn ack_of(&self, position: Position, level: Level, volatile: bool) -> Ack {
-        Ack { namespace: self.settings.namespace.clone(), position, level, volatile }
+    pub(super) fn ack_of(&self, head: &Head, level: Level, volatile: bool) -> Ack {
+        let newest = self.target.as_ref().filter(|_| planted("mark-of-the-newest"));
+        let mark = ChainMark::of(&newest.unwrap_or(head).chain);
+        Ack { namespace: self.settings.namespace.clone(), position: head.position, mark, level, volatile }
     }
 
     fn want(&self) -> Want {
@@ -28,6 +30,7 @@ impl NsReplica {
         Nack {
             namespace: self.settings.namespace.clone(),
             position: refusal.position,
+            mark: refusal.mark,
             stays_at: self.visible.as_ref().map(|held| held.head.position).unwrap_or_default(),
             code: refusal.code,
             text: refusal.text.clone(),
@@ -38,6 +41,7 @@ impl NsReplica {
     fn refusals(&self) -> Vec<Frame> {
         let conflict = self.conflict.as_ref().map(|(_, other)| Refusal {
             position: other.position,
+            mark: ChainMark::of(&other.chain),
             code: NackCode::Conflict,
             text: "another history claims this place".into(),
         });

@@ -3,7 +3,7 @@
 //! Owns: what was sent and acknowledged. Never: what to send next; credit, which is the pipe's.
 
 use crate::wire::{Ack, Hello, Payload};
-use crate::{Head, Id, Position, Shown};
+use crate::{Claim, Head, Id, Position, Shown};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -110,11 +110,6 @@ impl Cursor {
         self.flight.iter().map(|(_, size)| size).sum()
     }
 
-    /// A transfer to `position` was sent and not acknowledged.
-    pub(super) fn flies(&self, position: Position) -> bool {
-        self.flight.iter().any(|(shown, _)| shown.base.position == position)
-    }
-
     /// Keeps a report until it is known what it is worth. `true`: the oldest was dropped for it.
     pub(super) fn keep(&mut self, ack: Ack) -> bool {
         self.acks.push(ack);
@@ -125,14 +120,15 @@ impl Cursor {
         full
     }
 
-    /// The node has what was sent up to `position`.
-    pub(super) fn acknowledge(&mut self, position: Position) {
-        if let Some(at) = self.flight.iter().position(|(shown, _)| shown.base.position == position)
+    /// The node has what was sent up to there. Whether that is what it was sent last, or showed.
+    pub(super) fn acknowledge(&mut self, claim: Claim) -> bool {
+        if let Some(at) = self.flight.iter().position(|(shown, _)| shown.base.claim() == claim)
             && let Some((shown, _)) = self.flight.drain(..=at).next_back()
         {
             self.acked = Some(shown);
-            self.floor = Some(position);
+            self.floor = Some(claim.position);
         }
+        self.acked.is_some_and(|shown| shown.base.claim() == claim)
     }
 
     pub(super) fn refuse(&mut self, position: Position) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use spanwire::protocol::{Cx, DropReason, PipeId};
 
 use super::Namespace;
+use super::claims::Side;
 use super::cursor::Standing;
 use crate::faults::planted;
 use crate::wire::{Ack, Hello, Nack, NackCode, NamespaceStatus, Want, WantReason};
@@ -39,10 +40,10 @@ impl Namespace {
             cx.count("conflicts", 1);
         }
         // Until it is judged, it stands as it stood.
-        if standing == Standing::Unjudged {
-            self.nodes.unjudged(cursor.node());
-        } else {
+        if standing != Standing::Unjudged {
             self.nodes.conflict(cursor.node(), standing == Standing::Conflict);
+        }
+        if standing != Standing::Unjudged || self.passes {
             for ack in std::mem::take(&mut cursor.acks) {
                 self.on_ack(cx, pipe, ack);
             }
@@ -134,9 +135,13 @@ impl Namespace {
 
     pub(super) fn on_nack(&mut self, cx: &mut Cx<'_>, pipe: PipeId, nack: Nack) {
         let stays_at = self.known(nack.stays_at);
+        let counts = self.is_refusal(nack.claim());
         let newer = self.head().is_some_and(|h| h.position.epoch.number > nack.position.epoch.number);
         let Some(cursor) = self.cursors.get_mut(pipe) else { return };
-        self.nodes.refused(cursor.node(), cursor.hello.boot, &nack);
+        if !counts {
+            cx.count("refusals-unproved", 1);
+        }
+        self.nodes.refused(cursor.node(), cursor.hello.boot, &nack, counts);
         match nack.code {
             NackCode::Hook => {}
             // What is served is of a higher epoch: it ends the conflict, so the node must get it.
@@ -160,28 +165,22 @@ impl Namespace {
     }
 
     pub(super) fn on_ack(&mut self, cx: &mut Cx<'_>, pipe: PipeId, ack: Ack) {
-        let possible = self.head().is_some_and(|head| ack.position <= head.position);
+        let side = self.side(ack.claim());
         let Some(cursor) = self.cursors.get_mut(pipe) else { return };
-        match cursor.standing {
-            // What is named is of another history.
-            Standing::Conflict if !planted("conflict-acks-count") => {
-                return cx.dropped(Some(pipe), DropReason::Own("ack-in-conflict"));
-            }
+        // What it was sent, or what it showed and was found to be of this history, may be below what the log reaches. Who
+        // showed nothing has what was sent to it, and no more.
+        let has = cursor.acknowledge(ack.claim()) || side == Side::Ours && cursor.floor.is_some();
+        if !cursor.wants || cursor.standing == Standing::Unjudged && !self.passes {
             // It tells of what is shown, or is about to be: the one stands or falls with the other.
-            standing if standing == Standing::Unjudged || !cursor.wants => {
-                if cursor.keep(ack) {
-                    cx.dropped(Some(pipe), DropReason::Own("ack-too-many"));
-                }
-                return;
+            if cursor.keep(ack) {
+                cx.dropped(Some(pipe), DropReason::Own("ack-too-many"));
             }
-            _ => {}
+            return;
         }
-        // Who showed nothing has what was sent to it, and no more.
-        let held = cursor.floor.is_some() || cursor.flies(ack.position) || planted("conflict-acks-count");
-        if !possible || !held {
-            return cx.dropped(Some(pipe), DropReason::Own("ack-of-unknown"));
+        if !has && !self.passes {
+            let other = if side == Side::Other { "ack-of-another-history" } else { "ack-of-unknown" };
+            return cx.dropped(Some(pipe), DropReason::Own(other));
         }
-        cursor.acknowledge(ack.position);
         self.nodes.acknowledged(cursor.node(), cursor.hello.boot, &ack);
         cx.wake(self.wait_key());
     }

@@ -2,8 +2,10 @@
 //!
 //! One record for each node, whatever it reports. Where a node is follows the highest attempt of its highest
 //! boot; where a relay is follows the same rule, so a node behind relays is found by going up from one record
-//! to the next. Owns: the truth of reports. Never: a pipe's cursor; a word of an earlier boot.
+//! to the next. What a node claims has the mark of its history: an authority's sender lets in what is of the history served,
+//! a relay's passes all on. Owns: how reports add up. Never: a pipe's cursor; a word of an earlier boot.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -12,8 +14,8 @@ use spanwire::protocol::{PipeId, Time};
 use crate::authority::CohortNode;
 use crate::faults::planted;
 use crate::rollout::Audience;
-use crate::wire::{Ack, Hello, Level, MAX_PATH, Nack, NackCode, NodeKind, NodeReport};
-use crate::{Head, Id, Position, ServerId};
+use crate::wire::{Ack, Hello, Level, MAX_PATH, Nack, NackCode, NodeKind, NodeReport, Said};
+use crate::{ChainMark, Claim, Head, Id, Position, ServerId};
 
 /// What an authority knows of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,38 +80,32 @@ impl NodeStatus {
             Level::Applied => self.applied,
         }
     }
+}
 
-    /// What was reported of it is of another history: all, or up to there.
-    fn forget(&mut self, to: Option<Position>) {
-        for slot in [&mut self.stored, &mut self.visible, &mut self.applied] {
-            slot.take_if(|at| to.is_none_or(|to| *at <= to));
-        }
-    }
-
+impl Said {
     /// Facts only add up; a later epoch is later.
-    fn raise(&mut self, level: Level, at: Position) {
-        let slot = match level {
-            Level::Stored => &mut self.stored,
-            Level::Visible => &mut self.visible,
-            Level::Applied => &mut self.applied,
+    fn raise(&mut self, level: Level, at: Claim) {
+        let slot = self.slot(level);
+        let later = |old: Claim| {
+            let (old, at) = (old.position, at.position);
+            old < at || old.epoch.partial_cmp(&at.epoch).is_none()
         };
-        if slot.is_none_or(|old| old < at || old.epoch.partial_cmp(&at.epoch).is_none())
-            || planted("status-overwritten")
-        {
+        if slot.is_none_or(later) || planted("status-overwritten") {
             *slot = Some(at);
         }
         if level == Level::Applied {
             // What is applied has got over every refusal up to it, those of earlier epochs among them.
-            self.refused
-                .retain(|(position, ..)| position.partial_cmp(&at) == Some(std::cmp::Ordering::Greater));
+            let above = |claim: &Claim| claim.position.partial_cmp(&at.position) == Some(Ordering::Greater);
+            self.refused.retain(|(claim, ..)| above(claim));
         }
     }
 }
 
 #[derive(Clone, Debug)]
 struct Node {
-    /// `connected` and `path` are found when they are asked for.
+    /// `connected` and `path` are found when they are asked for, what it reached and refused is in `said`.
     status: NodeStatus,
+    said: Said,
     attempt: u32,
     here: bool,
     /// The pipe of this server that it uses.
@@ -119,34 +115,26 @@ struct Node {
     left: Time,
     /// What it showed and could not be placed when it did.
     head: Option<Head>,
-    /// What a relay reported of it together with such a HEAD, until that is judged.
-    claimed: Option<Box<NodeStatus>>,
+    /// Levels at which it is there, as a relay reported with that: they count once it is judged to be of this history.
+    waits: Vec<Level>,
     /// The whole table of a relay in which it was last.
     table: u64,
-    /// What it holds is not known: what it showed on its pipe here is not judged yet, or nothing was heard of it
-    /// where it is.
-    unjudged: bool,
 }
 
 impl Node {
     fn new(id: Id, boot: u64, now: Time) -> Node {
         Node {
             status: NodeStatus::new(id, boot),
+            said: Said::default(),
             attempt: 0,
             here: false,
             pipe: None,
             behind: None,
             left: now,
             head: None,
-            claimed: None,
+            waits: Vec::new(),
             table: 0,
-            unjudged: true,
         }
-    }
-
-    /// What it holds is of another history than what is served here, or not known to be of this.
-    fn is_other(&self) -> bool {
-        (self.status.conflict || self.unjudged || self.head.is_some()) && !planted("conflict-above-ignored")
     }
 
     fn uses(&mut self, pipe: PipeId) {
@@ -222,9 +210,6 @@ impl Nodes {
             // has come to it yet. The last one, if it lives on, is to know of it; by the same pipe it does.
             let way = self.route(id).filter(|pipe| *pipe != by);
             way.into_iter().for_each(|pipe| self.outlived(pipe, id, boot));
-            if self.table.get(&id).is_some_and(|relay| relay.is_other() || !self.counts(relay)) {
-                self.forsake(id);
-            }
             self.table.remove(&id);
             self.empty(id, now);
         }
@@ -257,28 +242,6 @@ impl Nodes {
         gone.into_iter().for_each(|id| self.touch(id));
     }
 
-    /// A node goes another way. What was reported of it on the one before, and did not count there, is of another
-    /// history, or not known to be of this; of what it has it speaks again.
-    fn turn(&mut self, id: Id, way: impl FnOnce(&mut Node)) {
-        let Some(node) = self.table.get(&id) else { return };
-        let (before, counted) = (node.behind, self.counts(node));
-        let Some(node) = self.table.get_mut(&id) else { return };
-        way(node);
-        if node.behind != before && !counted && !planted("way-left-counts") {
-            node.status.forget(None);
-        }
-    }
-
-    /// A relay that held another history is another process now, which may hold something else: what was reported behind
-    /// it counts no more.
-    fn forsake(&mut self, relay: ServerId) {
-        let behind = |node: &&Node| self.between(node).any(|above| above.status.node == relay);
-        let other: Vec<Id> = self.table.values().filter(behind).map(|node| node.status.node).collect();
-        for id in other {
-            self.table.get_mut(&id).into_iter().for_each(|node| node.status.forget(None));
-        }
-    }
-
     /// The highest start number of a node that is known.
     pub(super) fn boot(&self, id: Id) -> Option<u64> {
         self.table.get(&id).map(|node| node.status.boot)
@@ -299,7 +262,7 @@ impl Nodes {
         // The highest attempt says where it is. A pipe in reserve says nothing of that.
         if hello.attempt >= node.attempt && wants {
             node.attempt = hello.attempt;
-            self.turn(hello.node, |node| node.uses(pipe));
+            node.uses(pipe);
         }
         Ok(())
     }
@@ -315,7 +278,7 @@ impl Nodes {
         if let Some(node) = self.of(id, boot)
             && !(node.here && node.behind.is_some())
         {
-            self.turn(id, |node| node.uses(pipe));
+            node.uses(pipe);
         }
     }
 
@@ -324,7 +287,7 @@ impl Nodes {
         if let Some(node) = self.of(id, boot)
             && !node.here
         {
-            self.turn(id, |node| node.uses(pipe));
+            node.uses(pipe);
         }
     }
 
@@ -339,45 +302,36 @@ impl Nodes {
 
     pub(super) fn acknowledged(&mut self, id: Id, boot: u64, ack: &Ack) {
         let Some(node) = self.of(id, boot) else { return };
-        if let Some(shown) = node.head.take_if(|head| head.position < ack.position) {
-            // It holds something of this history now. What it reached before may be of another.
-            node.status.forget(Some(shown.position));
-        }
+        // It has gone on to what is held here.
+        node.head.take_if(|head| head.position < ack.position);
         if !ack.volatile || planted("volatile-counts-as-stored") {
-            node.status.raise(Level::Stored, ack.position);
+            node.said.raise(Level::Stored, ack.claim());
         }
         if ack.level >= Level::Visible {
-            node.status.raise(Level::Visible, ack.position);
+            node.said.raise(Level::Visible, ack.claim());
         }
         if ack.level >= Level::Applied {
-            node.status.raise(Level::Applied, ack.position);
+            node.said.raise(Level::Applied, ack.claim());
         }
     }
 
-    pub(super) fn refused(&mut self, id: Id, boot: u64, nack: &Nack) {
-        let Some(Node { status, .. }) = self.of(id, boot) else { return };
-        if nack.code == NackCode::Conflict {
-            status.conflict = true;
+    /// `counts`: what it refuses is of the history served here. That two histories contradict each other it says of any.
+    pub(super) fn refused(&mut self, id: Id, boot: u64, nack: &Nack, counts: bool) {
+        let Some(Node { status, said: Said { refused, .. }, .. }) = self.of(id, boot) else { return };
+        status.conflict |= nack.code == NackCode::Conflict;
+        if counts {
+            refused.retain(|(claim, ..)| claim.position != nack.position);
+            refused.push((nack.claim(), nack.code, nack.text.clone()));
         }
-        status.refused.retain(|(position, ..)| *position != nack.position);
-        status.refused.push((nack.position, nack.code, nack.text.clone()));
-        if status.refused.len() > 2 {
-            status.refused.remove(0);
+        if refused.len() > 2 {
+            refused.remove(0);
         }
     }
 
     pub(super) fn conflict(&mut self, id: Id, conflict: bool) {
         if let Some(node) = self.table.get_mut(&id) {
             node.status.conflict = conflict;
-            node.unjudged = false;
             self.touch(id);
-        }
-    }
-
-    /// What the node showed on its pipe here is with the authority.
-    pub(super) fn unjudged(&mut self, id: Id) {
-        if let Some(node) = self.table.get_mut(&id) {
-            node.unjudged = true;
         }
     }
 
@@ -391,58 +345,35 @@ impl Nodes {
         }
     }
 
-    /// What a relay tells of a node, on its pipe: `path` is from the relay below this server. `placed`: what the node showed is
-    /// known here.
+    /// What a relay tells of a node, on its pipe: `path` is from the relay below this server, and `said` is what counts here.
+    /// `waits`: levels that count once the HEAD is judged to be of this history.
     pub(super) fn reported(
         &mut self,
         report: NodeReport,
+        waits: Vec<Level>,
         (pipe, table): (PipeId, u64),
-        placed: bool,
         now: Time,
     ) -> Result<(), Turned> {
-        let NodeReport { status: said, attempt, head } = report;
-        let Some(at) = said.path.last().copied() else { return Ok(()) };
-        let node = self.admit(said.node, said.boot, pipe, now)?;
+        let NodeReport { status, said, attempt, head } = report;
+        let Some(at) = status.path.last().copied() else { return Ok(()) };
+        let node = self.admit(status.node, status.boot, pipe, now)?;
         // An older word of where it is counts for nothing: it went on since.
         let newer = attempt > node.attempt || planted("attempt-ignored");
         let same = attempt == node.attempt && node.pipe.is_none();
-        if said.connected && (newer || same) {
-            self.turn(said.node, |node| {
-                (node.attempt, node.here, node.pipe, node.behind) = (attempt, true, None, Some(at));
-            });
-        } else if !said.connected && (newer || same && node.behind == Some(at)) {
-            self.turn(said.node, |node| {
-                node.leave(now);
-                (node.attempt, node.behind) = (attempt, Some(at));
-            });
+        if status.connected && (newer || same) {
+            (node.attempt, node.here, node.pipe, node.behind) = (attempt, true, None, Some(at));
+        } else if !status.connected && (newer || same && node.behind == Some(at)) {
+            node.leave(now);
+            (node.attempt, node.behind) = (attempt, Some(at));
         }
-        let known = self.table.get(&at).is_none_or(|relay| !relay.is_other() && self.counts(relay));
-        let teller = said.path.first().and_then(|relay| self.table.get(relay));
-        let vouched = teller.is_none_or(|relay| !relay.is_other());
-        let waits = self.table.get(&said.node).is_some_and(|node| !self.counts(node));
-        let Some(node) = self.table.get_mut(&said.node) else { return Ok(()) };
-        let latest = attempt == node.attempt && node.behind == Some(at);
-        if latest {
-            node.status.kind = said.kind;
-            node.status.name.clone_from(&said.name);
-            node.status.labels.clone_from(&said.labels);
-            node.status.refused.clone_from(&said.refused);
-            node.status.conflict = said.conflict;
-            node.table = table;
-            node.unjudged = false;
+        // What it reached it reached, whoever tells of it, and when.
+        for level in [Level::Stored, Level::Visible, Level::Applied] {
+            said.at(level).into_iter().for_each(|claim| node.said.raise(level, claim));
         }
-        match head.filter(|_| !placed) {
-            None => {
-                if latest {
-                    (node.head, node.claimed) = (None, None);
-                }
-                // Where it is now it speaks for itself; what came by another way than who tells it waits with that.
-                if latest && (vouched || waits) || known && vouched || planted("late-conflict-counts") {
-                    claim(&mut node.status, &said);
-                }
-            }
-            Some(head) if latest => (node.head, node.claimed) = (Some(head), Some(Box::new(said))),
-            Some(_) => {}
+        if attempt == node.attempt && node.behind == Some(at) {
+            node.status = NodeStatus { connected: false, path: Vec::new(), ..status };
+            node.said.refused = said.refused;
+            (node.head, node.waits, node.table) = (head, waits, table);
         }
         Ok(())
     }
@@ -452,8 +383,10 @@ impl Nodes {
         let Some(node) = self.table.get_mut(&id).filter(|node| node.head.as_ref() == Some(head)) else {
             return;
         };
-        if let Some(said) = node.claimed.take().filter(|_| fine || planted("conflict-acks-count")) {
-            claim(&mut node.status, &said);
+        for level in std::mem::take(&mut node.waits) {
+            if fine {
+                node.said.raise(level, head.claim());
+            }
         }
         node.status.conflict |= !fine;
         self.touch(id);
@@ -497,24 +430,16 @@ impl Nodes {
         self.way(id).map(|(_, pipe)| pipe)
     }
 
-    /// The relays between here and a node, or those that were, the one that it uses or used first.
-    fn between<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a Node> {
-        let above = |node: &&'a Node| node.behind.and_then(|relay| self.table.get(&relay));
-        std::iter::successors(above(&node), above).take(MAX_PATH)
-    }
-
-    /// Whether what is reported of a node is of the history served here. What is behind a relay holds what the relay
-    /// holds: if that is another history, or not known yet, its positions name something else.
-    fn counts(&self, node: &Node) -> bool {
-        !self.between(node).any(Node::is_other)
-    }
-
-    fn told(&self, id: Id, node: &Node) -> NodeStatus {
-        let mut status = node.status.clone();
-        if !self.counts(node) {
-            status.conflict |= self.between(node).any(|relay| relay.status.conflict);
-            (status.stored, status.visible, status.applied) = (None, None, None);
-        }
+    fn told(&self, id: Id, Node { status, said, .. }: &Node) -> NodeStatus {
+        let position = |claim: Option<Claim>| claim.map(|claim| claim.position);
+        let refused = said.refused.iter().map(|(claim, code, text)| (claim.position, *code, text.clone()));
+        let mut status = NodeStatus {
+            stored: position(said.stored),
+            visible: position(said.visible),
+            applied: position(said.applied),
+            refused: refused.collect(),
+            ..status.clone()
+        };
         if let Some((mut path, _)) = self.way(id) {
             path.reverse();
             (status.connected, status.path) = (true, path);
@@ -528,8 +453,7 @@ impl Nodes {
 
     pub(super) fn reached(&self, position: Position, level: Level) -> usize {
         let replicas = self.table.values().filter(|node| node.status.kind == NodeKind::Replica);
-        let reached = |node: &&Node| node.status.at(level).is_some_and(|at| at >= position);
-        replicas.filter(reached).filter(|node| self.counts(node)).count()
+        replicas.filter(|node| node.said.at(level).is_some_and(|at| at.position >= position)).count()
     }
 
     /// The replicas that an audience admits.
@@ -539,12 +463,11 @@ impl Nodes {
             node.status.kind == NodeKind::Replica && cohort.admits(node.status.node, &node.status.labels)
         };
         (self.table.values().filter(member))
-            .map(|node| (node, &node.status))
-            .map(|(node, status)| CohortNode {
+            .map(|Node { status, said, .. }| CohortNode {
                 node: status.node,
                 here: self.route(status.node).is_some(),
-                applied: status.applied.is_some_and(|applied| applied >= at) && self.counts(node),
-                refused: status.refused.iter().any(|(position, ..)| *position == at),
+                applied: said.applied.is_some_and(|applied| applied.position >= at),
+                refused: said.refused.iter().any(|(claim, ..)| claim.position == at),
             })
             .collect()
     }
@@ -577,8 +500,11 @@ impl Nodes {
             // Where the relay that it uses is now is not for this record to say.
             let mut status = NodeStatus { connected: node.here, ..node.status.clone() };
             status.path = std::iter::once(server).chain(node.behind).collect();
-            node.claimed.iter().for_each(|said| claim(&mut status, said));
-            Some(NodeReport { status, attempt: node.attempt, head: node.head.clone() })
+            let mut said = node.said.clone();
+            if planted("mark-not-passed") {
+                said.applied.iter_mut().for_each(|claim| claim.mark = ChainMark::default());
+            }
+            Some(NodeReport { status, said, attempt: node.attempt, head: node.head.clone() })
         };
         ids.into_iter().filter_map(record).collect()
     }
@@ -586,14 +512,5 @@ impl Nodes {
     /// What could not be told.
     pub(super) fn put_back(&mut self, nodes: &[NodeReport]) {
         nodes.iter().for_each(|node| self.touch(node.status.node));
-    }
-}
-
-/// Takes over the levels that were reported.
-fn claim(status: &mut NodeStatus, said: &NodeStatus) {
-    for level in [Level::Stored, Level::Visible, Level::Applied] {
-        if let Some(at) = said.at(level) {
-            status.raise(level, at);
-        }
     }
 }

@@ -10,6 +10,7 @@ use spanwire::protocol::{Cx, DropReason, PipeId};
 use super::Namespace;
 use super::cursor::Standing;
 use super::nodes::Turned;
+use crate::faults::planted;
 use crate::wire::{Frame, NodeReport, Report};
 use crate::{Head, Id, RelayEvent};
 
@@ -59,7 +60,10 @@ impl Namespace {
 
     /// What changed in the table and was not told upward: some of it.
     pub fn take_report(&mut self) -> Option<Report> {
-        let nodes = self.nodes.take_changed(REPORT_RECORDS, self.settings.server);
+        let mut nodes = self.nodes.take_changed(REPORT_RECORDS, self.settings.server);
+        if planted("mark-made-anew") {
+            nodes.iter_mut().for_each(|node| self.mark_anew(&mut node.said));
+        }
         if nodes.is_empty() && self.telling.is_none() {
             return None;
         }
@@ -123,12 +127,14 @@ impl Namespace {
     fn on_record(&mut self, cx: &mut Cx<'_>, pipe: PipeId, mut record: NodeReport, table: u64) {
         let id = record.status.node;
         let (cluster, namespace) = (self.settings.cluster, &self.settings.namespace);
-        record.head.take_if(|head| head.cluster != cluster || head.namespace != *namespace);
-        let head = record.head.clone();
-        let placed = head.as_ref().is_some_and(|head| {
-            self.known(head.position).is_some_and(|known| known.base.chain == head.chain)
-        });
-        match self.nodes.reported(record, (pipe, table), placed, cx.now()) {
+        let head = record.head.take().filter(|head| head.cluster == cluster && head.namespace == *namespace);
+        let placed =
+            |head: &&Head| self.known(head.position).is_some_and(|known| known.base.chain == head.chain);
+        record.head = head.as_ref().filter(|head| !placed(head)).cloned();
+        let sifted = self.sift(&mut record.said, record.head.as_ref().map(Head::claim));
+        record.status.conflict |= sifted.other;
+        cx.count("claims-unproved", sifted.dropped);
+        match self.nodes.reported(record, sifted.waits, (pipe, table), cx.now()) {
             Ok(()) => {}
             Err(Turned::Stale(boot)) => {
                 // No room: the relay tells of it again after its next WELCOME.

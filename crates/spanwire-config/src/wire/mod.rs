@@ -15,10 +15,10 @@ use bytes::Bytes;
 pub(crate) use codec::{Reader, Write};
 pub(crate) use payload::Payload;
 pub use payload::{decode_changes, decode_state, encode_changes, encode_state, snapshot_size};
-pub use report::{MAX_RECORDS, NodeReport, Report};
+pub use report::{MAX_RECORDS, NodeReport, Report, Said};
 
 use crate::position::Signature;
-use crate::{Base, ClusterId, Digest, Epoch, Head, Id, Position, ServerId};
+use crate::{Base, ChainMark, Claim, ClusterId, Digest, Epoch, Head, Id, Position, ServerId};
 
 /// Version of the messages.
 pub const VERSION: u8 = 1;
@@ -254,6 +254,8 @@ pub struct Ack {
     pub namespace: String,
     /// The revision.
     pub position: Position,
+    /// The history that it is of.
+    pub mark: ChainMark,
     /// What was done.
     pub level: Level,
     /// It is not on disk and may be gone after a restart.
@@ -267,6 +269,8 @@ pub struct Nack {
     pub namespace: String,
     /// What is refused.
     pub position: Position,
+    /// The history that it is of: as its HEAD says, verified or not.
+    pub mark: ChainMark,
     /// What stays visible; the zero position if nothing is.
     pub stays_at: Position,
     /// Why.
@@ -336,6 +340,15 @@ fn put_position(out: &mut Vec<u8>, p: &Position) {
 fn get_position(r: &mut Reader<'_>) -> Result<Position> {
     let epoch = Epoch { number: r.u64()?, incarnation: Id(r.array()?) };
     Ok(Position { epoch, rev: r.u64()? })
+}
+
+fn put_claim(out: &mut Vec<u8>, claim: &Claim) {
+    put_position(out, &claim.position);
+    out.raw(&claim.mark.0);
+}
+
+fn get_claim(r: &mut Reader<'_>) -> Result<Claim> {
+    Ok(Claim { position: get_position(r)?, mark: ChainMark(r.array()?) })
 }
 
 impl Base {
@@ -478,7 +491,7 @@ impl Frame {
             Frame::Ack(ack) => {
                 let mut out = start(9);
                 out.text(&ack.namespace, MAX_NAMESPACE);
-                put_position(&mut out, &ack.position);
+                put_claim(&mut out, &ack.claim());
                 out.u8(ack.level as u8);
                 out.u8(u8::from(ack.volatile));
                 out
@@ -486,7 +499,7 @@ impl Frame {
             Frame::Nack(nack) => {
                 let mut out = start(10);
                 out.text(&nack.namespace, MAX_NAMESPACE);
-                put_position(&mut out, &nack.position);
+                put_claim(&mut out, &nack.claim());
                 put_position(&mut out, &nack.stays_at);
                 out.u8(nack.code as u8);
                 out.text(&nack.text, MAX_TEXT);
@@ -547,12 +560,14 @@ impl Frame {
             9 => Frame::Ack(Ack {
                 namespace: r.string(MAX_NAMESPACE, "namespace")?,
                 position: get_position(&mut r)?,
+                mark: ChainMark(r.array()?),
                 level: Level::decode(&mut r)?,
                 volatile: r.bool()?,
             }),
             10 => Frame::Nack(Nack {
                 namespace: r.string(MAX_NAMESPACE, "namespace")?,
                 position: get_position(&mut r)?,
+                mark: ChainMark(r.array()?),
                 stays_at: get_position(&mut r)?,
                 code: NackCode::decode(&mut r)?,
                 text: r.string(MAX_TEXT, "text")?,

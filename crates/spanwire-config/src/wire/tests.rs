@@ -15,6 +15,14 @@ fn position() -> impl Strategy<Value = Position> {
         .prop_map(|(number, incarnation, rev)| Position { epoch: Epoch { number, incarnation }, rev })
 }
 
+fn mark() -> impl Strategy<Value = ChainMark> {
+    any::<[u8; 8]>().prop_map(ChainMark)
+}
+
+fn claim() -> impl Strategy<Value = Claim> {
+    (position(), mark()).prop_map(|(position, mark)| Claim { position, mark })
+}
+
 fn base() -> impl Strategy<Value = Base> {
     (position(), any::<[u8; 32]>()).prop_map(|(position, chain)| Base { position, chain })
 }
@@ -87,9 +95,9 @@ fn hello() -> impl Strategy<Value = Frame> {
 }
 
 fn report() -> impl Strategy<Value = Frame> {
-    let place = || proptest::option::of(position());
+    let place = || proptest::option::of(claim());
     let levels = (place(), place(), place());
-    let refused = vec((position(), code(), "[a-zü]{0,99}"), 0..3);
+    let refused = vec((claim(), code(), "[a-zü]{0,99}"), 0..3);
     let who = (id(), any::<u64>(), any::<u32>(), "[a-z]{0,20}", vec(("[a-z]{0,9}", "[a-z]{0,9}"), 0..4));
     let what = (any::<[bool; 2]>(), vec(id(), 0..8), levels, refused, proptest::option::of(head()));
     let record = (who, what).prop_map(
@@ -97,9 +105,9 @@ fn report() -> impl Strategy<Value = Frame> {
             let (stored, visible, applied) = levels;
             let kind = if conflict { NodeKind::Relay } else { NodeKind::Replica };
             let plain = crate::NodeStatus::new(node, boot);
-            let places = crate::NodeStatus { stored, visible, applied, refused, ..plain };
-            let status = crate::NodeStatus { kind, name, labels, connected, path, conflict, ..places };
-            NodeReport { status, attempt, head }
+            let status = crate::NodeStatus { kind, name, labels, connected, path, conflict, ..plain };
+            let said = Said { stored, visible, applied, refused };
+            NodeReport { status, said, attempt, head }
         },
     );
     (namespace(), any::<bool>(), any::<bool>(), vec(record, 0..4)).prop_map(
@@ -128,13 +136,15 @@ fn frame() -> impl Strategy<Value = Frame> {
             }))),
         vec(head(), 0..4).prop_map(Frame::Beacon),
         any::<u64>().prop_map(Frame::Credit),
-        (namespace(), position(), any::<bool>()).prop_map(|(namespace, position, volatile)| Frame::Ack(
-            Ack { namespace, position, level: Level::Visible, volatile }
-        )),
-        (namespace(), position(), position(), code(), "[a-zü]{0,99}").prop_map(
-            |(namespace, position, stays_at, code, text)| Frame::Nack(Nack {
+        (namespace(), claim(), any::<bool>()).prop_map(|(namespace, claim, volatile)| {
+            let Claim { position, mark } = claim;
+            Frame::Ack(Ack { namespace, position, mark, level: Level::Visible, volatile })
+        }),
+        (namespace(), claim(), position(), code(), "[a-zü]{0,99}").prop_map(
+            |(namespace, Claim { position, mark }, stays_at, code, text)| Frame::Nack(Nack {
                 namespace,
                 position,
+                mark,
                 stays_at,
                 code,
                 text

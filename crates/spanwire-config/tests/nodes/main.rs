@@ -22,10 +22,12 @@ use memory::Memory;
 use spanwire::Message;
 use spanwire::protocol::PipeId;
 use spanwire::protocol::script::Script;
-use spanwire_config::wire::{Ack, Frame, GoodbyeCode, NackCode, NamespaceStatus, Slice, Want, WantReason};
+use spanwire_config::wire::{
+    Ack, Frame, GoodbyeCode, Nack, NackCode, NamespaceStatus, Slice, Want, WantReason,
+};
 use spanwire_config::{
-    AuthorityAction, ChangeSet, Data, Distributor, Epoch, Head, Id, Key, Level, Limits, NsSettings, Position,
-    Replica, ReplicaSettings, Settings, Update,
+    AuthorityAction, ChangeSet, Claim, Data, Distributor, Epoch, Head, Id, Key, Level, Limits, NsSettings,
+    Position, Replica, ReplicaSettings, Settings, Update,
 };
 
 const BEACON: Duration = Duration::from_secs(1);

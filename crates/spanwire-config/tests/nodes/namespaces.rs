@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use spanwire_config::wire::{
-    Hello, Nack, NodeReport, Report, SLICE, VERSION, decode_state, encode_state, snapshot_size,
+    Hello, Nack, NodeReport, Report, SLICE, Said, VERSION, decode_state, encode_state, snapshot_size,
 };
 use spanwire_config::{AuthorityEvent, NodeKind, NodeStatus, NotServed, Origin, Ticket};
 
@@ -44,6 +44,12 @@ impl Server {
         let (position, left) = self.memories.get_mut(name).expect("served").commit(changes);
         self.bring(name, left);
         position
+    }
+
+    /// The newest, as a node names it.
+    fn claim(&self, name: &str) -> Claim {
+        let served = self.sender.protocol.namespaces().iter().find(|served| served.name() == name);
+        served.and_then(|served| served.head()).expect("committed").claim()
     }
 
     /// What nodes show is judged.
@@ -137,8 +143,8 @@ fn bytes(slices: &[&Slice]) -> u64 {
     slices.iter().map(|slice| slice.bytes.len() as u64).sum()
 }
 
-pub(crate) fn ack(name: &str, position: Position) -> Frame {
-    Frame::Ack(Ack { namespace: name.into(), position, level: Level::Applied, volatile: false })
+pub(crate) fn ack(name: &str, Claim { position, mark }: Claim) -> Frame {
+    Frame::Ack(Ack { namespace: name.into(), position, mark, level: Level::Applied, volatile: false })
 }
 
 #[test]
@@ -336,10 +342,12 @@ fn what_is_said_of_one_namespace_is_said_of_no_other() {
     let pipe = server.sender.open(64);
     server.hear(pipe, Frame::Hello(hello(1, ["a", "b"])));
     server.drain(pipe);
-    server.hear(pipe, ack("a", at[0]));
+    let claims = ["a", "b"].map(|name| server.claim(name));
+    server.hear(pipe, ack("a", claims[0]));
     let nack = Nack {
         namespace: "b".into(),
         position: at[1],
+        mark: claims[1].mark,
         stays_at: Position::default(),
         code: NackCode::Validator,
         text: "no".into(),
@@ -354,7 +362,7 @@ fn what_is_said_of_one_namespace_is_said_of_no_other() {
     let down = server.drain(pipe);
     assert!(slices(&down).iter().all(|s| s.head.namespace == "a"));
     // Of a namespace that is not here nothing can be said, and nobody is cut off for it.
-    server.hear(pipe, ack("x", at[0]));
+    server.hear(pipe, ack("x", claims[0]));
     server.hear(pipe, Frame::Nack(Nack { namespace: "x".into(), ..nack }));
     assert!(server.sender.is_open(pipe));
 }
@@ -412,8 +420,9 @@ fn a_relay_tells_of_its_nodes_in_each_namespace_apart() {
     let pipe = server.sender.open(64);
     server.hear(pipe, Frame::Hello(Hello { kind: NodeKind::Relay, ..hello(8, ["a", "b"]) }));
     let mut status = NodeStatus::new(Id([1; 16]), 1);
-    (status.connected, status.path, status.applied) = (true, vec![Id([8; 16])], Some(at[1]));
-    let nodes = vec![NodeReport { status, attempt: 1, head: None }];
+    (status.connected, status.path) = (true, vec![Id([8; 16])]);
+    let said = Said { applied: Some(server.claim("b")), ..Said::default() };
+    let nodes = vec![NodeReport { status, said, attempt: 1, head: None }];
     let report = |name: &str| {
         let report = Report { namespace: name.into(), first: true, last: true, nodes: nodes.clone() };
         Frame::Report(Box::new(report))
@@ -422,6 +431,7 @@ fn a_relay_tells_of_its_nodes_in_each_namespace_apart() {
     server.hear(pipe, report("x"));
     let replicas = |name: &str| server.status(name).iter().filter(|n| n.kind == NodeKind::Replica).count();
     assert_eq!((replicas("a"), replicas("b")), (0, 1));
+    assert_eq!(server.status("b").iter().find_map(|node| node.applied), Some(at[1]));
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Relays: between an authority and nodes, and between each other.
 
 mod disks;
+mod histories;
 mod rollouts;
 
 use super::*;
 use spanwire_config::relay::cached;
-use spanwire_config::wire::{GoodbyeCode, MAX_PATH, NodeReport};
+use spanwire_config::wire::{GoodbyeCode, MAX_PATH, NodeReport, Said};
 use spanwire_config::{
-    Distributor, Id, NodeKind, NodeStatus, NsRelay, RelayAction, RelayEvent, RelaySettings, State,
+    ChainMark, Distributor, Id, NodeKind, NodeStatus, NsRelay, RelayAction, RelayEvent, RelaySettings, State,
 };
 
 /// A relay: its two protocols, its machine, and a disk that takes everything at once.
@@ -258,96 +259,6 @@ fn the_authority_knows_nodes_behind_a_relay_and_their_path() {
     assert_eq!(status(&mut a, 1).applied, at, "what it reached it reached");
 }
 
-/// A relay and a node below it hold two revisions more than the authority's store, which came back as an old copy; and
-/// what was committed since.
-fn another_history() -> (Authority, Relay, Script<Replica>, Wire, Wire, Position) {
-    let (mut a, mut r, mut n, mut upper, mut lower) = three();
-    for value in ["4", "5"] {
-        commit(&mut a, &puts([("a", value)]));
-        upper.flow(&mut a, &mut r);
-        lower.flow(&mut r, &mut n);
-        accept(&mut n, Level::Applied);
-        lower.flow(&mut r, &mut n);
-    }
-    r.advance(Duration::from_millis(100));
-    upper.flow(&mut a, &mut r);
-    upper.cut(&mut a, &mut r);
-    let mut old = authority(Settings::default());
-    commit(&mut old, &puts([("a", "1"), ("b", "2"), ("z", &"z".repeat(400))]));
-    let mut upper = Wire::new(&mut old, &mut r);
-    // Its table may come before the relay is judged.
-    upper.flow(&mut old, &mut r);
-    let at = commit(&mut old, &puts([("a", "new")]));
-    r.advance(Duration::from_millis(100));
-    upper.flow(&mut old, &mut r);
-    lower.flow(&mut r, &mut n);
-    (old, r, n, upper, lower, at)
-}
-
-#[test]
-fn what_is_reported_behind_a_relay_that_holds_another_history_reaches_nothing_of_this_one() {
-    let (mut old, mut r, mut n, mut upper, mut lower, at) = another_history();
-    for _ in 0..3 {
-        assert_eq!(old.protocol.reached(at, Level::Stored), 0);
-        r.advance(Duration::from_millis(100));
-        upper.flow(&mut old, &mut r);
-        lower.flow(&mut r, &mut n);
-    }
-    let (relay, node) = (status(&mut old, 50), status(&mut old, 1));
-    assert!(relay.conflict && node.conflict && node.path == [Id([50; 16])], "{relay:?} {node:?}");
-}
-
-#[test]
-fn what_was_reported_behind_a_relay_of_another_history_counts_for_nothing_once_the_node_is_elsewhere() {
-    let (mut old, mut r, mut n, mut upper, lower, at) = another_history();
-    lower.cut(&mut r, &mut n);
-    let mut direct = Wire::new(&mut old, &mut n);
-    direct.flow(&mut old, &mut n);
-    let node = status(&mut old, 1);
-    assert!(node.connected && node.path.is_empty() && node.conflict, "{node:?}");
-    assert_eq!((node.stored, node.visible, node.applied), (None, None, None));
-    assert_eq!(old.protocol.reached(at, Level::Stored), 0);
-    // The relay says late what it knew.
-    r.advance(Duration::from_millis(100));
-    upper.flow(&mut old, &mut r);
-    assert_eq!(status(&mut old, 1).stored, None);
-    assert_eq!(old.protocol.reached(at, Level::Stored), 0);
-}
-
-#[test]
-fn what_was_reported_behind_a_relay_of_another_history_counts_for_nothing_once_that_has_lost_it() {
-    let (mut old, mut r, mut n, upper, lower, at) = another_history();
-    lower.cut(&mut r, &mut n);
-    upper.cut(&mut old, &mut r);
-    let mut r = Relay::restored(50, 1, None);
-    let mut upper = Wire::new(&mut old, &mut r);
-    upper.flow(&mut old, &mut r);
-    assert_eq!((status(&mut old, 50).stored, status(&mut old, 50).conflict), (Some(at), false));
-    assert_eq!(status(&mut old, 1).stored, None);
-    assert_eq!(old.protocol.reached(at, Level::Stored), 0);
-}
-
-#[test]
-fn what_is_reported_behind_a_relay_of_which_nothing_was_heard_waits() {
-    let (mut a, _, _, upper, _) = three();
-    let at = a.protocol.head().map(|head| head.position).expect("committed");
-    // The way leads on to a relay that is not in the table, or only by its name.
-    let far = |n: u8, path: &[u8], at: Option<Position>| {
-        let mut status = NodeStatus::new(Id([n; 16]), 1);
-        status.path = path.iter().map(|n| Id([*n; 16])).collect();
-        (status.stored, status.connected) = (at, at.is_some());
-        NodeReport { status, attempt: u32::from(at.is_some()), head: None }
-    };
-    let told = |nodes| {
-        let report =
-            spanwire_config::wire::Report { namespace: "config".into(), nodes, ..Default::default() };
-        Frame::Report(Box::new(report)).encode()
-    };
-    a.arrive(upper.above, [told(vec![far(60, &[50], None), far(2, &[50, 60], Some(at))])]);
-    assert_eq!(status(&mut a, 2).stored, None);
-    assert_eq!(a.protocol.reached(at, Level::Stored), 1, "the other node");
-}
-
 #[test]
 fn a_relay_serves_from_its_cache_while_its_upstream_is_away() {
     let (_, r, ..) = three();
@@ -450,7 +361,7 @@ fn left_from_one_relay_does_not_undo_here_from_another() {
     // The relay that it left says late that it has gone: it went on since.
     let mut old = status(&mut a, 1);
     (old.path, old.connected) = (vec![Id([50; 16])], false);
-    let late = NodeReport { status: old, attempt: 1, head: None };
+    let late = NodeReport { status: old, said: Said::default(), attempt: 1, head: None };
     let report = Frame::Report(Box::new(spanwire_config::wire::Report {
         namespace: "config".into(),
         nodes: vec![late],

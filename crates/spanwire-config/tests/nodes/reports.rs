@@ -167,9 +167,9 @@ fn a_node_of_another_cluster_is_turned_away() {
 #[test]
 fn promise_13_invariant_14_an_ack_above_the_head_is_not_believed() {
     let (mut a, _, link) = pair();
-    let head = a.protocol.head().expect("committed").position;
+    let Claim { position: head, mark } = a.protocol.head().expect("committed").claim();
     for position in [Position { rev: head.rev + 1, ..head }, Position { epoch: epoch(9), rev: 1 }] {
-        let ack = Ack { namespace: "config".into(), position, level: Level::Applied, volatile: false };
+        let ack = Ack { namespace: "config".into(), position, mark, level: Level::Applied, volatile: false };
         a.arrive(link.above, [Frame::Ack(ack).encode()]);
     }
     assert_eq!(a.protocol.status()[0].applied, Some(head));

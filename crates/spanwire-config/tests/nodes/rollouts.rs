@@ -8,7 +8,7 @@ pub(crate) fn labels(of: &[(&str, &str)]) -> Vec<(String, String)> {
     of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn stage(of: &[(&str, &str)]) -> Stage {
+pub(crate) fn stage(of: &[(&str, &str)]) -> Stage {
     Stage { labels: labels(of), share: WHOLE, gate: None }
 }
 

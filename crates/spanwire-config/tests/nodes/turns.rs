@@ -112,7 +112,7 @@ impl Peer {
 
     fn want(&mut self, server: &mut Server, name: &'static str, reason: WantReason) {
         let want = self.held.entry(name).or_default().want(name, reason == WantReason::Retry);
-        let has = want.have.first().map(|head| head.position);
+        let has = want.have.first().map(Head::claim);
         server.hear(self.pipe, Frame::Want(reason, vec![want]));
         // What it reported while another transfer was under way was not believed.
         has.into_iter().for_each(|has| server.hear(self.pipe, ack(name, has)));
@@ -153,7 +153,7 @@ impl Peer {
             if let Some(has) = has.filter(|has| has.position >= head.position) {
                 // The sender forgot that it had sent it, for a word that was under way.
                 match has.position == head.position {
-                    true => server.hear(self.pipe, ack(name, has.position)),
+                    true => server.hear(self.pipe, ack(name, has.claim())),
                     false => self.want(server, name, WantReason::Other),
                 }
                 continue;
@@ -163,6 +163,7 @@ impl Peer {
                 let nack = Nack {
                     namespace: name.into(),
                     position: head.position,
+                    mark: head.claim().mark,
                     stays_at: has.map(|has| has.position).unwrap_or_default(),
                     code: NackCode::Validator,
                     text: String::new(),
@@ -170,9 +171,9 @@ impl Peer {
                 server.hear(self.pipe, Frame::Nack(nack));
                 continue;
             }
-            let position = head.position;
+            let claim = head.claim();
             (held.head, held.state) = (Some(head), state);
-            server.hear(self.pipe, ack(name, position));
+            server.hear(self.pipe, ack(name, claim));
         }
     }
 

@@ -292,15 +292,16 @@ pub(crate) fn describe(message: &Message) -> String {
         Some(Frame::Credit(taken)) => format!("CREDIT {taken}"),
         Some(Frame::Ack(a)) => {
             format!(
-                "ACK {} {} {:?}{}",
+                "ACK {} {} {:?} {:?}{}",
                 a.namespace,
                 a.position,
+                a.mark,
                 a.level,
                 if a.volatile { " volatile" } else { "" }
             )
         }
         Some(Frame::Nack(n)) => {
-            format!("NACK {} {} {:?} stays at {}", n.namespace, n.position, n.code, n.stays_at)
+            format!("NACK {} {} {:?} {:?} stays at {}", n.namespace, n.position, n.mark, n.code, n.stays_at)
         }
         Some(Frame::Goodbye(g)) => format!("GOODBYE {:?}", g.code),
         other => format!("{other:?}"),

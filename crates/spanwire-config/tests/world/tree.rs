@@ -4,6 +4,7 @@
 //!
 //! Its oracle knows what was committed, every HEAD that the authority issued, and what each node reached.
 
+mod events;
 mod histories;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +13,10 @@ use std::time::Duration;
 use spanwire::Message;
 use spanwire::protocol::Time;
 use spanwire_config::rollout::admits;
-use spanwire_config::wire::{Frame, Hello};
-use spanwire_config::{Epoch, Head, Id, Key, Level, Position, Replica, ReplicaSettings, Settings, State};
+use spanwire_config::wire::{Ack, Frame, Hello, NackCode};
+use spanwire_config::{
+    ChainMark, Claim, Epoch, Head, Id, Key, Level, Position, Replica, ReplicaSettings, Settings, State,
+};
 use spanwire_testkit::sim::{Io, Mix, Model, Net, Passage, Rng, Route, Setup, Step};
 
 use super::failover::FailOvers;
@@ -21,6 +24,7 @@ use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Holding, Party, STALL, S
 use super::oracle::memory::Intake;
 use super::relay::Relay;
 use super::{NAMES, Op, changes, commit, restart_if_failed, with_server};
+use events::{kill, lose_caches};
 use histories::{Fact, Histories, fact};
 
 const RUN: Duration = Duration::from_secs(6);
@@ -52,6 +56,10 @@ struct Truth {
     rose: BTreeMap<usize, Time>,
     /// What came to it in this life, of each namespace.
     intake: BTreeMap<usize, Intake>,
+    /// What it refused, or failed to act on.
+    refused: BTreeSet<Fact>,
+    /// What the authority itself sent it in this life.
+    sent: BTreeSet<Fact>,
 }
 
 /// The model with its oracle.
@@ -163,6 +171,7 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
     super::rollouts(seed, &mut plan);
     kill(seed, relays, &mut plan);
     let copies = super::old_copies(seed, &mut plan);
+    lose_caches(seed, relays, &mut plan);
     let namespaces = super::namespaces(seed);
     super::spread(seed, namespaces, &mut plan);
     let disks = (0..nodes).map(|n| Folder {
@@ -193,22 +202,6 @@ pub(crate) fn setup(seed: u64) -> Setup<Tree> {
         run: RUN,
         settle: SETTLE,
     }
-}
-
-/// In half of the worlds a relay dies long after all else, and there is something new at once.
-fn kill(seed: u64, relays: usize, plan: &mut Vec<Step<Op>>) {
-    // Apart from all else, as rollouts are.
-    let mut rng = Rng::new(seed ^ 0x0026_0026);
-    if rng.one_in(2) {
-        return;
-    }
-    let at = RUN + rng.time(Duration::from_secs(9)..Duration::from_secs(11));
-    let (relay, down) = (1 + rng.below(relays), rng.time(Duration::ZERO..Duration::from_millis(600)));
-    plan.push(Step::op(at, Op::Kill { relay, down }));
-    plan.push(Step::op(
-        at + rng.time(Duration::ZERO..Duration::from_millis(100)),
-        commit(&mut rng, 0, false),
-    ));
 }
 
 fn agent(net: &Net<Party>, n: usize, ns: usize) -> Option<Holding<'_>> {
@@ -246,14 +239,29 @@ impl Tree {
         self.histories.iter_mut().zip(spaces).for_each(|(histories, space)| histories.learn(space));
     }
 
-    /// What a relay was at when it spoke of a position: what it has, or had.
-    fn facts_at(&self, net: &Net<Party>, n: usize, ns: usize, at: &Position) -> Vec<Fact> {
-        let at = place(ns, at);
-        let machine = relay(net, n).map(|relay| &relay.machines[ns]);
-        let now = machine.into_iter().flat_map(|machine| [machine.held(), machine.canary()]).flatten();
-        let now = now.map(|(head, _)| fact(ns, head)).find(|fact| fact.0 == at);
-        let known = self.histories[ns].at(at).copied();
-        now.map_or_else(|| known.collect(), |now| vec![now])
+    /// The revision that a node names.
+    fn named(&self, ns: usize, claim: Claim) -> Option<Fact> {
+        let mut there = self.histories[ns].at(place(ns, &claim.position));
+        there.find(|(_, chain)| ChainMark::of(chain) == claim.mark).copied()
+    }
+
+    /// Invariant 14: what a node names was committed; what a relay says it did before it says it, be it dead by now.
+    fn check_ack(&mut self, net: &Net<Party>, from: usize, ack: &Ack) -> Result<(), String> {
+        let (ns, at) = (number(&ack.namespace), ack.position);
+        let Some(fact) = self.named(ns, ack.claim()) else {
+            return Err(format!("invariant 14: node {from} names what nobody committed: {ack:?}"));
+        };
+        if !self.is_relay(from) {
+            return Ok(());
+        }
+        let durable = net.disk(from).and_then(|disk| disk.durable().spaces[ns].history.as_ref());
+        let stored = durable.map(|(head, _)| head.position);
+        if !ack.volatile && stored.is_none_or(|stored| stored.partial_cmp(&at).is_none_or(|o| o.is_lt())) {
+            return Err(format!("invariant 14: relay {from} says {at} is stored, not {stored:?}"));
+        }
+        self.truths[from].reached[0].extend((!ack.volatile).then_some(fact));
+        self.truths[from].reached[1].insert(fact);
+        Ok(())
     }
 
     fn is_relay(&self, node: usize) -> bool {
@@ -282,7 +290,7 @@ impl Tree {
                     return Err(format!("invariant 3: node {n} went back to {}", head.position));
                 }
                 // A relay serves whoever shows what it does not know and is below what it has.
-                if node.status(net.now()).upstream == Some(Id([1; 16])) {
+                if truth.sent.contains(&at) {
                     self.histories[ns].check_step(n, shown.as_ref(), head)?;
                 }
                 if !admits(&head.audience, node.settings().node, &node.settings().labels) {
@@ -350,6 +358,13 @@ impl Tree {
                     let n = status.node.0[0] - 1;
                     return Err(format!("invariant 14: node {n} never reached {level:?} at {said}"));
                 }
+            }
+            let refused = status.refused.iter().filter(|(_, code, _)| *code != NackCode::Conflict);
+            let facts = &self.truths[usize::from(status.node.0[0]) - 1].refused;
+            if let Some((at, ..)) =
+                refused.into_iter().find(|(at, ..)| !histories.counts(facts, at, head, false))
+            {
+                return Err(format!("invariant 14: {:?} never refused {at} of this history", status.node));
             }
             self.counts.conflicts += u64::from(status.conflict && !status.path.is_empty());
         }
@@ -483,11 +498,14 @@ impl Model for Tree {
                 net.crash(*relay, *down, false);
             }
             Op::Shake { .. } => net.crash(0, Duration::from_millis(30), false),
-            Op::PutBack { node, starts, .. } => {
+            Op::PutBack { node, starts, cache } => {
                 net.crash(*node, Duration::from_millis(50), false);
                 if let Some(disk) = net.disk_mut(*node) {
                     let mut folder = disk.read().clone();
                     folder.opened = folder.opened.saturating_sub(*starts);
+                    for space in folder.spaces.iter_mut().filter(|_| !cache) {
+                        (space.history, space.before, space.level) = (None, None, None);
+                    }
                     disk.replace(folder);
                 }
             }
@@ -504,6 +522,9 @@ impl Model for Tree {
             Frame::Slice(slice) if passage.arrived => {
                 let intake = self.truths[to].intake.entry(number(&slice.head.namespace)).or_default();
                 intake.took(passage.link, slice);
+                if from == 0 {
+                    self.truths[to].sent.insert(fact_of(&slice.head));
+                }
             }
             Frame::Hello(Hello { wants, .. }) | Frame::Want(_, wants) if !passage.arrived => {
                 let held = receiver(net, from).into_iter().flat_map(|(replica, _)| replica.namespaces());
@@ -540,20 +561,12 @@ impl Model for Tree {
         self.learn(net);
         self.fail_overs.said(passage.link, from, &frame)?;
         match &frame {
-            Frame::Ack(ack) if self.is_relay(from) => {
-                let ns = number(&ack.namespace);
-                let durable = net.disk(from).and_then(|disk| disk.durable().spaces[ns].history.as_ref());
-                let stored = durable.map(|(head, _)| head.position);
-                if !ack.volatile
-                    && stored.is_none_or(|stored| stored.partial_cmp(&ack.position).is_none_or(|o| o.is_lt()))
-                {
-                    let at = ack.position;
-                    return Err(format!("invariant 14: relay {from} says {at} is stored, not {stored:?}"));
-                }
-                // It may have died since: what it says it does before it says it.
-                let there: Vec<Fact> = self.facts_at(net, from, ns, &ack.position);
-                self.truths[from].reached[0].extend(there.iter().filter(|_| !ack.volatile));
-                self.truths[from].reached[1].extend(&there);
+            Frame::Ack(ack) => self.check_ack(net, from, ack)?,
+            Frame::Nack(nack) if nack.code != NackCode::Conflict => {
+                let Some(fact) = self.named(number(&nack.namespace), nack.claim()) else {
+                    return Err(format!("invariant 14: node {from} refuses what nobody committed: {nack:?}"));
+                };
+                self.truths[from].refused.insert(fact);
             }
             Frame::Report(report) => self.counts.reports += report.nodes.len() as u64,
             Frame::Goodbye(goodbye) if goodbye.code == spanwire_config::wire::GoodbyeCode::Loop => {
@@ -586,7 +599,7 @@ impl Model for Tree {
     fn died(&mut self, _net: &Net<Party>, node: usize) {
         self.fail_overs.died(node);
         let truth = &mut self.truths[node];
-        (truth.seqs, truth.rose, truth.intake) = <_>::default();
+        (truth.seqs, truth.rose, truth.intake, truth.sent) = <_>::default();
     }
 
     fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
@@ -602,11 +615,7 @@ impl Model for Tree {
             }
         }
         let machines = relay(net, n).into_iter().flat_map(|relay| &relay.machines);
-        for (ns, machine) in machines.enumerate() {
-            if let Some((to, _)) = machine.canary().or(machine.held()) {
-                let from = self.truths[n].shown.insert(ns, to.clone());
-                from.iter().for_each(|from| self.histories[ns].relay_steps(from, to));
-            }
+        for machine in machines {
             if let Some((canary, _)) = machine.canary()
                 && machine.held().map(|(held, _)| held.position.rev) != Some(canary.prev_rev)
             {
@@ -630,7 +639,7 @@ impl Model for Tree {
 
     fn healed(&mut self, net: &mut Net<Party>) -> Result<(), String> {
         for ns in 0..self.namespaces {
-            if self.histories[ns].lost > 0 {
+            if self.histories[ns].is_old {
                 // Above every number that was ever used, as an operator who looked at the nodes would take it.
                 let above = self.histories[ns].highest_epoch() + 1;
                 with_server(net, 0, ns, |server, io| server.new_epoch(io, above, &State::new()));

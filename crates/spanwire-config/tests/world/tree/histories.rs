@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use spanwire_config::{Epoch, Head, Position, State};
+use spanwire_config::{Head, Position, State};
 
 use super::super::folder::Space;
 use super::{Place, place};
@@ -30,17 +30,16 @@ pub(super) struct Histories {
     lineage: Vec<Fact>,
     /// The store at the last commits, oldest first, if an old one is to come back; and how much led there.
     copies: Option<VecDeque<(Space, usize)>>,
-    /// How often an old one came back.
+    /// How often an old one came back, and commits were lost by that.
     pub(super) lost: u32,
-    /// The epoch in which a relay went over to another history, by a snapshot from a relay that did not know what it
-    /// held: what it was told by those below it is of the one before, until they have what is new.
-    changed: Option<Epoch>,
+    /// An old one came back, and be it that only openings were lost: `seq` may have gone back.
+    pub(super) is_old: bool,
 }
 
 impl Histories {
     pub(super) fn new(ns: usize, copies: bool) -> Histories {
         let copies = copies.then(VecDeque::new);
-        Histories { ns, committed: BTreeMap::new(), lineage: Vec::new(), copies, lost: 0, changed: None }
+        Histories { ns, committed: BTreeMap::new(), lineage: Vec::new(), copies, lost: 0, is_old: false }
     }
 
     /// Takes note of what the store holds.
@@ -66,6 +65,7 @@ impl Histories {
         let copies = self.copies.as_mut()?;
         copies.truncate(copies.len().saturating_sub(commits).max(1));
         let (space, led) = copies.back()?;
+        self.is_old = true;
         self.lost += u32::from(*led < self.lineage.len());
         self.lineage.truncate(*led);
         Some(space.clone())
@@ -102,16 +102,8 @@ impl Histories {
     ) -> bool {
         let at = place(self.ns, at);
         let past = now.is_none_or(|now| place(self.ns, &now.position).1 > at.1);
-        let past = past || now.is_some_and(|now| self.changed == Some(now.position.epoch));
         let mut there = facts.range((at, [0; 32])..=(at, [0xff; 32]));
         there.any(|fact| past || lies || self.holds(fact))
-    }
-
-    /// A relay has gone from one revision to another.
-    pub(super) fn relay_steps(&mut self, from: &Head, to: &Head) {
-        if self.check_step(0, Some(from), to).is_err() {
-            self.changed = Some(to.position.epoch);
-        }
     }
 
     /// Invariant 7: who goes from one revision to another in an epoch stays in one history.
