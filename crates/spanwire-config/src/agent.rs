@@ -31,8 +31,8 @@ use crate::tree;
 use crate::wire::client::MAX_NAME;
 use crate::wire::{NackCode, NamespaceStatus};
 use crate::{
-    ChangeSet, Data, Head, Id, Key, Level, Limits, Position, Replica, ReplicaSettings, ReplicaStatus, State,
-    Update, folders,
+    ChangeSet, Data, Head, Id, Kept as Held, Key, Level, Limits, Position, Replica, ReplicaSettings,
+    ReplicaStatus, State, Update, folders,
 };
 
 pub use crate::layout::Layout;
@@ -237,7 +237,8 @@ impl<'a> Agent<'a> {
         let replica = match &loaded.newest {
             Some((head, state)) => {
                 let level = if applied == Some(head.base()) { Level::Applied } else { Level::Stored };
-                Replica::restored(settings(config, identity), head.clone(), state.clone(), level)
+                let kept = Held::revision(head.clone(), state.clone(), level).applied_before(applied);
+                Replica::keeping(settings(config, identity), kept)
             }
             None => Replica::new(settings(config, identity)),
         };

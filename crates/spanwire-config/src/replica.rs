@@ -140,7 +140,12 @@ impl Replica {
         let at = self.enter(name, kept)?;
         self.namespaces[at].moved(cx.now());
         if !planted("added-not-asked-for") {
-            self.namespaces[at].owed.extend([Word::Want(WantReason::New), Word::Report, Word::Refusals]);
+            self.namespaces[at].owed.extend([
+                Word::Want(WantReason::New),
+                Word::Past,
+                Word::Report,
+                Word::Refusals,
+            ]);
         }
         self.speak(cx, at);
         Ok(())
@@ -212,7 +217,7 @@ impl Replica {
         for ns in &mut self.namespaces {
             (ns.settings.node, ns.settings.boot) = (node, boot);
             // What was reported was reported of another process.
-            ns.owed.extend([Word::Report, Word::Refusals]);
+            ns.owed.extend([Word::Past, Word::Report, Word::Refusals]);
         }
     }
 

@@ -15,11 +15,13 @@ use super::transfer::Assembly;
 use super::{Data, ReplicaSettings, ReplicaStatus, Unexpected, Update, offer, relay};
 use crate::faults::planted;
 use crate::wire::{Level, NackCode, NodeKind, WantReason};
-use crate::{ChainMark, Head, Key, Position, RECEIVER, State};
+use crate::{Base, ChainMark, Claim, Head, Key, Position, RECEIVER, State};
 
 /// What is said upward, in this order: what was reached is heard before what is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Word {
+    /// What was applied last, of a revision before the one that is visible: to who may not know it.
+    Past,
     Report,
     Want(WantReason),
     Refusals,
@@ -60,12 +62,20 @@ pub(super) enum Verdict {
 pub struct Kept {
     pub(super) held: Option<(Head, State, Level)>,
     pub(super) conflict: Option<(Head, Head)>,
+    applied: Option<Claim>,
 }
 
 impl Kept {
     /// This revision, which the application shows already. `level` is what was reached for it.
     pub fn revision(head: Head, state: State, level: Level) -> Kept {
-        Kept { held: Some((head, state, level)), conflict: None }
+        Kept { held: Some((head, state, level)), ..Kept::default() }
+    }
+
+    /// … and this is the revision that the application acted on last, where it is an earlier one: a server that does not know
+    /// is told of that, too.
+    #[must_use]
+    pub fn applied_before(self, applied: Option<Base>) -> Kept {
+        Kept { applied: applied.map(|base| base.claim()), ..self }
     }
 
     /// … where two HEADs contradict each other since an earlier life: what is held, and the other.
@@ -92,6 +102,8 @@ pub struct NsReplica {
     /// What is said of `visible`.
     pub(super) reports: Reports,
     pub(super) hook_failed: Option<Refusal>,
+    /// What the application acted on last.
+    pub(super) applied: Option<Claim>,
     /// At most two, newest last.
     pub(super) refused: Vec<Refusal>,
     pub(super) assembly: Option<Assembly>,
@@ -134,6 +146,7 @@ impl NsReplica {
             ready_changed: BTreeSet::new(),
             reports: Reports::default(),
             hook_failed: None,
+            applied: kept.applied,
             refused: Vec::new(),
             assembly: None,
             awaiting: false,
@@ -153,6 +166,7 @@ impl NsReplica {
             complaint: None,
         };
         if let Some((head, state, level)) = kept.held {
+            this.applied = this.applied.or((level == Level::Applied).then(|| head.claim()));
             this.reports = Reports::of(this.ack_of(&head, level, false));
             this.visible = Some(Held { head, state });
         }
@@ -265,6 +279,7 @@ impl NsReplica {
         }
         if level == Level::Applied {
             self.hook_failed = None;
+            self.applied = self.visible.as_ref().map(|visible| visible.head.claim());
         }
         // Levels of one revision only add up.
         let (level, kept) =

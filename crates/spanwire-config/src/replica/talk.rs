@@ -35,7 +35,7 @@ impl Replica {
             }
             if first && !planted("reports-not-repeated") {
                 // The last pipe may have lost them.
-                ns.owed.extend([Word::Report, Word::Refusals]);
+                ns.owed.extend([Word::Past, Word::Report, Word::Refusals]);
             }
             ns.woken(cx);
         }
@@ -174,7 +174,9 @@ impl Replica {
         if let Some(pipe) = self.active.filter(|_| !planted("reserve-silent")) {
             // A later attempt than that of any pipe before: this is where it is.
             self.say_hello(cx, pipe);
-            self.namespaces.iter_mut().for_each(|ns| ns.owed.extend([Word::Report, Word::Refusals]));
+            self.namespaces
+                .iter_mut()
+                .for_each(|ns| ns.owed.extend([Word::Past, Word::Report, Word::Refusals]));
             self.speak_all(cx);
         }
     }

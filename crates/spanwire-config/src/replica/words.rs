@@ -9,13 +9,22 @@ use super::Replica;
 use super::namespace::{NsReplica, Refusal, Word};
 use crate::faults::planted;
 use crate::wire::{Ack, Frame, Goodbye, GoodbyeCode, Hello, Level, MAX_WANTS, Nack, NackCode, VERSION, Want};
-use crate::{ChainMark, Head};
+use crate::{ChainMark, Claim, Head};
 
 impl NsReplica {
     pub(super) fn ack_of(&self, head: &Head, level: Level, volatile: bool) -> Ack {
         let newest = self.target.as_ref().filter(|_| planted("mark-of-the-newest"));
         let mark = ChainMark::of(&newest.unwrap_or(head).chain);
         Ack { namespace: self.settings.namespace.clone(), position: head.position, mark, level, volatile }
+    }
+
+    /// What was applied, if it is not what is visible. It says nothing of what is on the disk.
+    fn past(&self) -> Option<Ack> {
+        let visible = self.visible.as_ref().map(|visible| visible.head.position);
+        let Claim { position, mark } = self.applied?;
+        let below = visible.is_some_and(|visible| position < visible);
+        let namespace = self.settings.namespace.clone();
+        below.then_some(Ack { namespace, position, mark, level: Level::Applied, volatile: true })
     }
 
     fn want(&self) -> Want {
@@ -92,6 +101,7 @@ impl Replica {
     fn frames(&self, at: usize, word: Word) -> Vec<Frame> {
         let ns = &self.namespaces[at];
         match word {
+            Word::Past => ns.past().map(Frame::Ack).into_iter().collect(),
             Word::Report => ns.reports.all().cloned().map(Frame::Ack).collect(),
             Word::Want(reason) => vec![Frame::Want(reason, vec![self.want(ns)])],
             Word::Refusals => ns.refusals(),

@@ -1,5 +1,7 @@
 //! Who is there, by which pipe, and what is known of it.
 
+use spanwire_config::{Base, Kept, chain};
+
 use super::*;
 
 #[test]
@@ -491,4 +493,43 @@ fn a_stream_that_is_fast_never_waits_for_a_report() {
         link.flow(&mut a, &mut r);
         assert!(n % 2 == 0 || a.protocol.reached(at, Level::Applied) == 1);
     }
+}
+
+#[test]
+fn invariant_14_a_server_that_knows_nothing_hears_what_was_applied_though_the_newest_was_not() {
+    let (mut a, mut r, mut link) = pair();
+    let first = a.protocol.head().map(|head| head.position).expect("applied");
+    let second = commit(&mut a, &puts([("a", "2")]));
+    link.flow(&mut a, &mut r);
+    accept(&mut r, Level::Stored);
+    r.call(|p, cx| p.nack(cx, second, NackCode::Hook, "no")).expect("it is visible");
+    link.flow(&mut a, &mut r);
+    let told = |a: &Authority| {
+        let status = a.protocol.status()[0].clone();
+        (status.stored, status.applied, status.refused.len())
+    };
+    assert_eq!(told(&a), (Some(second), Some(first), 1));
+    // The server starts again, with the node as it is.
+    r.lose(link.below);
+    let mut a = Authority::new(Settings::default(), a.memory);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert_eq!(told(&a), (Some(second), Some(first), 1));
+    // So does the node, from what its disk holds.
+    let (head, state) =
+        r.protocol.visible().map(|(head, state)| (head.clone(), state.clone())).expect("held");
+    let applied = a.memory.machine.history().nth(1).map(|(position, _)| position);
+    assert_eq!(applied, Some(first));
+    let settings = ReplicaSettings { node: Id([1; 16]), boot: 2, ..ReplicaSettings::default() };
+    let base = Base { position: first, chain: chain(&[0; 32], first.rev, &digest_of(&a, first)) };
+    let kept = Kept::revision(head, state, Level::Stored).applied_before(Some(base));
+    let mut r = Script::new(Replica::keeping(settings, kept));
+    a.lose(link.above);
+    let mut link = Link::new(&mut a, &mut r);
+    link.flow(&mut a, &mut r);
+    assert_eq!(told(&a), (Some(second), Some(first), 0));
+}
+
+fn digest_of(a: &Authority, at: Position) -> spanwire_config::Digest {
+    a.memory.machine.read(Some(at.into())).expect("kept").1.digest()
 }
