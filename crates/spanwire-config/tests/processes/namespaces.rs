@@ -75,7 +75,7 @@ fn each_namespace_has_its_own_content_history_and_nodes_over_a_restart_too() {
         assert_eq!(a.commit(&more).expect("committed").at, Place { epoch: 1, rev: 2 });
         assert_eq!(waits.join().expect("no panic"), 1);
     });
-    server.await_line("b: a new history begins");
+    server.await_line("b: nothing is in this store");
     server.await_line("a: revision 1/");
     server.await_line("b: node nb");
     server.ends();
