@@ -357,8 +357,8 @@ impl Node {
         Watch::new(self.0.board.clone(), prefix.as_ref())
     }
 
-    /// Waits until a [`Position`], or a [`Place`](crate::Place) as a client is told where its commit is, or something above
-    /// it in its epoch is visible.
+    /// Waits until a [`Position`](crate::Position), or a [`Place`](crate::Place) as a client is told where its commit is,
+    /// or something above it in its epoch is visible.
     ///
     /// # Errors
     /// [`NotReached`].

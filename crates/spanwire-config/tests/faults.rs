@@ -103,6 +103,7 @@ fn every_listed_fault_is_planted_somewhere() {
         include_str!("../src/authority/commits.rs"),
         include_str!("../src/authority/epochs.rs"),
         include_str!("../src/authority/judge.rs"),
+        include_str!("../src/authority/repeats.rs"),
         include_str!("../src/authority/rollout.rs"),
         include_str!("../src/authority.rs"),
         include_str!("../src/sender.rs"),

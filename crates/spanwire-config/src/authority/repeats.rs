@@ -19,7 +19,8 @@ pub(super) enum Asked<'a> {
     Content(&'a State),
     /// An epoch whose content is here, or at a node.
     Epoch,
-    Step(Step),
+    /// A step of the rollout that is open at this place.
+    Step(Step, Place),
 }
 
 impl NsAuthority {
@@ -32,6 +33,14 @@ impl NsAuthority {
         request: Id,
         asked: Asked<'_>,
     ) -> bool {
+        if let Some(Writing::Mark { mark, .. }) = &self.writing
+            && mark.request == request
+            && !matches!(asked, Asked::Step(..))
+        {
+            // A step's, which is not done yet: then it is known what it was.
+            out.push(AuthorityAction::Reply(ticket, Answer::Busy));
+            return true;
+        }
         let Some((position, digest)) =
             self.requests.get(&request).copied().filter(|_| !planted("request-forgotten"))
         else {
@@ -61,8 +70,11 @@ impl NsAuthority {
         let is_commit = made.request == request;
         let is_epoch = is_commit && position.epoch.incarnation == request;
         match asked {
-            Asked::Step(Step::Abort) => is_commit && !is_epoch,
-            Asked::Step(_) => !is_commit,
+            // It is the commit that follows the one that it ends.
+            Asked::Step(Step::Abort, of) => {
+                is_commit && !is_epoch && of.rev.checked_add(1) == Some(position.rev)
+            }
+            Asked::Step(_, of) => !is_commit && Place::from(position) == of,
             Asked::Epoch => is_epoch,
             Asked::Content(state) => is_epoch && made.digest == state.digest(),
             Asked::Commit(request) => is_commit && !is_epoch && self.is_made_of(made, position, request),

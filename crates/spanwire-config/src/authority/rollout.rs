@@ -149,7 +149,7 @@ impl NsAuthority {
         step: Step,
     ) {
         let refuse = |out: &mut Actions, answer| out.push(AuthorityAction::Reply(ticket, answer));
-        if self.repeated(out, ticket, request, Asked::Step(step)) {
+        if self.repeated(out, ticket, request, Asked::Step(step, at)) {
             return;
         }
         if let Some(Writing::Mark { mark, replies }) = &mut self.writing

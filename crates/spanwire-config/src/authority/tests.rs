@@ -3,6 +3,7 @@
 mod commits;
 mod history;
 mod lives;
+mod repeats;
 mod rollouts;
 
 use std::collections::BTreeMap;
