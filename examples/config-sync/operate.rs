@@ -183,7 +183,7 @@ pub(crate) enum Verb {
         prune: bool,
         /// Take out all that begins with the prefix, where the directory is empty.
         #[arg(long, requires = "prune")]
-        allow_empty: bool,
+        discard: bool,
     },
     /// Print the commits, newest first.
     History {
@@ -500,8 +500,8 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
             print(&show::list(&of, &state, json));
             Ok(())
         }
-        Verb::Apply { to, how, from, prefix, prune, allow_empty } => {
-            apply(&to, how, &from, &prefix, prune.then_some(allow_empty))
+        Verb::Apply { to, how, from, prefix, prune, discard } => {
+            apply(&to, how, &from, &prefix, prune.then_some(discard))
         }
         Verb::History { to, max, keys, json } => history(&to.client()?, max, keys, json),
         Verb::Diff { to, from, until } => {
@@ -596,7 +596,7 @@ fn newest(client: &Client) -> Res<(Option<Place>, State)> {
 /// `prune`: also where the directory is empty?
 fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: Option<bool>) -> Res<()> {
     let client = to.client()?;
-    let (prune, allow_empty) = (prune.is_some(), prune == Some(true));
+    let (prune, discard) = (prune.is_some(), prune == Some(true));
     let mut changes = if from.is_dir() {
         let read = tree::read(from, &Limits::default()).map_err(|error| Failed(FILE, error.to_string()))?;
         for (path, what) in &read.passed_over {
@@ -607,8 +607,8 @@ fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: Option<bool>) -> R
             let name = Key::new([prefix.as_bytes(), name.as_bytes()].concat()).or_else(senseless)?;
             changes.put(name, entry.flags(), entry.value().clone());
         }
-        if prune && changes.is_empty() && !allow_empty {
-            let why = format!("{} is empty: to take out all that is there, --allow-empty", from.display());
+        if prune && changes.is_empty() && !discard {
+            let why = format!("{} is empty: to take out all that is there, --discard", from.display());
             return Err(Failed(REFUSED, why));
         }
         changes

@@ -14,7 +14,7 @@ use clap::{Arg, ArgAction, Command};
 use toml::{Table, Value};
 
 /// What destroys something if it is meant once and stays: only on the command line.
-const EACH_TIME: [&str; 6] = ["new-epoch", "replace", "take-over", "settings", "tied", "request"];
+const EACH_TIME: [&str; 7] = ["new-epoch", "replace", "take-over", "discard", "settings", "tied", "request"];
 
 /// Gives `command` the defaults that the file has which the arguments or the environment name. `Err`: exit code and why.
 pub(crate) fn apply(command: Command, arguments: &[OsString]) -> Result<Command, (u8, String)> {

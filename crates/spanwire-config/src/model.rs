@@ -135,6 +135,11 @@ impl ChangeSet {
         self.0.insert(key, change);
     }
 
+    /// What is said of a key.
+    pub fn get(&self, key: &Key) -> Option<&Change> {
+        self.0.get(key)
+    }
+
     /// In key order.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Change)> {
         self.0.iter()

@@ -133,6 +133,7 @@ fn a_wait_that_spins_ends_at_its_deadline_with_a_message_and_with_its_socket() {
     for pause in [spin / 20, spin * 2] {
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| pull.recv_timeout(Duration::from_secs(10)));
+            // Nobody tells whether it spins or sleeps by now: each is right.
             std::thread::sleep(pause);
             push.send("now").expect("there is room");
             assert_eq!(waits.join().expect("no panic").expect("it came"), "now");

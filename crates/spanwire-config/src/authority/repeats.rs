@@ -89,10 +89,8 @@ impl NsAuthority {
             Intent::Change(changes) if *changes == *made.changes => true,
             Intent::Change(changes) => {
                 // Of a change only what had an effect is kept. That of one that ended a rollout is not what was asked for.
-                let told =
-                    |key: &_| changes.iter().find(|(other, _)| *other == key).map(|(_, change)| change);
-                let kept =
-                    request.supersede || made.changes.iter().all(|(key, change)| told(key) == Some(change));
+                let kept = request.supersede
+                    || made.changes.iter().all(|(key, change)| changes.get(key) == Some(change));
                 let holds = |state: &State| {
                     changes.iter().all(|(key, change)| match change {
                         Change::Put(entry) => state.get(key.as_bytes()) == Some(entry),

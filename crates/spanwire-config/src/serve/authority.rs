@@ -221,8 +221,10 @@ impl Authority {
     pub(super) fn judge(&self, shown: Vec<AuthorityEvent>) {
         shown.into_iter().for_each(|event| self.tell(event));
         let mut inner = self.lock();
-        let held = inner.machine.holdings().first().map(|(held, ..)| held.position);
-        if let (Mode::Vacant, Some(held)) = (inner.machine.mode(), held) {
+        if *inner.machine.mode() != Mode::Vacant {
+            return;
+        }
+        if let Some(held) = inner.machine.holdings().first().map(|(held, ..)| held.position) {
             inner.raise(
                 &self.log,
                 format!("nodes hold {held}, and this store has nothing: it may have been lost"),

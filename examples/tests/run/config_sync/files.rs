@@ -73,9 +73,9 @@ fn an_empty_directory_prunes_nothing_unless_that_is_meant() {
     w.ok(&["set", "a", "1", "--expect", "0:0"]);
     fs::create_dir(w.path("none")).expect("writable");
     let (code, _, err) = w.verb(&["apply", "none", "--prune"]);
-    assert!(code == Some(6) && err.contains("none is empty") && err.contains("--allow-empty"), "{err}");
+    assert!(code == Some(6) && err.contains("none is empty") && err.contains("--discard"), "{err}");
     assert_eq!(w.ok(&["get", "a"]), "1");
-    assert_eq!(w.ok(&["apply", "none", "--prune", "--allow-empty"]), "1:2\n");
+    assert_eq!(w.ok(&["apply", "none", "--prune", "--discard"]), "1:2\n");
     assert_eq!(w.ok(&["list"]), "");
 }
 
