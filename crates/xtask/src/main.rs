@@ -183,6 +183,8 @@ fn sim(args: &[String]) -> Result<(), String> {
         "--release",
         "--package",
         "spanwire-config",
+        "--features",
+        "testkit",
         "--test",
         "simulation",
         "--",

@@ -169,7 +169,7 @@ impl Agent {
 
     pub(crate) fn handle(&mut self, event: Event, io: &mut Io<'_, Folder>) {
         let now = io.now();
-        self.holdings().for_each(|one| coverage::comes(one, now, &event));
+        coverage::comes(self.holdings(), now, &event);
         self.socket.handle(event, io);
         self.think(io);
     }

@@ -1,9 +1,9 @@
-//! Which event met which state, of every machine in the simulated worlds.
+//! Which event met which state, of every machine in the simulated worlds, where somebody asked for that.
 //!
 //! Owns: the words for states and events, and what was seen of them in this thread. Never: a judgement; the tables of
 //! what must be reached are `simulation/pairs.rs`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use spanwire::protocol::Time;
@@ -19,10 +19,14 @@ pub(crate) type Pair = (&'static str, &'static str, &'static str);
 thread_local! {
     /// How often each was seen.
     pub(crate) static SEEN: RefCell<BTreeMap<Pair, u64>> = const { RefCell::new(BTreeMap::new()) };
+    /// Whether anybody wants to know: it costs a twentieth of a run.
+    pub(crate) static ASKED: Cell<bool> = const { Cell::new(false) };
 }
 
 pub(crate) fn note(machine: &'static str, state: &'static str, event: &'static str) {
-    SEEN.with_borrow_mut(|seen| *seen.entry((machine, state, event)).or_default() += 1);
+    if ASKED.get() {
+        SEEN.with_borrow_mut(|seen| *seen.entry((machine, state, event)).or_default() += 1);
+    }
 }
 
 pub(crate) const REPLICA: &str = "replica";
@@ -45,8 +49,19 @@ pub(crate) fn says(state: Data, event: &'static str) {
     note(REPLICA, data(state), event);
 }
 
-/// Something comes to a node, for one of its namespaces.
-pub(crate) fn comes(one: Holding<'_>, now: Time, event: &Event) {
+/// Something comes to a node, for each of its namespaces.
+pub(crate) fn comes<'a>(holdings: impl Iterator<Item = Holding<'a>>, now: Time, event: &Event) {
+    if !ASKED.get() {
+        return;
+    }
+    let frame = match event {
+        Event::Message(_, message) => Frame::decode(&message.clone().into_bytes()).ok(),
+        _ => None,
+    };
+    holdings.for_each(|one| comes_for(one, now, event, frame.as_ref()));
+}
+
+fn comes_for(one: Holding<'_>, now: Time, event: &Event, frame: Option<&Frame>) {
     let says = |event: &'static str| says(one.status(now).data, event);
     let mine = |head: &&Head| head.namespace == one.name();
     match event {
@@ -54,18 +69,18 @@ pub(crate) fn comes(one: Holding<'_>, now: Time, event: &Event) {
         Event::Closed(_) => says("pipe down"),
         Event::Timer => says("time"),
         Event::Writable(_) => {}
-        Event::Message(_, message) => match Frame::decode(&message.clone().into_bytes()) {
-            Ok(Frame::Welcome(_)) => says("WELCOME"),
-            Ok(Frame::Goodbye(bye)) if bye.code == GoodbyeCode::StaleBoot => says("told of a higher boot"),
-            Ok(Frame::Waiting(name, _)) if name == one.name() => says("WAITING"),
-            Ok(Frame::Stale(..)) => says("told of a higher boot"),
-            Ok(Frame::Beacon(heads)) if !heads.iter().any(|head| mine(&head)) => {
+        Event::Message(..) => match frame {
+            Some(Frame::Welcome(_)) => says("WELCOME"),
+            Some(Frame::Goodbye(bye)) if bye.code == GoodbyeCode::StaleBoot => says("told of a higher boot"),
+            Some(Frame::Waiting(name, _)) if name == one.name() => says("WAITING"),
+            Some(Frame::Stale(..)) => says("told of a higher boot"),
+            Some(Frame::Beacon(heads)) if !heads.iter().any(|head| mine(&head)) => {
                 says("BEACON without a HEAD")
             }
-            Ok(Frame::Beacon(heads)) => {
+            Some(Frame::Beacon(heads)) => {
                 heads.iter().filter(mine).for_each(|head| says(relation(one, head)));
             }
-            Ok(Frame::Slice(slice)) if mine(&&slice.head) => {
+            Some(Frame::Slice(slice)) if mine(&&slice.head) => {
                 says(relation(one, &slice.head));
                 says(if slice.base.is_some() { "DELTA" } else { "SNAPSHOT" });
             }

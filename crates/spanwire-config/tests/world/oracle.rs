@@ -539,12 +539,17 @@ impl Oracle {
         if let Some(wrong) = self.wrong.take() {
             return Err(wrong);
         }
-        (0..self.servers).try_for_each(|server| self.learn(net, server))?;
         match node {
-            Some(node) if node < self.servers => self.check_server(net, node)?,
+            Some(server) if server < self.servers => {
+                self.learn(net, server)?;
+                self.check_server(net, server)?;
+            }
             Some(node) => self.check_node(net, node)?,
-            // What people do at a server is answered at once.
-            None => (0..self.servers).try_for_each(|server| self.check_waits(net, server, false))?,
+            None => (0..self.servers).try_for_each(|server| {
+                self.learn(net, server)?;
+                // What people do at a server is answered at once.
+                self.check_waits(net, server, false)
+            })?,
         }
         if let Some(healed) = self.healed {
             let since = net.now().saturating_since(healed);

@@ -114,8 +114,11 @@ impl Relay {
     fn turn_of(&mut self, io: &mut Io<'_, Folder>, at: usize) {
         let name = NAMES[at];
         loop {
-            let mut events = self.upper.call(io, |r, cx| r.namespace(name).expect("held").relay_events(cx));
-            events.extend(self.lower.call(io, |d, _| d.namespace(name).expect("served").relay_events()));
+            let mut events = Vec::new();
+            if self.upper.protocol().has_relay_events() || self.lower.protocol().has_relay_events() {
+                events = self.upper.call(io, |r, cx| r.namespace(name).expect("held").relay_events(cx));
+                events.extend(self.lower.call(io, |d, _| d.namespace(name).expect("served").relay_events()));
+            }
             if self.machines[at].due().is_some_and(|due| due <= io.now()) {
                 events.push(RelayEvent::Time);
             }

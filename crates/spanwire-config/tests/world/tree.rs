@@ -558,7 +558,9 @@ impl Model for Tree {
             }
             return Ok(());
         }
-        self.learn(net);
+        if from == 0 {
+            self.learn(net);
+        }
         self.fail_overs.said(passage.link, from, &frame)?;
         match &frame {
             Frame::Ack(ack) => self.check_ack(net, from, ack)?,
@@ -603,7 +605,9 @@ impl Model for Tree {
     }
 
     fn check(&mut self, net: &Net<Party>, node: Option<usize>) -> Result<(), String> {
-        self.learn(net);
+        if node.is_none_or(|node| node == 0) {
+            self.learn(net);
+        }
         self.fail_overs.check(net.now())?;
         self.counts.fail_overs = self.fail_overs.seen;
         let Some(n) = node else { return Ok(()) };

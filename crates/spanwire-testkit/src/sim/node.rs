@@ -214,29 +214,26 @@ impl<P: Protocol> Scripted<P> {
     }
 
     fn flush<D: Clone>(&mut self, io: &mut Io<'_, D>) {
-        let links: Vec<(Link, PipeId)> = self.pipes.iter().map(|(link, pipe)| (*link, *pipe)).collect();
-        for (link, pipe) in links {
-            while self.script.unsent(pipe) > 0 && io.has_room(link) {
-                for message in self.script.drain(pipe, 1) {
+        let Scripted { script, pipes, .. } = self;
+        for (&link, &pipe) in &*pipes {
+            while script.unsent(pipe) > 0 && io.has_room(link) {
+                for message in script.drain(pipe, 1) {
                     // There is room, so it cannot come back; a connection that is gone loses it.
                     let _ = io.send(link, message);
                 }
             }
-            if self.script.unsent(pipe) > 0 {
+            if script.unsent(pipe) > 0 {
                 io.links.refuse(io.node, link);
             }
         }
         // Draining may have closed pipes, too.
-        let gone: Vec<Link> = self
-            .pipes
-            .iter()
-            .filter(|(_, pipe)| !self.script.is_open(**pipe))
-            .map(|(link, _)| *link)
-            .collect();
-        for link in gone {
-            self.pipes.remove(&link);
-            io.close(link);
-        }
+        pipes.retain(|link, pipe| {
+            let open = script.is_open(*pipe);
+            if !open {
+                io.close(*link);
+            }
+            open
+        });
         if let Some(at) = self.script.next_timer() {
             io.wake_at(at);
         }

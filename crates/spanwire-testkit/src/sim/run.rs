@@ -503,10 +503,13 @@ impl<M: Model> World<M> {
 
     /// The model sees what was sent.
     fn settle_sends(&mut self) -> Result<(), String> {
-        for (from, to, link, message) in std::mem::take(&mut self.net.links.sent) {
+        let mut sent = std::mem::take(&mut self.net.links.sent);
+        for (from, to, link, message) in sent.drain(..) {
             let passage = Passage { link, from, to, arrived: false, message: &message };
             self.model.passed(&self.net, &passage)?;
         }
+        // The model only looks, so nothing was sent meanwhile: the room is used again.
+        self.net.links.sent = sent;
         Ok(())
     }
 

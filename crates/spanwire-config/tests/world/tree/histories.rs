@@ -82,7 +82,8 @@ impl Histories {
 
     /// Whether it is of the history that the store has now.
     pub(super) fn holds(&self, fact: &Fact) -> bool {
-        self.lineage.contains(fact)
+        // Most often it is one of the last.
+        self.lineage.iter().rev().any(|known| known == fact)
     }
 
     /// Whether one leads to the other.

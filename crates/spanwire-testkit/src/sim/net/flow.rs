@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use spanwire::Message;
 
-use super::links::{Arrival, Conn, Dir};
+use super::links::{Arrival, Conn, Dir, Links};
 use super::{Net, Pending, Slot};
 use crate::sim::{Link, Node};
 
@@ -16,21 +16,21 @@ const STABLE: Duration = Duration::from_secs(1);
 impl<N: Node> Net<N> {
     /// Whoever gave something back has done something since: it is offered again.
     pub(in crate::sim) fn unblock(&mut self, node: usize) {
-        let mut again = Vec::new();
-        for (link, conn) in &mut self.links.conns {
+        let Links { conns, touched, .. } = &mut self.links;
+        for (link, conn) in conns {
             if conn.nodes.contains(&node) {
                 let from = 1 - conn.side(node);
                 if std::mem::take(&mut conn.dirs[from].blocked) {
-                    again.push(*link);
+                    touched.push(*link);
                 }
             }
         }
-        self.links.touched.extend(again);
     }
 
     /// Schedules the next delivery of each direction that has one.
     pub(in crate::sim) fn schedule(&mut self) {
-        for link in std::mem::take(&mut self.links.touched) {
+        let mut touched = std::mem::take(&mut self.links.touched);
+        for link in touched.drain(..) {
             for side in 0..2 {
                 let Some(conn) = self.links.conns.get_mut(&link) else { continue };
                 let (frozen, open) = (conn.frozen, conn.open[1 - side]);
@@ -47,6 +47,8 @@ impl<N: Node> Net<N> {
                 self.at(time, Pending::Deliver { link, side });
             }
         }
+        // Nothing touches one meanwhile: the room is used again.
+        self.links.touched = touched;
     }
 
     /// The next message of a direction, for its receiver: what it is and to whom it goes.

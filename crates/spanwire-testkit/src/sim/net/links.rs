@@ -43,6 +43,16 @@ impl Conn {
     pub(super) fn side(&self, node: usize) -> usize {
         usize::from(self.nodes[0] != node)
     }
+
+    pub(super) fn view(&self, link: Link) -> LinkView {
+        LinkView {
+            link,
+            route: self.route,
+            dialer: (self.nodes[0], self.open[0]),
+            listener: (self.nodes[1], self.open[1]),
+            frozen: self.frozen,
+        }
+    }
 }
 
 /// All connections.

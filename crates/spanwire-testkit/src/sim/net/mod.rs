@@ -11,7 +11,8 @@ mod flow;
 mod links;
 mod route;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use spanwire::Message;
@@ -73,6 +74,34 @@ pub(super) enum Pending {
     End,
 }
 
+/// What is to happen, in order of time, and of what was made first.
+#[derive(Debug)]
+struct Due {
+    /// No two are equal.
+    at: (Time, u64),
+    pending: Pending,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Due) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Due) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Due) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
 /// The world as a model's operations and its oracle see it.
 #[derive(Debug)]
 pub struct Net<N: Node> {
@@ -80,7 +109,7 @@ pub struct Net<N: Node> {
     pub(super) slots: Vec<Slot<N>>,
     pub(super) routes: Vec<RouteState>,
     pub(super) links: Links,
-    queue: BTreeMap<(Time, u64), Pending>,
+    queue: BinaryHeap<Reverse<Due>>,
     made: u64,
     rng: Rng,
     pub(super) hash: u64,
@@ -126,7 +155,7 @@ impl<N: Node> Net<N> {
             slots,
             routes: routes.collect(),
             links: Links::default(),
-            queue: BTreeMap::new(),
+            queue: BinaryHeap::new(),
             made: 0,
             rng,
             hash: 0xcbf2_9ce4_8422_2325,
@@ -185,18 +214,12 @@ impl<N: Node> Net<N> {
 
     /// All connections with at least one open end, older ones first.
     pub fn links(&self) -> impl Iterator<Item = LinkView> {
-        self.links.conns.iter().map(|(link, conn)| LinkView {
-            link: *link,
-            route: conn.route,
-            dialer: (conn.nodes[0], conn.open[0]),
-            listener: (conn.nodes[1], conn.open[1]),
-            frozen: conn.frozen,
-        })
+        self.links.conns.iter().map(|(link, conn)| conn.view(*link))
     }
 
     /// One connection, if an end of it is open.
     pub fn link(&self, link: Link) -> Option<LinkView> {
-        self.links().find(|view| view.link == link)
+        self.links.conns.get(&link).map(|conn| conn.view(link))
     }
 
     /// The application on a node does something. `None` if the node is down or stands still.
@@ -235,11 +258,11 @@ impl<N: Node> Net<N> {
 
     pub(super) fn at(&mut self, time: Time, pending: Pending) {
         self.made += 1;
-        self.queue.insert((time.max(self.now), self.made), pending);
+        self.queue.push(Reverse(Due { at: (time.max(self.now), self.made), pending }));
     }
 
     pub(super) fn pop(&mut self) -> Option<Pending> {
-        let ((time, _), pending) = self.queue.pop_first()?;
+        let Reverse(Due { at: (time, _), pending }) = self.queue.pop()?;
         self.now = time;
         self.events += 1;
         Some(pending)
