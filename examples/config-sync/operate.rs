@@ -463,10 +463,24 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
                 true => tree::EXECUTABLE,
                 false => now(&client, &name)?.map_or(0, |entry| entry.flags()),
             };
-            let mut changes = ChangeSet::new();
-            changes.put(name, flags, value);
-            let commit = how.commit(&client, changes)?;
-            committed(&client, &commit)
+            let change = |flags: u16| {
+                let mut changes = ChangeSet::new();
+                changes.put(name.clone(), flags, value.clone());
+                changes
+            };
+            let commit = how.commit(&client, change(flags))?;
+            let mut told = client.commit(&commit);
+            if !executable
+                && how.by.request.is_some()
+                && matches!(told, Err(ClientError::Invalid { code: InvalidCode::Used, .. }))
+            {
+                // The key may have been executable then, or not yet. Who has used the id makes nothing new with it.
+                let other = Commit { changes: change(flags ^ tree::EXECUTABLE), ..commit.clone() };
+                told = client.commit(&other);
+            }
+            done(commit.request, told)?;
+            told_of_cohort(&client, commit.rollout.as_ref());
+            Ok(())
         }
         Verb::Delete { to, how, keys } => {
             let (client, mut changes) = (to.client()?, ChangeSet::new());

@@ -166,6 +166,8 @@ impl Wait {
             if self.reached(node) {
                 waited.ok.push(named.clone());
             } else if let Some(refusing) = self.refusal(named, node) {
+                // A conflict ends by somebody's hand at the node, which may be at work while it is away.
+                done &= node.connected || refusing.code != NackCode::Conflict;
                 if !planted("wait-forgets-refusals") {
                     waited.refused.push(refusing);
                 }
@@ -281,7 +283,9 @@ mod tests {
             let unknown: std::collections::BTreeSet<_> = unknown.collect();
             prop_assert_eq!(count, start.iter().filter(|node| meant(node)).count() + unknown.len());
             let open = waited.behind.len() + waited.silent.len() - unknown.len();
-            prop_assert_eq!(done, open == 0);
+            let here = |node: Id| later.iter().any(|status| status.node == node && status.connected);
+            let may_end = |r: &Refusing| r.code == NackCode::Conflict && !here(r.node.node);
+            prop_assert_eq!(done, open == 0 && !waited.refused.iter().any(may_end));
             prop_assert!(waited.ok.iter().all(|ok| later.iter().any(|n| n.node == ok.node && n.applied >= Some(at(3)))));
         }
     }
@@ -309,6 +313,17 @@ mod tests {
         // What was refused may have been got over.
         let (waited, done) = wait.lists(&[status(1, true, Some(3), Some(3), false)]);
         assert_eq!((waited.ok.len(), done), (1, true));
+    }
+
+    #[test]
+    fn who_is_away_in_conflict_may_come_back_with_another_word() {
+        let wait = Wait::new(&goal(None), &Selector::default(), &[status(1, true, None, None, false)]);
+        let (waited, done) = wait.lists(&[status(1, false, None, None, true)]);
+        assert_eq!((waited.refused[0].code, done), (NackCode::Conflict, false));
+        let (waited, done) = wait.lists(&[status(1, true, None, None, true)]);
+        assert_eq!((waited.refused[0].code, done), (NackCode::Conflict, true));
+        // A validator's word stays one, wherever the node is.
+        assert!(wait.lists(&[status(1, false, None, Some(3), false)]).1);
     }
 
     #[test]

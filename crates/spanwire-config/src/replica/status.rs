@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::sign::Keyring;
-use crate::wire::{NamespaceStatus, NodeKind, SLICE};
+use crate::wire::{NackCode, NamespaceStatus, NodeKind, SLICE};
 use crate::{ClusterId, Head, Id, Key, Limits, Position, ServerId, State};
 
 /// Settings of a [`Replica`](super::Replica).
@@ -103,8 +103,10 @@ pub struct ReplicaStatus {
     pub data: Data,
     /// What the application accepted.
     pub visible: Option<Position>,
-    /// The newest that is known.
+    /// The newest that is known, refused ones included.
     pub newest: Option<Position>,
+    /// The newest that was refused here and is above the visible one: position, why, and what the validator said.
+    pub refused: Option<(Position, NackCode, String)>,
     /// The authority gave a sign of life within the time set, by this node's clock.
     pub fresh: bool,
     /// How long ago that was; `None`: not in this process life.

@@ -326,9 +326,14 @@ fn invariant_10_what_the_validator_refuses_is_not_shown_and_the_last_good_stays(
         assert_eq!((code, text.as_str()), (NackCode::Validator, said));
         assert_eq!(status.visible, Some(good));
         assert_eq!((node.snapshot().position(), node.status().data), (Some(good), Data::Held));
+        // The program is told what its server is.
+        let status = node.status();
+        assert_eq!((status.newest, status.visible), (Some(at), Some(good)));
+        assert_eq!(status.refused, Some((at, NackCode::Validator, said.to_owned())));
     }
     let better = server.put([("a", "better")]);
     node.wait_for(better, PATIENCE).expect("it comes");
+    assert_eq!((node.status().newest, node.status().refused), (Some(better), None));
     // Readers saw the good ones alone.
     let seen: Vec<_> =
         std::iter::from_fn(|| watch.try_next()).filter_map(|c| c.snapshot.position()).collect();

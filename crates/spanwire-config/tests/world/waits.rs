@@ -214,6 +214,11 @@ impl Expected {
             return Some("it ends before its time, and somebody may still reach it".to_owned());
         }
         let known = |named: &Named| facts.status.iter().find(|node| node.node == named.node);
+        let is_away = |named: &Named| known(named).is_none_or(|node| !node.connected);
+        let mut conflicts = waited.refused.iter().filter(|refusing| refusing.code == NackCode::Conflict);
+        if facts.now < self.until && conflicts.any(|refusing| is_away(&refusing.node)) {
+            return Some("it ends before its time, and who is in conflict is not here".to_owned());
+        }
         let place = |at: Position| Place::from(at);
         let has =
             |node: &NodeStatus| node.at(self.ask.level).is_some_and(|has| place(has) >= self.ask.position);
@@ -222,7 +227,7 @@ impl Expected {
         {
             return Some(format!("{named:?} has reached it"));
         }
-        let away = |named: &&Named| known(named).is_none_or(|node| !node.connected);
+        let away = |named: &&Named| is_away(named);
         if let Some(named) = waited.behind.iter().find(away) {
             return Some(format!("{named:?} is not here"));
         }

@@ -91,3 +91,21 @@ fn an_executable_key_stays_one_when_its_value_is_set() {
     w.ok(&["set", "run", "3"]);
     assert_eq!(flags(), 0);
 }
+
+#[test]
+fn a_set_is_repeated_whatever_became_of_the_executable_key() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "run", "1", "--executable", "--expect", "0:0"]);
+    let id = "00112233445566778899aabbccddeeff";
+    let set = ["set", "run", "2", "--request", id];
+    assert_eq!(w.ok(&set), "1:2\n");
+    w.ok(&["delete", "run"]);
+    let (code, out, err) = w.verb(&set);
+    assert_eq!((code, &out[..]), (Some(0), "1:2\n"), "{err}");
+    assert!(err.contains("an earlier copy"), "{err}");
+    // Another change is one all the same, and nothing comes of the question.
+    let (code, _, err) = w.verb(&["set", "run", "3", "--request", id]);
+    assert!(code == Some(6) && err.contains("used for something else, at 1:2"), "{err}");
+    assert_eq!(w.ok(&["list"]), "");
+}
