@@ -15,48 +15,64 @@ use std::time::{Duration, Instant};
 use spanwire_testkit::sim::{Sim, seeds};
 use world::oracle::Counts;
 use world::setup;
+use world::tree::TreeCounts;
 
 /// How long the test may take where nobody asked for certain seeds, once it has run enough of them to judge the mixture.
 const TIME: Duration = Duration::from_secs(15);
 const ENOUGH: u64 = 50;
 
-#[test]
-fn promises_03_04_05_13_invariants_01_to_25_hold_whatever_happens() {
+/// What each core counted in its share of the seeds that were asked for; how many they were, and how long that took.
+fn on_all_cores<C: Send>(
+    enough: u64,
+    run: impl Fn(u64, &mut C) + Sync,
+    start: impl Fn() -> C + Sync,
+) -> (Vec<C>, u64, Duration) {
     let range = seeds(0..100_000);
-    let (start, asked) = (Instant::now(), std::env::var_os("SIM_SEEDS").is_some());
+    let (began, asked) = (Instant::now(), std::env::var_os("SIM_SEEDS").is_some());
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let work = |worker: u64| {
-        let (sim, mut sum, mut ran) = (Sim::new(setup), Counts::default(), 0_u64);
+        let (mut counts, mut ran) = (start(), 0_u64);
         for seed in range.clone().filter(|seed| seed % workers == worker) {
-            if !asked && ran * workers >= ENOUGH && start.elapsed() > TIME {
+            if !asked && ran * workers >= enough && began.elapsed() > TIME {
                 break;
             }
-            let (outcome, counts) = sim.run_with(seed, |model, _| {
-                model.oracles.iter().map(|oracle| oracle.counts).collect::<Vec<_>>()
-            });
-            if let Some(failure) = outcome.failure {
-                panic!("{}", sim.shorten(seed, failure));
-            }
-            counts.into_iter().for_each(|counts| sum += counts);
+            run(seed, &mut counts);
             ran += 1;
         }
-        (sum, ran)
+        (counts, ran)
     };
-    let (mut sum, mut ran) = (Counts::default(), 0);
+    let (mut all, mut ran) = (Vec::new(), 0);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|w| scope.spawn(move || work(w))).collect();
         for worker in workers {
             match worker.join() {
                 Ok((counts, n)) => {
-                    sum += counts;
+                    all.push(counts);
                     ran += n;
                 }
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
     });
-    println!("{ran} seeds in {:.1?}: {sum:?}", start.elapsed());
     assert!(ran > 0, "no seed was run");
+    (all, ran, began.elapsed())
+}
+
+#[test]
+fn promises_03_04_05_13_invariants_01_to_25_hold_whatever_happens() {
+    let sim = Sim::new(setup);
+    let run = |seed: u64, sum: &mut Counts| {
+        let (outcome, counts) = sim
+            .run_with(seed, |model, _| model.oracles.iter().map(|oracle| oracle.counts).collect::<Vec<_>>());
+        if let Some(failure) = outcome.failure {
+            panic!("{}", sim.shorten(seed, failure));
+        }
+        counts.into_iter().for_each(|counts| *sum += counts);
+    };
+    let (counts, ran, took) = on_all_cores(ENOUGH, run, Counts::default);
+    let mut sum = Counts::default();
+    counts.into_iter().for_each(|counts| sum += counts);
+    println!("{ran} seeds in {took:.1?}: {sum:?}");
     // The mixture reaches what it is meant to test; a few seeds that somebody asked for need not.
     if ran >= ENOUGH {
         assert!(sum.commits > 20 * ran && sum.published > 20 * ran && sum.slices > 50 * ran, "{sum:?}");
@@ -71,31 +87,19 @@ fn promises_03_04_05_13_invariants_01_to_25_hold_whatever_happens() {
 
 #[test]
 fn invariants_07_14_18_23_26_hold_with_relays_between() {
-    let range = seeds(0..100_000);
-    let (start, asked) = (Instant::now(), std::env::var_os("SIM_SEEDS").is_some());
-    let (sim, mut sum, mut ran) = (Sim::new(world::tree::setup), world::tree::TreeCounts::default(), 0_u64);
-    for seed in range {
-        if !asked && start.elapsed() > TIME {
-            break;
-        }
+    let sim = Sim::new(world::tree::setup);
+    let run = |seed: u64, sum: &mut TreeCounts| {
         let (outcome, counts) = sim.run_with(seed, |model, _| model.counts);
         if let Some(failure) = outcome.failure {
             panic!("{}", sim.shorten(seed, failure));
         }
-        sum.forwarded += counts.forwarded;
-        sum.reports += counts.reports;
-        sum.loops += counts.loops;
-        sum.behind += counts.behind;
-        sum.deep += counts.deep;
-        sum.rollouts += counts.rollouts;
-        sum.canaries += counts.canaries;
-        sum.fail_overs += counts.fail_overs;
-        sum.lost += counts.lost;
-        sum.conflicts += counts.conflicts;
-        ran += 1;
-    }
-    println!("{ran} trees in {:.1?}: {sum:?}", start.elapsed());
-    if ran >= 50 {
+        *sum += counts;
+    };
+    let (counts, ran, took) = on_all_cores(ENOUGH, run, TreeCounts::default);
+    let mut sum = TreeCounts::default();
+    counts.into_iter().for_each(|counts| sum += counts);
+    println!("{ran} trees in {took:.1?}: {sum:?}");
+    if ran >= ENOUGH {
         assert!(sum.forwarded > 100 * ran && sum.reports > 10 * ran && sum.behind > ran, "{sum:?}");
         assert!(sum.fail_overs > ran / 20, "{sum:?}");
         assert!(sum.loops > 0 && sum.deep > 0, "{sum:?}");

@@ -4,6 +4,7 @@
 //!
 //! Its oracle knows what was committed, every HEAD that the authority issued, and what each node reached.
 
+mod counts;
 mod events;
 mod histories;
 
@@ -24,6 +25,7 @@ use super::nodes::{Agent, BEACON, FRESH, Folder, HELLO, Holding, Party, STALL, S
 use super::oracle::memory::Intake;
 use super::relay::Relay;
 use super::{NAMES, Op, changes, commit, restart_if_failed, with_server};
+pub(crate) use counts::TreeCounts;
 use events::{kill, lose_caches};
 use histories::{Fact, Histories, fact};
 
@@ -79,25 +81,6 @@ pub(crate) struct Tree {
     held: Vec<BTreeSet<Fact>>,
     pub(crate) counts: TreeCounts,
     fail_overs: FailOvers,
-}
-
-/// What happened, so that a test can see that the mixture reaches what it is meant to test.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub(crate) struct TreeCounts {
-    pub(crate) forwarded: u64,
-    pub(crate) reports: u64,
-    pub(crate) loops: u64,
-    pub(crate) behind: u64,
-    pub(crate) deep: u64,
-    /// Revisions that were for a cohort, and how often one was shown by a node behind a relay.
-    pub(crate) rollouts: u64,
-    pub(crate) canaries: u64,
-    /// Nodes whose relay died, and that had another way.
-    pub(crate) fail_overs: u64,
-    /// How often an old copy of the store came back and commits were lost by that, and how often a node was behind a
-    /// relay that held what was lost.
-    pub(crate) lost: u64,
-    pub(crate) conflicts: u64,
 }
 
 /// The world of a seed.

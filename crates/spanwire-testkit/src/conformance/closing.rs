@@ -38,17 +38,20 @@ pub fn a_close_lets_what_is_queued_leave(setup: &Setup) {
 /// others arrive.
 pub fn a_close_that_is_too_short_tells_how_much_was_left(setup: &Setup) {
     const SIZE: usize = 1000;
+    /// A transport that takes byte by byte, on a machine with much else to do, may stand still for a while: it is full if
+    /// it still does after that.
+    const STILL: u32 = 5;
     let little = Limit::messages(16);
     let pull = setup.on(Pull::builder()).recv_queue(little).build().expect("a socket");
     let mut watch = Watch::new(&pull);
     let at = setup.bind(&pull);
     let push = setup.on(Push::builder()).send_queue(little).build().expect("a socket");
     setup.connect(&push, at.url());
-    let mut sent = 0;
-    loop {
+    let (mut sent, mut still) = (0, 0);
+    while still < STILL {
         match push.send_timeout(numbered(sent, SIZE), if sent == 0 { SOON } else { QUIET }) {
-            Ok(()) => sent += 1,
-            Err(SendError::TimedOut(_)) => break,
+            Ok(()) => (sent, still) = (sent + 1, 0),
+            Err(SendError::TimedOut(_)) => still += 1,
             Err(e) => panic!("message {sent}: {e}"),
         }
     }

@@ -243,15 +243,16 @@ impl Oracle {
             self.records[s].insert(status.node, Record { boot: status.boot, levels });
             // Where it is, as far as both ends agree on it.
             let mut talks = self.conversations.iter().filter(|(_, talk)| talk.server == s && talk.node == n);
-            let here = talks.clone().any(|(link, talk)| {
-                let both = open.iter().any(|view| view.link == *link && view.dialer.1);
-                both && talk.wants
-                    && !talk.stale
-                    && talk.boot.is_some()
-                    && talk.boot == boot
-                    && boot == Some(status.boot)
-            });
-            if here && !status.connected {
+            let here = !status.connected
+                && talks.clone().any(|(link, talk)| {
+                    talk.wants
+                        && !talk.stale
+                        && talk.boot.is_some()
+                        && talk.boot == boot
+                        && boot == Some(status.boot)
+                        && open.iter().any(|view| view.link == *link && view.dialer.1)
+                });
+            if here {
                 return Err(format!("invariant 14: node {n} is here, and said to be away"));
             }
             if status.connected && talks.next().is_none() {
