@@ -140,6 +140,7 @@ mod on {
         ("wait-for-visible", "a wait for what is applied ends when it is visible"),
         ("wait-over-epochs", "a wait goes on when its epoch is over"),
         ("wait-without-end", "a wait goes on when its time is over"),
+        ("wait-ends-by-conflict", "a wait ends though who is in conflict is away, and may come back without"),
         ("wait-forgets-refusals", "a wait leaves out who refused"),
         ("wait-away-is-behind", "a wait says of who is away that it is here and behind"),
         ("wait-selects-anew", "a wait is for the nodes that have come since as well"),

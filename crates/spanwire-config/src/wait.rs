@@ -167,7 +167,8 @@ impl Wait {
                 waited.ok.push(named.clone());
             } else if let Some(refusing) = self.refusal(named, node) {
                 // A conflict ends by somebody's hand at the node, which may be at work while it is away.
-                done &= node.connected || refusing.code != NackCode::Conflict;
+                done &=
+                    node.connected || refusing.code != NackCode::Conflict || planted("wait-ends-by-conflict");
                 if !planted("wait-forgets-refusals") {
                     waited.refused.push(refusing);
                 }
