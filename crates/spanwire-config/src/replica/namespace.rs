@@ -204,16 +204,10 @@ impl NsReplica {
         let visible = self.visible.as_ref().map(|held| held.head.position);
         let mut above = self.refused.iter().filter(|refusal| visible.is_none_or(|at| refusal.position > at));
         let refused = above.next_back();
-        let known = self.target.as_ref().or(self.tip().map(|held| &held.head)).map(|head| head.position);
         ReplicaStatus {
             data: self.data(),
             visible,
-            newest: match (known, refused) {
-                (known, Some(refused)) if known.is_none_or(|known| refused.position > known) => {
-                    Some(refused.position)
-                }
-                (known, _) => known,
-            },
+            newest: self.target.as_ref().or(self.tip().map(|held| &held.head)).map(|head| head.position),
             refused: refused.map(|refusal| (refusal.position, refusal.code, refusal.text.clone())),
             fresh: self.is_fresh(now),
             rose: self.fresh.map(|at| now.saturating_since(at)),

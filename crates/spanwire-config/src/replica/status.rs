@@ -103,7 +103,7 @@ pub struct ReplicaStatus {
     pub data: Data,
     /// What the application accepted.
     pub visible: Option<Position>,
-    /// The newest that is known, refused ones included.
+    /// The newest that is held, or known and wanted: what was refused is not, see `refused`.
     pub newest: Option<Position>,
     /// The newest that was refused here and is above the visible one: position, why, and what the validator said.
     pub refused: Option<(Position, NackCode, String)>,
