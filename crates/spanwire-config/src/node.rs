@@ -273,7 +273,7 @@ fn open(
             return Err(NodeError::Foreign(head.namespace));
         }
         Some((head, state)) => {
-            board.publish(Snapshot::new(head.clone(), state.clone()));
+            board.publish(Snapshot::new(head.clone(), state.clone())).wake();
             Replica::restored(settings, head, state, crate::Level::Stored)
         }
     };
@@ -397,7 +397,7 @@ impl Node {
         Freshness { fresh: status.fresh, age: status.rose }
     }
 
-    /// Where the replica stands, for people.
+    /// Where the replica stands, for people. What a reader has seen here as visible, this shows as visible too.
     pub fn status(&self) -> ReplicaStatus {
         self.0.socket.with(|r, cx| r.status(cx.now()))
     }

@@ -259,6 +259,11 @@ impl Replica {
         self.first().ack_in_passing(cx, position, level, volatile)
     }
 
+    /// The revision given is visible now, in memory alone. Nothing is said: an [`ack`](Self::ack) follows at once.
+    pub(crate) fn show(&mut self, position: Position) -> Result<(), Unexpected> {
+        self.namespaces[0].note(position, Level::Visible, true)
+    }
+
     /// The application refuses the revision given, or (code [`NackCode::Hook`]) could not act on the visible
     /// one, which then stays visible. `text` is for people; what is beyond 1 KiB is cut.
     ///

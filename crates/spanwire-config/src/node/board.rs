@@ -110,6 +110,23 @@ pub(super) struct Board {
     changed: Condvar,
 }
 
+/// Who is to be woken after a change.
+pub(super) struct Due<'a> {
+    board: &'a Board,
+    wakers: Vec<Waker>,
+    threads: bool,
+}
+
+impl Due<'_> {
+    pub(super) fn wake(self) {
+        // To tell nobody costs a system call.
+        if self.threads {
+            self.board.changed.notify_all();
+        }
+        self.wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
 impl Board {
     pub(super) fn new() -> Board {
         let wall = Wall {
@@ -154,7 +171,9 @@ impl Board {
         (wall.copied, wall.unnamed) = (Some(copied), unnamed);
     }
 
-    pub(super) fn publish(&self, snapshot: Snapshot) {
+    /// Makes it what readers see. Those who sleep for it are given back, to be woken where nothing is locked.
+    #[must_use = "nobody wakes by itself"]
+    pub(super) fn publish(&self, snapshot: Snapshot) -> Due<'_> {
         let digest = snapshot.digest();
         let mut wall = self.lock();
         wall.now = snapshot;
@@ -164,14 +183,9 @@ impl Board {
         };
         let woken: Vec<u64> =
             wall.sleepers.iter().filter(|(_, (until, _))| due(until)).map(|(id, _)| *id).collect();
-        let woken: Vec<_> = woken.into_iter().filter_map(|id| wall.sleepers.remove(&id)).collect();
-        let threads = wall.threads;
-        drop(wall);
-        // To tell nobody costs a system call.
-        if threads > 0 {
-            self.changed.notify_all();
-        }
-        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        let woken = woken.into_iter().filter_map(|id| wall.sleepers.remove(&id)).map(|(_, waker)| waker);
+        let wakers = woken.collect();
+        Due { board: self, wakers, threads: wall.threads > 0 }
     }
 
     pub(super) fn close(&self) {

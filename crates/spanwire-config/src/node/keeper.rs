@@ -84,13 +84,19 @@ impl Keeper {
         let stored = self.save(&update.head, &update.state);
         // What the application has not acted on yet is looked for in all there is.
         let changed = self.in_step.then_some(update.changed);
-        self.board.publish(Snapshot::new(update.head, update.state));
-        if stored || self.on_change.is_some() {
+        let (board, snapshot) = (&self.board, Snapshot::new(update.head, update.state));
+        let said = stored || self.on_change.is_some();
+        // Both at once: who sees it and asks where this node stands is to hear the same.
+        let due = self.socket.with(|r, cx| {
+            let due = board.publish(snapshot);
             // What comes may take long. If not, what is said next says this as well.
-            let ack =
-                |r: &mut Replica, cx: &mut Cx<'_>| r.ack_in_passing(cx, position, Level::Visible, !stored);
-            let _ = self.socket.with(ack);
-        }
+            let _ = match said {
+                true => r.ack_in_passing(cx, position, Level::Visible, !stored),
+                false => r.show(position),
+            };
+            due
+        });
+        due.wake();
         self.act(changed);
     }
 

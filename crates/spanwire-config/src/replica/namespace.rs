@@ -274,6 +274,19 @@ impl NsReplica {
         volatile: bool,
         more: bool,
     ) -> Result<(), Unexpected> {
+        self.note(position, level, volatile)?;
+        self.tells = Some(more);
+        self.woken(cx);
+        Ok(())
+    }
+
+    /// The same without a word: one follows.
+    pub(super) fn note(
+        &mut self,
+        position: Position,
+        level: Level,
+        volatile: bool,
+    ) -> Result<(), Unexpected> {
         if self.given.as_ref().is_some_and(|given| given.head.position == position) {
             self.visible = self.given.take();
             self.hook_failed = None;
@@ -293,8 +306,6 @@ impl NsReplica {
             let report = self.ack_of(&visible.head, level, !kept);
             self.reports.set(report);
         }
-        self.tells = Some(more);
-        self.woken(cx);
         Ok(())
     }
 

@@ -341,6 +341,36 @@ fn invariant_10_what_the_validator_refuses_is_not_shown_and_the_last_good_stays(
     assert_eq!(*asked.lock().expect("no panic"), [(1, 1), (2, 1), (3, 1), (4, 1)]);
 }
 
+/// Asks a node where it stands, in the moment in which it is woken.
+struct Asks {
+    node: Node,
+    heard: Mutex<Vec<Option<Position>>>,
+}
+
+impl Wake for Asks {
+    fn wake(self: Arc<Self>) {
+        let visible = self.node.status().visible;
+        self.heard.lock().expect("no panic").push(visible);
+    }
+}
+
+#[test]
+fn invariant_14_who_is_woken_by_a_revision_hears_that_it_is_visible() {
+    for hook in [false, true] {
+        let mut server = server();
+        let builder = node(&server);
+        let node = start(if hook { builder.on_change(|_| Ok(())) } else { builder });
+        let asks = Arc::new(Asks { node: node.clone(), heard: Mutex::default() });
+        let waker = Waker::from(asks.clone());
+        let mut ready = pin!(node.wait_ready_async());
+        assert!(ready.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        let at = server.put([("a", "1")]);
+        server.await_node("applied", |node| node.applied == Some(at));
+        assert_eq!(*asks.heard.lock().expect("no panic"), [Some(at)]);
+        node.close(SOON);
+    }
+}
+
 #[test]
 fn invariant_05_a_node_with_keys_shows_only_what_they_signed() {
     let secret = Secret::from_seed(1, &[1; 32]);
