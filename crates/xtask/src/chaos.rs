@@ -3,6 +3,7 @@
 //! Owns: how that is asked for. Never: a kill of its own.
 
 use std::io::Write;
+use std::process::Command;
 
 use crate::report::Report;
 use crate::{cargo, run as run_command};
@@ -16,8 +17,11 @@ pub(crate) fn run(report: &mut Report, args: &[String], out: &mut dyn Write) -> 
     let envs = envs(args)?;
     // A test that is named alone does not build the examples.
     run_command(&mut cargo(["build", "--package", "spanwire-examples", "--example", "config-sync"]))?;
-    let mut test = cargo(["test", "--package", "spanwire-examples", "--test", "chaos", "--", "--nocapture"]);
-    report.count_to(test.envs(envs), out)
+    report.count_to(tests().args(["--", "--nocapture"]).envs(envs), out)
+}
+
+pub(crate) fn tests() -> Command {
+    cargo(["test", "--package", "spanwire-examples", "--test", "chaos"])
 }
 
 fn envs(args: &[String]) -> Result<Vec<(&'static str, &str)>, String> {

@@ -7,6 +7,7 @@
 //! that a check passed which it did not run.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod chaos;
 mod peers;
 mod report;
@@ -60,9 +61,9 @@ fn main() -> ExitCode {
         Some("tsan") => tsan(rest),
         Some("sim") => sim(rest),
         Some("chaos") => chaos::run(&mut Report::default(), rest, &mut std::io::stdout()),
-        Some("faults") => {
-            run(faults("--release").arg("--nocapture").envs(rest.first().map(|names| ("FAULT", names))))
-        }
+        Some("faults") => run(faults("--release")
+            .args(["--", "--nocapture"])
+            .envs(rest.first().map(|names| ("FAULT", names)))),
         Some("versus") => {
             let build = ["run", "--release", "--package", "spanwire-benches", "--features", "peers"];
             run(cargo(build).args(["--bin", "versus", "--"]).args(rest))
@@ -96,9 +97,11 @@ fn test() -> Result<(), String> {
     report
         .step("clippy", run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])));
     alone(&mut report);
+    let ahead = ahead::build(vec![portable_tests(), loom_tests(), faults("--profile=dev"), chaos::tests()]);
     // The dev profile: an optimised build costs more than the tests gain by it.
     let counted = report.count(&mut cargo(["test", "--workspace", "--no-fail-fast"]));
     report.step("test", counted);
+    ahead.wait();
     let counted = portable(&mut report);
     report.step("portable", counted);
     if has_loom() {
@@ -149,12 +152,17 @@ fn interop(args: &[String]) -> Result<(), String> {
 
 /// The sockets once more, as on systems where callers do not drive: the driver does, always.
 fn portable(report: &mut Report) -> Result<(), String> {
+    report.count(&mut portable_tests())
+}
+
+fn portable_tests() -> Command {
     // A target directory of its own, or the flag would throw every other build away.
     let tests = ["sockets", "stress", "times", "promises", "defects", "transport_faults", "transports"];
     let tests = tests.into_iter().flat_map(|test| ["--test", test]);
     let mut cargo = cargo(["test", "--no-fail-fast", "-p", "spanwire", "-p", "spanwire-testkit"]);
     cargo.env("RUSTFLAGS", "--cfg spanwire_portable").env("CARGO_TARGET_DIR", root().join("target/portable"));
-    report.count(cargo.args(tests))
+    cargo.args(tests);
+    cargo
 }
 
 fn doc() -> Result<(), String> {
@@ -169,10 +177,15 @@ fn loom(report: &mut Report) -> Result<(), String> {
     if !has_loom() {
         return Err("there is no crates/spanwire-loom".to_owned());
     }
+    report.count(&mut loom_tests())
+}
+
+fn loom_tests() -> Command {
     // A target directory of its own, or the flag would throw every other build away. Optimised: a model
     // explores millions of interleavings.
     let mut cargo = cargo(["test", "--release", "--package", "spanwire-loom"]);
-    report.count(cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", root().join("target/loom")))
+    cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", root().join("target/loom"));
+    cargo
 }
 
 /// On all cores; a failure prints its seed and the shortest plan that still fails.
@@ -193,11 +206,11 @@ fn sim(args: &[String]) -> Result<(), String> {
     run(cargo.env("SIM_SEEDS", seeds))
 }
 
-/// The hunt for planted bugs, ready for more arguments of the test.
+/// The hunt for planted bugs.
 fn faults(profile: &str) -> Command {
     let mut cargo =
         cargo(["test", "--package", "spanwire-config", "--features", "faults", "--test", "faults"]);
-    cargo.args([profile, "--"]);
+    cargo.arg(profile);
     cargo
 }
 

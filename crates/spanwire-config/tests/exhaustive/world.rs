@@ -468,10 +468,22 @@ impl Default for Print {
 }
 
 impl Print {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+    /// Eight bytes at a time: this is most of what the tests do.
+    fn add(&mut self, mut bytes: &[u8]) {
+        while let Some((word, rest)) = bytes.split_first_chunk() {
+            self.mix(u64::from_le_bytes(*word));
+            bytes = rest;
         }
+        let mut last = [0; 8];
+        last[..bytes.len()].copy_from_slice(bytes);
+        last[7] = bytes.len() as u8;
+        self.mix(u64::from_le_bytes(last));
+    }
+
+    fn mix(&mut self, word: u64) {
+        let mixed = (self.0 ^ u128::from(word)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        // What was high comes low: a product alone carries upward only.
+        self.0 = mixed ^ (mixed >> 64);
     }
 }
 
