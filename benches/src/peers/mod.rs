@@ -26,7 +26,8 @@ use crate::contestant::Entry;
 pub fn all() -> Vec<Box<dyn Entry>> {
     vec![
         Box::new(ours::Spanwire),
-        Box::new(ours_async::SpanwireAsync),
+        Box::new(ours_async::SpanwireAsync { driven: false }),
+        Box::new(ours_async::SpanwireAsync { driven: true }),
         Box::new(ours_batch::SpanwireBatch),
         Box::new(ours_spin::SpanwireSpin),
         #[cfg(feature = "peers-c")]

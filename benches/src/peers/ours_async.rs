@@ -1,8 +1,12 @@
 //! spanwire in its async form, on tokio: what the futures cost beside the blocking calls.
 //!
-//! The sockets are the same; only their calls differ.
+//! The sockets are the same; only their calls differ. `spanwire-async` is on a runtime of several threads, and the
+//! background driver reads; `spanwire-tokio` has its sockets driven by a runtime of one thread.
 
-use spanwire::Message;
+use std::ops::Deref;
+
+use spanwire::protocol::Protocol;
+use spanwire::{Message, Socket};
 
 use super::ours::{Many, socket};
 use super::runtime;
@@ -11,7 +15,19 @@ use crate::cell::{Cell, Shape};
 use crate::contestant::{Contestant, Pull, Push, Rep, Req, Standing, Void};
 
 /// spanwire on tokio.
-pub(super) struct SpanwireAsync;
+pub(super) struct SpanwireAsync {
+    /// Its sockets are driven by the runtime.
+    pub(super) driven: bool,
+}
+
+impl SpanwireAsync {
+    fn on_tokio<P: Protocol, S: Deref<Target = Socket<P>>>(&self, socket: S) -> Result<S> {
+        if self.driven {
+            socket.drive_on_tokio()?;
+        }
+        Ok(socket)
+    }
+}
 
 /// Any of its sockets.
 pub(super) struct OnTokio<S>(S);
@@ -59,7 +75,7 @@ impl Contestant for SpanwireAsync {
     type Sub = Void;
 
     fn name(&self) -> &'static str {
-        "spanwire-async"
+        if self.driven { "spanwire-tokio" } else { "spanwire-async" }
     }
     fn version(&self) -> String {
         concat!("(tokio ", env!("VERSUS_VERSION_TOKIO"), ")").to_owned()
@@ -71,25 +87,25 @@ impl Contestant for SpanwireAsync {
         matches!(cell.shape, Shape::Stream | Shape::RoundTrip) && matches!(cell.size, 64 | 65536)
     }
     fn block_on<F: Future>(&self, job: F) -> F::Output {
-        runtime::block_on(job)
+        if self.driven { runtime::block_on_one(job) } else { runtime::block_on(job) }
     }
     async fn push(&self, url: &str, cell: &Cell) -> Result<Self::Push> {
-        let socket = socket!(Push, cell)?;
+        let socket = self.on_tokio(socket!(Push, cell)?)?;
         socket.connect(url)?;
         Ok(OnTokio(socket))
     }
     async fn pull(&self, url: &str, cell: &Cell) -> Result<(Self::Pull, String)> {
-        let socket = socket!(Pull, cell)?;
+        let socket = self.on_tokio(socket!(Pull, cell)?)?;
         let url = socket.bind(url)?.url().to_owned();
         Ok((OnTokio(Many::new(socket)), url))
     }
     async fn req(&self, url: &str, cell: &Cell) -> Result<Self::Req> {
-        let socket = socket!(Req, cell)?;
+        let socket = self.on_tokio(socket!(Req, cell)?)?;
         socket.connect(url)?;
         Ok(OnTokio(socket))
     }
     async fn rep(&self, url: &str, cell: &Cell) -> Result<(Self::Rep, String)> {
-        let socket = socket!(Rep, cell)?;
+        let socket = self.on_tokio(socket!(Rep, cell)?)?;
         let url = socket.bind(url)?.url().to_owned();
         Ok((OnTokio(socket), url))
     }

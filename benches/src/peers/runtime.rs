@@ -15,3 +15,9 @@ pub(super) fn block_on<F: Future>(job: F) -> F::Output {
         .get_or_init(|| make().expect("a process that has just begun has room for a runtime"))
         .block_on(job)
 }
+
+/// Runs all of `job` on the calling thread, which also polls for the runtime: one of its own.
+pub(super) fn block_on_one<F: Future>(job: F) -> F::Output {
+    let make = || Builder::new_current_thread().enable_all().build();
+    make().expect("a process that has just begun has room for a runtime").block_on(job)
+}

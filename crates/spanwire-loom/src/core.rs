@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::sync::{Condvar, Mutex, MutexGuard};
 use loom::thread;
 
@@ -125,6 +125,7 @@ pub(crate) struct State {
     alarm_moved: bool,
     drive_deadline: Option<u32>,
     polled_until: Option<u32>,
+    driver_until: Option<u32>,
     closed: bool,
     // The one pipe's sending side.
     out: u32,
@@ -164,16 +165,22 @@ impl State {
 
 pub(crate) struct Link {
     kernel: Arc<Kernel>,
+    /// A runtime's poll announces the socket. Changed under its lock.
+    outside: AtomicBool,
     notes: Option<Arc<Notes>>,
 }
 
 impl Parent for Link {
     fn arm(&self) -> bool {
-        self.kernel.arm();
+        if !self.outside.load(Ordering::Relaxed) {
+            self.kernel.arm();
+        }
         self.notes.as_ref().is_some_and(|notes| !notes.sleep())
     }
     fn disarm(&self) {
-        self.kernel.disarm();
+        if !self.outside.load(Ordering::Relaxed) {
+            self.kernel.disarm();
+        }
         if let Some(notes) = &self.notes {
             notes.awake();
         }
@@ -227,6 +234,7 @@ impl Socket {
                 alarm_moved: false,
                 drive_deadline: None,
                 polled_until: None,
+                driver_until: None,
                 closed: false,
                 out: 0,
                 writing: false,
@@ -235,7 +243,7 @@ impl Socket {
                 asked: false,
                 ask: false,
             }),
-            link: Link { kernel: kernel.clone(), notes },
+            link: Link { kernel: kernel.clone(), outside: AtomicBool::new(false), notes },
             kernel,
             lane: AtomicU32::new(0),
             lane_read: AtomicU32::new(0),
@@ -773,7 +781,15 @@ impl Socket {
 
     fn drive(&self) -> Option<Driven> {
         let mut st = self.lock();
-        let mut d = st.lead.take_as_driver()?;
+        st.driver_until = None;
+        let d = st.lead.take_as_driver()?;
+        let (mut st, driven) = self.drive_on(st, d);
+        (st.driver_until, st.polled_until) = (driven.due, driven.due);
+        self.finish(st);
+        Some(driven)
+    }
+
+    fn drive_on<'a>(&'a self, mut st: Guard<'a>, mut d: Box<Drive>) -> (Guard<'a>, Driven) {
         self.notes_awake();
         let mut again = true;
         for _ in 0..4 {
@@ -790,11 +806,70 @@ impl Socket {
                 break;
             }
         }
+        again |= st.lead.take_missed();
         let due = st.due_with(&d);
-        st.polled_until = due;
         self.give(&mut st, d);
+        (st, Driven { due, again })
+    }
+
+    // ------------------------------------------------------------ a runtime in its place
+
+    /// The socket is in the runtime's poll, and announced there from here on.
+    pub(crate) fn go_outside(&self) {
+        self.kernel.join();
+        let st = self.lock();
+        self.link.outside.store(true, Ordering::Relaxed);
+        if st.lead.watched() {
+            self.kernel.disarm();
+        }
+        self.post_and_finish(st);
+    }
+
+    /// The runtime's task, until it is told to end: then the driver watches again.
+    pub(crate) fn runtime(&self) {
+        loop {
+            let (event, ends) = self.kernel.outer_waits(None);
+            while event && !ends && self.drive_outside() {
+                thread::yield_now();
+            }
+            if ends {
+                return self.come_back();
+            }
+        }
+    }
+
+    fn drive_outside(&self) -> bool {
+        let mut st = self.lock();
+        let Some(d) = st.lead.take_as_driver() else { return false };
+        let (mut st, driven) = self.drive_on(st, d);
+        let sooner = driven.due.is_some_and(|due| st.driver_until.is_none_or(|until| due < until));
+        st.polled_until = if sooner { driven.due } else { st.driver_until };
+        if sooner {
+            self.post_and_finish(st);
+        } else {
+            self.finish(st);
+        }
+        driven.again
+    }
+
+    /// The runtime's end, or the socket's.
+    pub(crate) fn come_back(&self) {
+        let st = self.lock();
+        if !self.link.outside.swap(false, Ordering::Relaxed) {
+            return self.finish(st);
+        }
+        if st.lead.watched() {
+            self.kernel.arm();
+        }
+        self.post_and_finish(st);
+    }
+
+    fn post_and_finish<'a>(&'a self, mut st: Guard<'a>) {
+        let posted = std::mem::replace(&mut st.lead.posted, true);
         self.finish(st);
-        Some(Driven { due, again })
+        if !posted {
+            self.kernel.post();
+        }
     }
 
     /// The driver's thread. A tick may come whenever it has nothing else to do.

@@ -22,6 +22,7 @@
 //!   leader, to a watched socket and to one that is only on the driver's list.
 //! - The lazy list of the driver, its inbox, what it minds, and its own deadlines.
 //! - One pipe's writer: blocked, WRITABLE during a write, bytes appended during a write, bytes left to gather.
+//! - A runtime that watches a socket in the driver's place: beside threads, tasks and the driver, its end, a close.
 //! - Notices: against a leader's sleep, a watched socket and a listed one, one that absorbs another, and what
 //!   a source that needs no lock of its own may rely on.
 //!

@@ -22,6 +22,9 @@
 //! any task may use a socket at once. For several sockets there is [`Poller`]; for a foreign event loop
 //! [`Socket::readable_fd`]. Own protocols implement [`protocol::Protocol`], own transports [`transport::Transport`]; the
 //! built-in ones use nothing that yours could not.
+//!
+//! Features, none by default: `tokio` for `Socket::drive_on_tokio`, by which a tokio runtime drives a socket in place of
+//! the library's background thread; `testkit` for tests of protocols.
 #![deny(missing_docs, unsafe_code)]
 
 mod engine;

@@ -7,6 +7,7 @@ mod keys;
 mod messages;
 mod news;
 mod notices;
+mod outside;
 mod pollers;
 mod sending;
 mod times;

@@ -49,6 +49,8 @@ impl Core {
         if self.forked() {
             return; // a child must not touch the parent's poll
         }
+        #[cfg(feature = "tokio")]
+        self.come_back(); // the driver keeps it alive, so it is the driver that must hear of it
         let mut st = self.lock();
         self.begin_close(&mut st);
         if !self.cfg.linger.is_zero() {

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crossbeam_channel::Sender;
@@ -108,6 +108,10 @@ pub(crate) struct State {
     pub(crate) drive_deadline: Option<Time>,
     /// Until when whoever polls (a caller, or the driver) sleeps.
     pub(crate) polled_until: Option<Time>,
+    /// When the driver comes by, by the last deadline that it took down.
+    pub(crate) driver_until: Option<Time>,
+    /// Kept while a runtime watches in the driver's place; dropping it ends that.
+    pub(crate) outside: Option<Box<dyn Send>>,
     /// Pipes whose kernel buffer is full.
     pub(crate) blocked: usize,
     /// Pipes with bytes left to gather.
@@ -189,7 +193,9 @@ pub(crate) struct Core {
 
 /// The socket's place in the driver's poll.
 pub(crate) struct Link {
-    nested: sys::nested::Nested,
+    pub(super) nested: sys::nested::Nested,
+    /// Another poll than the driver's announces it: that of a runtime. Changed under the socket's lock.
+    pub(super) outside: AtomicBool,
     notes: Arc<Notes>,
     inner: RawFd,
     pub(crate) token: usize,
@@ -197,11 +203,15 @@ pub(crate) struct Link {
 
 impl Parent for Link {
     fn arm(&self) -> bool {
-        self.nested.set(true);
+        if !self.outside.load(Ordering::Relaxed) {
+            self.nested.set(true);
+        }
         !self.notes.sleep()
     }
     fn disarm(&self) {
-        self.nested.set(false);
+        if !self.outside.load(Ordering::Relaxed) {
+            self.nested.set(false);
+        }
         self.notes.awake();
     }
 }
@@ -241,6 +251,8 @@ impl Core {
                 alarm_moved: false,
                 drive_deadline: None,
                 polled_until: None,
+                driver_until: None,
+                outside: None,
                 blocked: 0,
                 asked: Vec::new(),
                 ask: false,
@@ -252,7 +264,7 @@ impl Core {
                 subscribers: Vec::new(),
                 totals: Stats::default(),
             }),
-            link: Link { nested, notes: notes.clone(), inner, token },
+            link: Link { nested, outside: AtomicBool::new(false), notes: notes.clone(), inner, token },
             notes,
             registry,
             info,

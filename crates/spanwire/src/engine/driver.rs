@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 
-use super::core::{Core, ROUNDS};
+use super::core::{Core, Guard, ROUNDS};
+use super::drive::Drive;
 use super::lead::Look;
 use super::sys::nested::{Nested, Parent};
 use super::sys::{self};
@@ -370,8 +371,8 @@ pub(crate) struct Post {
 
 /// What driving a socket left.
 pub(crate) struct Driven {
-    due: Option<Time>,
-    again: bool,
+    pub(super) due: Option<Time>,
+    pub(super) again: bool,
 }
 
 impl Core {
@@ -384,8 +385,19 @@ impl Core {
     /// The driver drives: `None` when somebody else does.
     fn drive(&self) -> Option<Driven> {
         let mut st = self.lock();
+        // A deadline that brought it here is spent; who drives instead tells it of the next.
+        st.driver_until = None;
         let d = st.lead.take_as_driver()?;
-        let (st, driven) = self.with_loop(d, |d| {
+        let (mut st, driven) = self.drive_on(st, d);
+        st.driver_until = driven.due;
+        st.polled_until = driven.due;
+        self.finish(st);
+        Some(driven)
+    }
+
+    /// The rounds of one that is no caller: the driver, or a runtime.
+    pub(super) fn drive_on<'a>(&'a self, mut st: Guard<'a>, d: Box<Drive>) -> (Guard<'a>, Driven) {
+        self.with_loop(d, |d| {
             self.notes.awake();
             let mut again = true;
             for _ in 0..ROUNDS {
@@ -402,12 +414,10 @@ impl Core {
                     break;
                 }
             }
+            again |= st.lead.take_missed();
             let due = st.due_with(d);
-            st.polled_until = due;
             (st, Driven { due, again })
-        });
-        self.finish(st);
-        Some(driven)
+        })
     }
 
     fn look(&self) -> Look {

@@ -131,6 +131,8 @@ pub(crate) struct Lead<D, W, K> {
     pub(crate) posted: bool,
     /// Given back while a pipe may hold more than was read: its edge is spent.
     unread: bool,
+    /// An event came to who watches while another had the token: its edge is spent as well.
+    missed: bool,
     /// Threads notified and not yet back under the lock.
     notified: u32,
     /// Exported descriptors, lingering: somebody must always watch.
@@ -161,6 +163,7 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
             listed: false,
             posted: false,
             unread: false,
+            missed: false,
             notified: 0,
             keep_watched: 0,
             recv: VecDeque::new(),
@@ -180,6 +183,7 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
             self.watched = false;
             parent.disarm();
         }
+        self.missed = false; // it polls itself
         self.leading = match want {
             Want::Key(key) => Some(key),
             _ => None,
@@ -188,9 +192,18 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         Some(token)
     }
 
-    /// The driver, after an event of the parent. `None`: the event was stale.
+    /// The driver, or a runtime that watches in its place, after an event of the parent. `None`: the event was stale, or
+    /// another drives, who [goes on](Lead::take_missed) for it.
     pub(crate) fn take_as_driver(&mut self) -> Option<D> {
-        if self.watched { self.token.take() } else { None }
+        let token = if self.watched { self.token.take() } else { None };
+        self.missed |= token.is_none();
+        token
+    }
+
+    /// Whoever drives without being a caller, before it gives the token back: whether to come again, since an event came
+    /// meanwhile to somebody else.
+    pub(crate) fn take_missed(&mut self) -> bool {
+        std::mem::take(&mut self.missed)
     }
 
     /// Either gives it back; `leave` must follow before the lock is dropped. `unread`: the last read may
@@ -411,7 +424,8 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         }
         if self.waiting > 0 || must || self.keep_watched > 0 {
             self.watched = true;
-            todo.kick |= parent.arm() || work || self.unread;
+            todo.kick |= parent.arm() || work || self.unread || self.missed;
+            self.missed = false;
         } else if !self.listed {
             self.listed = true;
             todo.list = true;
@@ -467,6 +481,7 @@ impl<D, W, K: fmt::Debug> fmt::Debug for Lead<D, W, K> {
             .field("listed", &self.listed)
             .field("posted", &self.posted)
             .field("unread", &self.unread)
+            .field("missed", &self.missed)
             .field("notified", &self.notified)
             .field("keep_watched", &self.keep_watched)
             .field("waiting", &(self.recv.len(), self.send.len(), self.keyed.len(), self.keyed_tasks.len()))

@@ -21,6 +21,7 @@
 //! | `contain` | what a panic in a user's protocol or transport costs |
 //! | `close` | flushing, linger, the count of what was lost |
 //! | `driver` | the background thread |
+//! | `outside` | a runtime that watches a socket in its place |
 //! | `waiters` | how a thread, a task or a `Poller` that waits is woken |
 //! | `stats` | the counters in one snapshot |
 //! | `notes` | waking a loop without a descriptor |
@@ -44,6 +45,8 @@ mod handshake;
 mod heat;
 mod lead;
 mod notes;
+#[cfg(feature = "tokio")]
+mod outside;
 mod rx;
 mod setup;
 #[cfg(test)]
@@ -57,6 +60,8 @@ mod waiting;
 
 pub(crate) use self::core::{Core, END, PEERS};
 pub(crate) use config::{Accept, Config};
+#[cfg(feature = "tokio")]
+pub(crate) use contain::contain;
 pub(crate) use drive::Drive;
 pub(crate) use endpoint::EndpointConfig;
 pub(crate) use lead::Want;

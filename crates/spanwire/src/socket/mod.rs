@@ -10,6 +10,8 @@ mod batch;
 mod builder;
 pub mod device;
 mod futures;
+#[cfg(feature = "tokio")]
+mod on_tokio;
 mod patterns;
 mod poller;
 mod reqrep;
