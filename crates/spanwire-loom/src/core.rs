@@ -91,6 +91,8 @@ pub(crate) struct Drive {
     endpoints: u32,
     /// Its own deadline: a handshake on its way.
     deadline: Option<u32>,
+    /// What is read next begins a handshake with this deadline.
+    greets: Option<u32>,
 }
 
 impl Drive {
@@ -373,6 +375,7 @@ impl Socket {
         if d.readable {
             if self.kernel.read() {
                 d.got += 1;
+                d.deadline = d.greets.take().or(d.deadline);
             } else {
                 d.readable = false;
             }
@@ -672,9 +675,18 @@ impl Socket {
 
     /// A handshake that has a deadline is on its way.
     pub(crate) fn with_handshake(&self, at: u32) {
+        self.with_loop(|d| d.deadline = Some(at));
+    }
+
+    /// What comes next begins one.
+    pub(crate) fn with_caller(&self, at: u32) {
+        self.with_loop(|d| d.greets = Some(at));
+    }
+
+    fn with_loop(&self, f: impl FnOnce(&mut Drive)) {
         let mut st = self.lock();
         let mut d = st.lead.take(EITHER, &self.link).expect("nobody leads yet");
-        d.deadline = Some(at);
+        f(&mut d);
         self.give(&mut st, d);
         self.finish(st);
     }
@@ -829,8 +841,10 @@ impl Socket {
     pub(crate) fn runtime(&self) {
         loop {
             let (event, ends) = self.kernel.outer_waits(None);
+            let mut ends = ends;
             while event && !ends && self.drive_outside() {
                 thread::yield_now();
+                ends = self.kernel.outer_is_told();
             }
             if ends {
                 return self.come_back();

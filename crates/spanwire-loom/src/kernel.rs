@@ -220,6 +220,10 @@ impl Kernel {
         });
     }
 
+    pub(crate) fn outer_is_told(&self) -> bool {
+        self.with(|k| std::mem::take(&mut k.outer_told))
+    }
+
     /// The `Poller`'s sleep: (an event of the inner poll, told).
     pub(crate) fn outer_waits(&self, until: Option<u32>) -> (bool, bool) {
         let mut k = self.k.lock().unwrap();

@@ -74,6 +74,11 @@ fn narrow() -> Arc<Socket> {
     Socket::new(1)
 }
 
+/// With room for more than one who drives reads before others have their turn.
+fn roomy() -> Arc<Socket> {
+    Socket::new(8)
+}
+
 /// With room for two messages to send.
 fn deep() -> Arc<Socket> {
     Socket::with(4, 2, false)

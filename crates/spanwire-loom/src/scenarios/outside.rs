@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{EVER, driven, go, join, noted, plain, watched};
+use super::{EVER, driven, go, join, noted, plain, roomy, watched};
 use crate::core::Patience::{Endless, Short};
 use crate::core::Socket;
 
@@ -114,6 +114,52 @@ fn the_driver_has_the_clock_of_a_socket_that_a_runtime_drives() {
             s.kernel.advance(1);
             join([a]);
         });
+    });
+}
+
+#[test]
+fn a_deadline_that_comes_up_while_a_runtime_drives_is_known_to_the_driver() {
+    driven(2, plain, |s| {
+        s.with_caller(1);
+        outside(s, || {
+            let a = go(s, |s| {
+                assert!(s.recv_task(EVER));
+                assert!(s.recv_task(EVER));
+            });
+            s.kernel.arrive(1);
+            s.kernel.advance(1);
+            join([a]);
+        });
+    });
+}
+
+/// The first deadline finds the driver out of turn, as the runtime drives; the second is not to be forgotten for it.
+#[test]
+fn the_driver_hears_of_the_deadline_after_one_that_found_a_runtime_driving() {
+    driven(2, plain, |s| {
+        watched(s);
+        s.set_timer(1, 1);
+        s.set_alarm(2, 2);
+        outside(s, || {
+            s.kernel.arrive(1);
+            s.kernel.advance(1);
+            s.kernel.advance(2);
+            s.until(|st| st.open.contains(&1) && st.open.contains(&2));
+        });
+    });
+}
+
+/// The edge is spent, and more is there than was read.
+#[test]
+fn what_a_runtime_left_when_it_ended_is_read_by_the_driver() {
+    driven(2, roomy, |s| {
+        watched(s);
+        s.kernel.arrive(6);
+        s.go_outside();
+        let runtime = go(s, Socket::runtime);
+        s.kernel.tell_outer();
+        join([runtime]);
+        s.until(|st| st.queue == 6);
     });
 }
 
