@@ -187,6 +187,9 @@ impl Parent for Link {
             notes.awake();
         }
     }
+    fn lags(&self) -> bool {
+        self.outside.load(Ordering::Relaxed)
+    }
 }
 
 pub(crate) struct Socket {
@@ -590,7 +593,7 @@ impl Socket {
     fn pump(&self) {
         let mut st = self.lock();
         if !st.closed
-            && !st.lead.watched()
+            && (!st.lead.watched() || self.link.lags())
             && let Some(mut d) = st.lead.take(EITHER, &self.link)
         {
             self.refresh(&mut st, &mut d);

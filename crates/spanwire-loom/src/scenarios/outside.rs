@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{EVER, driven, go, join, noted, plain, roomy, watched};
+use super::{EVER, alone, driven, go, join, noted, plain, roomy, watched};
 use crate::core::Patience::{Endless, Short};
 use crate::core::Socket;
 
@@ -74,6 +74,28 @@ fn the_driver_and_a_runtime_drive_one_after_the_other() {
             join([a]);
             s.until(|st| st.taken == 1);
         });
+    });
+}
+
+/// It drove, or the driver did, when the thread came: that one is not left behind a runtime that does not run.
+#[test]
+fn a_thread_does_not_wait_for_a_runtime_that_stands_still() {
+    driven(2, plain, |s| {
+        watched(s);
+        s.go_outside();
+        let a = go(s, |s| assert!(s.recv(Endless)));
+        s.kernel.arrive(1);
+        join([a]);
+    });
+}
+
+#[test]
+fn a_look_without_waiting_reads_where_a_runtime_stands_still() {
+    alone(2, plain, |s| {
+        watched(s);
+        s.go_outside();
+        s.kernel.arrive(1);
+        assert!(s.try_recv());
     });
 }
 

@@ -214,6 +214,9 @@ impl Parent for Link {
         }
         self.notes.awake();
     }
+    fn lags(&self) -> bool {
+        self.outside.load(Ordering::Relaxed)
+    }
 }
 
 /// What to carry out after unlocking.

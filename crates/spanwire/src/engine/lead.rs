@@ -32,6 +32,8 @@ pub(crate) trait Parent {
     /// `true`: there are notices already, the driver must be kicked.
     fn arm(&self) -> bool;
     fn disarm(&self);
+    /// Not the driver watches but one that may stand still: no thread is to wait for it.
+    fn lags(&self) -> bool;
 }
 
 /// What a caller waits for.
@@ -412,6 +414,12 @@ impl<D, W: Waiter, K: Copy + Eq + Hash> Lead<D, W, K> {
         }
         if self.watched {
             todo.kick |= work;
+            if parent.lags()
+                && self.notified == 0
+                && let Some(w) = self.pop_one_that_drives()
+            {
+                todo.push(w);
+            }
             return todo;
         }
         // Nobody leads.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::core::{CLOSED, Core, Guard, ROUNDS, State};
 use super::drive::Drive;
-use super::lead::Want;
+use super::lead::{Parent as _, Want};
 use super::sys::CALLERS_LEAD;
 use super::waiters::{Parker, Who};
 use crate::error::WaitError;
@@ -238,7 +238,7 @@ impl Core {
         let mut st = self.lock();
         if CALLERS_LEAD
             && !st.is_closed()
-            && !st.lead.watched()
+            && (!st.lead.watched() || self.link.lags())
             && let Some(d) = st.lead.take(Want::Any, &self.link)
         {
             (st, ()) = self.with_loop(d, |d| {
