@@ -40,6 +40,14 @@ pub trait Disk: Debug + Send {
     /// The system's; then what was written may be lost though it can still be read.
     fn sync(&mut self, name: &str) -> io::Result<()>;
 
+    /// Whether what is written under this name is still the file that its path names. It is not once it, or the
+    /// folder, was removed, moved or replaced by somebody else: then what is written is not found at the next
+    /// start, whatever [`sync`](Disk::sync) returned.
+    ///
+    /// # Errors
+    /// The system's, when it cannot tell.
+    fn is_in_place(&mut self, name: &str) -> io::Result<bool>;
+
     /// Gives a file another name, in place of what has that name.
     ///
     /// # Errors
@@ -71,9 +79,9 @@ pub use fs::FsDisk;
 #[cfg(all(unix, feature = "sync"))]
 mod fs {
     use std::collections::HashMap;
-    use std::fs::{self, DirBuilder, File, OpenOptions};
+    use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
     use std::io;
-    use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+    use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
     use std::path::{Path, PathBuf};
 
     use rustix::fs::FlockOperation;
@@ -114,6 +122,17 @@ mod fs {
         }
     }
 
+    /// Whether a path names the file of which `open` is told.
+    fn names(path: &Path, open: &Metadata) -> io::Result<bool> {
+        match fs::metadata(path) {
+            Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
     impl Disk for FsDisk {
         fn len(&mut self, name: &str) -> io::Result<Option<u64>> {
             match fs::metadata(self.dir.join(name)) {
@@ -138,6 +157,12 @@ mod fs {
         fn sync(&mut self, name: &str) -> io::Result<()> {
             // The length is among what is synced; only times are not.
             self.file(name, false)?.sync_data()
+        }
+
+        fn is_in_place(&mut self, name: &str) -> io::Result<bool> {
+            let (path, folder) = (self.dir.join(name), self.folder.metadata()?);
+            // What is not open yet is opened by its path: in another folder if that is what the path names now.
+            Ok(names(&self.dir, &folder)? && names(&path, &self.file(name, false)?.metadata()?)?)
         }
 
         fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {

@@ -26,6 +26,9 @@
 //!
 //! Compaction writes a new log beside and renames it.
 //!
+//! A sync tells of the file that is open. Whether that is still what the path names is looked up after it: of a
+//! folder that somebody removed or moved the next start would find nothing.
+//!
 //! Owns: the files, and what recovery believes. Never: repairs damage, or retries a failed sync.
 
 mod compact;
@@ -136,6 +139,14 @@ fn io(what: &'static str, file: &str) -> impl FnOnce(io::Error) -> SourceError {
 
 fn damaged(file: &str, at: u64, why: impl Into<String>) -> SourceError {
     SourceError::Damaged { file: file.into(), at, why: why.into() }
+}
+
+/// What is durable under this name is so for the next start, too.
+fn in_place(disk: &mut dyn Disk, file: &str) -> Result<()> {
+    match disk.is_in_place(file).map_err(io("look at", file))? {
+        true => Ok(()),
+        false => Err(SourceError::Gone { file: file.into() }),
+    }
 }
 
 fn read_all(disk: &mut dyn Disk, file: &str) -> Result<Option<Vec<u8>>> {
@@ -252,7 +263,11 @@ impl<D: Disk> Embedded<D> {
         bytes.raw(&frame(&id, 0, &self.begin_payload(&begin)));
         let disk = &mut self.disk;
         disk.remove(NEW).map_err(io("remove", NEW))?;
-        disk.write_at(NEW, 0, &bytes).map_err(io("write", NEW))?;
+        disk.write_at(NEW, 0, &bytes).map_err(|error| match error.kind() {
+            // The folder is.
+            io::ErrorKind::NotFound => SourceError::Gone { file: LOG.into() },
+            _ => io("write", NEW)(error),
+        })?;
         disk.sync(NEW).map_err(io("sync", NEW))?;
         disk.rename(NEW, LOG).map_err(io("rename", NEW))?;
         disk.sync_dir().map_err(io("sync the folder of", LOG))?;
@@ -304,6 +319,7 @@ fn raise(disk: &mut dyn Disk, log: &mut Log, to: u32) -> Result<()> {
     let next = 1 - log.opens_slot;
     disk.write_at(OPENS, next * SLOT, &slot(&to.to_be_bytes())).map_err(io("write", OPENS))?;
     disk.sync(OPENS).map_err(io("sync", OPENS))?;
+    in_place(disk, OPENS)?;
     log.opened = to;
     log.opens_slot = next;
     Ok(())
@@ -374,6 +390,7 @@ impl<D: Disk> Source for Embedded<D> {
             let bytes = frame(&log.id, log.frames.len() as u64 + 1, &payload);
             disk.write_at(LOG, log.len, &bytes).map_err(io("write", LOG))?;
             disk.sync(LOG).map_err(io("sync", LOG))?;
+            in_place(disk, LOG)?;
             log.frames.push(Frame { offset: log.len, len: payload.len() as u64, head: named(record) });
             log.len += bytes.len() as u64;
             if let Record::Batch(batch) = record {
@@ -417,6 +434,8 @@ impl<D: Disk> Source for Embedded<D> {
         if agrees(&base.head, &base.state).is_err() {
             return Err(SourceError::Misuse("a base without its digest"));
         }
+        // Before anything is made in a folder that may be another's.
+        self.write(|disk, _| in_place(disk, LOG))?;
         let old = match std::mem::replace(&mut self.phase, Phase::Stopped("interrupted".into(), None)) {
             Phase::Open(log) => log,
             other => {

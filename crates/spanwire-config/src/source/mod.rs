@@ -72,6 +72,16 @@ pub enum SourceError {
         /// The system's words.
         error: io::Error,
     },
+    /// Somebody took a file, or the folder that it is in, away; after this the source writes no more until it is
+    /// opened again.
+    #[error(
+        "its {file} is not where it was: it, or the state folder, was removed, moved or replaced while it was in \
+         use. Put it back before the restart; where it is lost, the restart tells how to go on"
+    )]
+    Gone {
+        /// Which file.
+        file: String,
+    },
     /// What had been durable is not whole any more. It is not opened; adopt from a node or restore.
     #[error("{file} is damaged at byte {at}: {why}")]
     Damaged {

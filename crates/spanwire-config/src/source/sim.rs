@@ -67,6 +67,10 @@ pub struct SimDisk {
     names: BTreeMap<String, usize>,
     durable: BTreeMap<String, usize>,
     naming: Vec<Named>,
+    /// What the process has open. As long as nobody takes the folder away, it is what the names say.
+    open: BTreeMap<String, usize>,
+    /// No path names the folder any more.
+    away: bool,
     faults: Faults,
     operations: u64,
     syncs: u64,
@@ -203,12 +207,23 @@ impl SimDisk {
         self.inodes.push(Inode { cache: bytes.clone(), disk: bytes, pending: Vec::new() });
         self.names.insert(name.to_owned(), inode);
         self.durable.insert(name.to_owned(), inode);
+        self.open.remove(name);
     }
 
     /// Takes a file away, durably, behind everybody's back.
     pub fn lose(&mut self, name: &str) {
         self.names.remove(name);
         self.durable.remove(name);
+        self.open.remove(name);
+    }
+
+    /// Takes the whole folder away while it is in use: what the process has open it goes on writing, and syncs,
+    /// and no later one finds any of it.
+    pub fn take_away(&mut self) {
+        self.names.clear();
+        self.durable.clear();
+        self.naming.clear();
+        self.away = true;
     }
 
     /// Counts an operation. `false`: this is the one at which the machine stops.
@@ -226,22 +241,34 @@ impl SimDisk {
         Err(io::Error::other("the machine stops"))
     }
 
-    fn inode(&mut self, file: &str) -> usize {
-        if let Some(inode) = self.names.get(file) {
-            return *inode;
+    /// A file that the process has open, or opens now.
+    fn opened(&mut self, file: &str) -> io::Result<usize> {
+        if let Some(inode) = self.open.get(file) {
+            return Ok(*inode);
+        }
+        let inode = *self.names.get(file).ok_or(io::ErrorKind::NotFound)?;
+        self.open.insert(file.to_owned(), inode);
+        Ok(inode)
+    }
+
+    fn inode(&mut self, file: &str) -> io::Result<usize> {
+        match self.opened(file) {
+            Err(_) if !self.away => {}
+            found => return found,
         }
         let inode = self.inodes.len();
         self.inodes.push(Inode::default());
         self.names.insert(file.to_owned(), inode);
         self.naming.push(Named::Create(file.to_owned(), inode));
-        inode
+        self.opened(file)
     }
 
-    fn change(&mut self, file: &str, pending: Pending) {
-        let inode = self.inode(file);
+    fn change(&mut self, file: &str, pending: Pending) -> io::Result<()> {
+        let inode = self.inode(file)?;
         let inode = &mut self.inodes[inode];
         apply(&mut inode.cache, &pending);
         inode.pending.push(pending);
+        Ok(())
     }
 
     fn naming(&mut self, naming: Named) {
@@ -256,7 +283,8 @@ impl Disk for SimDisk {
     }
 
     fn read_at(&mut self, name: &str, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let file = self.bytes(name).ok_or(io::ErrorKind::NotFound)?;
+        let file = self.opened(name)?;
+        let file = &self.inodes[file].cache;
         let end = offset as usize + bytes.len();
         bytes.copy_from_slice(file.get(offset as usize..end).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -265,38 +293,37 @@ impl Disk for SimDisk {
     fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let goes = self.step()?;
         let used: u64 = self.names.values().map(|i| self.inodes[*i].cache.len() as u64).sum();
-        let grows =
-            (offset + bytes.len() as u64).saturating_sub(self.bytes(name).map_or(0, |b| b.len() as u64));
+        let grows = (offset + bytes.len() as u64)
+            .saturating_sub(self.opened(name).map_or(0, |i| self.inodes[i].cache.len() as u64));
         if let Some(space) = self.faults.space
             && used + grows > space
         {
             let fits = bytes.len() as u64 - (used + grows - space).min(bytes.len() as u64);
             if fits > 0 {
-                self.change(name, Pending::Write(offset, bytes[..fits as usize].to_vec()));
+                self.change(name, Pending::Write(offset, bytes[..fits as usize].to_vec()))?;
             }
             return Err(io::ErrorKind::StorageFull.into());
         }
         if goes {
-            self.change(name, Pending::Write(offset, bytes.to_vec()));
-            return Ok(());
+            return self.change(name, Pending::Write(offset, bytes.to_vec()));
         }
         let part = bytes.len() * usize::from(self.faults.crash_part) / 255;
         if part > 0 {
-            self.change(name, Pending::Write(offset, bytes[..part].to_vec()));
+            self.change(name, Pending::Write(offset, bytes[..part].to_vec()))?;
         }
         Self::stop()
     }
 
     fn set_len(&mut self, name: &str, len: u64) -> io::Result<()> {
         let goes = self.step()?;
-        self.change(name, Pending::Len(len));
+        self.change(name, Pending::Len(len))?;
         if goes { Ok(()) } else { Self::stop() }
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
         let now = self.operations;
         let goes = self.step()?;
-        let inode = *self.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let inode = self.opened(name)?;
         if !goes {
             return Self::stop();
         }
@@ -311,17 +338,27 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn is_in_place(&mut self, name: &str) -> io::Result<bool> {
+        let open = self.opened(name)?;
+        Ok(!self.away && self.names.get(name) == Some(&open))
+    }
+
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         let goes = self.step()?;
         if !self.names.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
         self.naming(Named::Rename(from.to_owned(), to.to_owned()));
+        self.open.remove(to);
+        if let Some(inode) = self.open.remove(from) {
+            self.open.insert(to.to_owned(), inode);
+        }
         if goes { Ok(()) } else { Self::stop() }
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         let goes = self.step()?;
+        self.open.remove(name);
         if self.names.contains_key(name) {
             self.naming(Named::Remove(name.to_owned()));
         }

@@ -429,6 +429,96 @@ fn a_failed_sync_stops_the_store_and_is_never_tried_again() {
     assert_eq!(store.disk().operations(), before);
 }
 
+/// One that has this many records, the model of it, and the last record that was not appended yet.
+fn opened<D: Disk>(disk: D, records: u64) -> (Embedded<D>, Model, Record) {
+    let mut store = Embedded::new(disk, CLUSTER, "config");
+    store.load().expect("empty");
+    let mut model = Model::default();
+    (0..records).for_each(|_| store.append_durable(&model.batch(1, false)).expect("written"));
+    let next = model.batch(1, false);
+    (store, model, next)
+}
+
+/// Its folder is gone: nothing is acknowledged, then it has stopped.
+#[track_caller]
+fn refuses_for_good<D: Disk>(mut store: Embedded<D>, next: &Record) {
+    let first = store.append_durable(next);
+    assert!(matches!(first, Err(SourceError::Gone { .. })), "{first:?}");
+    assert!(store.health().stopped.is_some_and(|why| why.contains("removed, moved or replaced")));
+    assert!(matches!(store.append_durable(next), Err(SourceError::Stopped(_))));
+    assert!(matches!(store.raise_opened(0), Err(SourceError::Stopped(_))));
+}
+
+#[test]
+fn a_folder_that_is_taken_away_stops_the_store_and_nothing_is_acknowledged_that_is_lost() {
+    for records in [0, 1, 3] {
+        let (mut store, _, next) = opened(SimDisk::new(), records);
+        store.disk_mut().take_away();
+        refuses_for_good(store, &next);
+    }
+    // What was open went on taking writes and syncs: the check alone tells.
+    let (mut store, _, next) = opened(SimDisk::new(), 1);
+    store.disk_mut().take_away();
+    let syncs = store.disk().syncs();
+    assert!(store.append_durable(&next).is_err());
+    assert_eq!(store.disk().syncs(), syncs + 1);
+    assert_eq!(open(store.into_disk().restart(After::Kill)).load().expect("empty"), None);
+    // Its open count is as much a promise, and a compaction stops instead of trying again and again.
+    let (mut store, ..) = opened(SimDisk::new(), 1);
+    store.disk_mut().take_away();
+    assert!(matches!(store.raise_opened(0), Err(SourceError::Gone { .. })));
+    let (mut store, model, next) = opened(SimDisk::new(), 3);
+    store.disk_mut().take_away();
+    let base = model.after[1].clone().expect("a batch");
+    assert!(matches!(store.compact(&base), Err(SourceError::Gone { .. })));
+    assert!(matches!(store.append_durable(&next), Err(SourceError::Stopped(_))));
+}
+
+#[cfg(all(unix, feature = "sync"))]
+#[test]
+fn a_folder_of_the_file_system_that_is_taken_away_stops_the_store() {
+    use std::fs;
+
+    let temp = tempfile::tempdir().expect("a folder");
+    let path = temp.path().join("store");
+    let away: [(&str, &dyn Fn()); 5] = [
+        ("removed", &|| fs::remove_dir_all(&path).expect("ours")),
+        ("moved", &|| fs::rename(&path, temp.path().join("moved")).expect("ours")),
+        ("replaced by an empty one", &|| {
+            fs::rename(&path, temp.path().join("replaced")).expect("ours");
+            fs::create_dir(&path).expect("ours");
+        }),
+        ("replaced by a copy", &|| {
+            let old = temp.path().join("old");
+            fs::rename(&path, &old).expect("ours");
+            fs::create_dir(&path).expect("ours");
+            for file in fs::read_dir(&old).expect("readable") {
+                let file = file.expect("readable");
+                fs::copy(file.path(), path.join(file.file_name())).expect("writable");
+            }
+        }),
+        ("its log replaced", &|| {
+            let Ok(bytes) = fs::read(path.join("log")) else {
+                return fs::remove_dir_all(&path).expect("ours");
+            };
+            fs::write(path.join("copy"), bytes).expect("writable");
+            fs::rename(path.join("copy"), path.join("log")).expect("ours");
+        }),
+    ];
+    for records in [0, 2] {
+        for (what, take_away) in &away {
+            let (store, _, next) = opened(FsDisk::open(&path).expect("writable"), records);
+            eprintln!("{records} records, {what}");
+            take_away();
+            refuses_for_good(store, &next);
+            let _ = fs::remove_dir_all(&path);
+            for moved in ["moved", "replaced", "old"] {
+                let _ = fs::remove_dir_all(temp.path().join(moved));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_stops_commits_and_loses_none() {
     let mut disk = SimDisk::new();

@@ -2,9 +2,12 @@
 
 use std::fs;
 
+use spanwire_config::client::{ClientError, Commit};
 use spanwire_config::sign::Keyring;
+use spanwire_config::wire::client::Writable;
 use spanwire_config::{agent, relay, serve};
 
+use super::control::{FIRST, expecting, put, state};
 use super::harness::{Running, World, await_that, text};
 
 #[test]
@@ -223,4 +226,29 @@ fn a_label_has_one_value_and_a_name_a_bound() {
     let refused = Running::agent(config).refused();
     assert!(refused.to_string().contains("the name has 257 bytes"), "{refused}");
     assert!(!w.path("n").exists() && !w.path("n.state").exists());
+}
+
+#[test]
+fn a_state_folder_that_is_taken_away_from_a_server_stops_commits_and_put_back_has_all_that_was_acknowledged()
+{
+    let w = World::new();
+    let server = Running::serve(w.log_config());
+    let client = w.client();
+    let first = client.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first");
+    fs::rename(w.path("state"), w.path("moved")).expect("ours");
+    let second = Commit::new(put(&[("a", "2")])).expect("randomness");
+    let refused = client.commit(&second).expect_err("it would be lost");
+    let text = refused.to_string();
+    assert!(matches!(refused, ClientError::ReadOnly { .. }) && text.contains("removed, moved or"), "{text}");
+    let alarm = server.await_line("the store failed");
+    assert!(alarm.starts_with("ALARM") && alarm.contains("Put it back"), "{alarm}");
+    assert!(matches!(client.status().expect("an answer").writable, Writable::Store));
+    // What it has is still served, and not what was refused.
+    assert_eq!(client.list(b"", None).expect("read").1, state(&[("a", "1")]));
+    server.ends();
+    fs::rename(w.path("moved"), w.path("state")).expect("ours");
+    let _server = Running::serve(w.log_config());
+    // It may be there or not; asked again it is done once.
+    let done = client.commit(&second).expect("committed");
+    assert_eq!(done.at.rev, first.at.rev + 1);
 }
