@@ -26,7 +26,7 @@ use crate::process::{Log, ProcessError, RAISED, Shutdown, believes_nobody, follo
 use crate::render::Templates;
 use crate::serve::names;
 use crate::sign::Keyring;
-use crate::store::{Evidence, Identity, Loaded, NewDir, Role, Store};
+use crate::store::{Evidence, Identity, Loaded, NewDir, Role, Store, StoreError};
 use crate::tree;
 use crate::wire::client::MAX_NAME;
 use crate::wire::{NackCode, NamespaceStatus};
@@ -201,6 +201,7 @@ impl<'a> Agent<'a> {
             return refuse("no server to connect to (--connect)".into());
         }
         folders::apart(&config.out, &config.state)?;
+        folders::not_kept(&config.out, &config.state)?;
         let Config { name, labels, limits, .. } = config;
         if let Some((twice, _)) = (labels.iter().enumerate())
             .find(|(n, (name, _))| labels.iter().take(*n).any(|(other, _)| other == name))
@@ -221,10 +222,12 @@ impl<'a> Agent<'a> {
             ));
         }
         let mut store = Store::open_as(&config.state, Role::Agent)?;
-        let (output, new) = place::open(config, &store)?;
         believes_nobody(&config.trust, log);
         store.set_trust(config.trust.clone());
         let loaded = store.load(config.limits.bytes);
+        let held = loaded.newest.iter().flat_map(|(_, state)| state.iter().map(|(key, _)| key));
+        folders::none_inside(&config.out, config.layout, held.chain(templates.keys()))?;
+        let (output, new) = place::open(config, &store)?;
         let damaged = store.damaged().iter().chain(&loaded.damaged);
         damaged.for_each(|why| log.say(format_args!("damaged, passed over: {why}")));
         if let Some((head, _)) = &loaded.newest {
@@ -421,7 +424,9 @@ impl<'a> Agent<'a> {
         self.owed = owed;
         self.promotion.stored(update.head.audience.clone());
         self.ack(position, Level::Stored);
-        let switched = if self.dirty { Err(None) } else { staged.switch().map_err(Some) };
+        // A directory for each revision takes away all else with each of them.
+        let unsafe_now = self.config.layout != Layout::Flat && self.none_inside(&files).is_err();
+        let switched = if self.dirty || unsafe_now { Err(None) } else { staged.switch().map_err(Some) };
         (self.shown, self.fallen) = (Some((update.head.clone(), files)), None);
         self.log.say(format_args!(
             "revision {position}: {} keys, digest {:?}{}",
@@ -447,7 +452,8 @@ impl<'a> Agent<'a> {
         if let Err(why) = self.find_output() {
             return self.not_in_place(head.position, &why);
         }
-        match self.output.repair(&head, &state) {
+        let none = self.none_inside(&state).map_err(|error| error.to_string());
+        match none.and_then(|()| self.output.repair(&head, &state).map_err(|error| error.to_string())) {
             Ok(mut differed) => {
                 let changes = expected.into_iter().flat_map(ChangeSet::keys).map(Key::to_string);
                 let own = expected.and_then(|_| self.output.own(&head));
@@ -467,8 +473,13 @@ impl<'a> Agent<'a> {
                 }
                 self.in_place(head.position);
             }
-            Err(error) => self.not_in_place(head.position, &error.to_string()),
+            Err(why) => self.not_in_place(head.position, &why),
         }
+    }
+
+    /// Nobody's state folder would be deleted.
+    fn none_inside(&self, files: &State) -> Result<(), StoreError> {
+        folders::none_inside(&self.config.out, self.config.layout, files.iter().map(|(key, _)| key))
     }
 
     /// The directory holds what is shown.

@@ -3,14 +3,24 @@
 //! A state folder inside a published tree would be published with it, and one inside a directory that is kept
 //! would be deleted as foreign. So this is asked before anything is created.
 //!
+//! Nor does one agent keep a directory inside of another's: that one would delete it.
+//!
 //! Owns: the places of paths that need not exist yet. Never: creates anything.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::Key;
+use crate::layout::Layout;
 use crate::process::ProcessError;
-use crate::store::StoreError;
-use crate::tree::TreeError;
+use crate::store::{self, Role, StoreError};
+use crate::tree::{self, TreeError};
+
+/// Note in the state folder of an agent: the directory that it keeps.
+pub(crate) const OUT: &str = "out";
 
 /// The path beside `dir` whose name has `suffix` added: absolute, however `dir` is written (`conf/`, `.`). A
 /// link at its end is not followed, since what it points to may be another tomorrow. `None`: nothing lies
@@ -44,6 +54,55 @@ pub(crate) fn apart(dir: &Path, state: &Path) -> Result<(), ProcessError> {
     Ok(())
 }
 
+/// Refuses a path in a directory that an agent keeps, as far as the state folder beside that directory says so, whether it
+/// runs or not. `state`: the folder of who asks, which may have kept another directory before. What is beside `path` itself
+/// is only looked at for a state folder.
+pub(crate) fn not_kept(path: &Path, state: &Path) -> Result<(), StoreError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |error| StoreError::Io { path, error }
+    };
+    let (whole, own) = (place(path).map_err(io(path))?, place(state).map_err(io(state))?);
+    for out in whole.ancestors().skip(usize::from(path != state)) {
+        let Some(state) = beside(out, ".state").filter(|state| *state != own) else { continue };
+        let kept = || store::small(&state.join(OUT)).is_some_and(|noted| noted == out.as_os_str().as_bytes());
+        if store::role(&state) == Some(Role::Agent) && kept() {
+            return Err(StoreError::Kept { path: whole.clone(), out: out.to_owned(), state });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to keep a directory in which a state folder lies that is not published: it would be deleted. Links are not
+/// followed; what cannot be read could not be deleted either.
+pub(crate) fn none_inside<'k>(
+    out: &Path,
+    layout: Layout,
+    published: impl Iterator<Item = &'k Key>,
+) -> Result<(), StoreError> {
+    let published: BTreeSet<&[u8]> = published.flat_map(|key| tree::directories(key.as_bytes())).collect();
+    let is_revision = |below: &Path| {
+        let top = below.components().count() == 1;
+        top && layout != Layout::Flat && tree::names_revision(below.as_os_str().as_bytes())
+    };
+    let mut left = vec![PathBuf::new()];
+    while let Some(above) = left.pop() {
+        for entry in fs::read_dir(out.join(&above)).into_iter().flatten().flatten() {
+            let below = above.join(entry.file_name());
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || is_revision(&below) {
+                continue;
+            }
+            let inside = entry.path();
+            if !published.contains(below.as_os_str().as_bytes()) && store::holds_identity(&inside) {
+                let of = store::role(&inside).map_or("another process", Role::of_one);
+                return Err(StoreError::Inside { inside, of, out: out.to_owned() });
+            }
+            left.push(below);
+        }
+    }
+    Ok(())
+}
+
 /// Where a path really is, without links, as far as it exists; what does not exist yet is added to that.
 fn place(path: &Path) -> io::Result<PathBuf> {
     let whole: PathBuf = std::path::absolute(path)?.components().collect();
@@ -54,7 +113,8 @@ fn place(path: &Path) -> io::Result<PathBuf> {
                 if rest.components().any(|part| part == Component::ParentDir) {
                     break;
                 }
-                return Ok(real.join(rest));
+                // Joined with nothing it would end with `/`.
+                return Ok(real.join(rest).components().collect());
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

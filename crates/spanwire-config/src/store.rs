@@ -30,7 +30,7 @@ use crate::{Base, Head, Id, Position, State};
 
 pub use conflict::Contradiction;
 pub(crate) use conflict::Evidence;
-pub(crate) use role::NewDir;
+pub(crate) use role::{NewDir, holds_identity, small};
 pub use role::{Role, role};
 
 const MAGIC: &[u8; 8] = b"spwcfg\x00\x02";
@@ -67,6 +67,32 @@ pub enum StoreError {
         of: &'static str,
         /// Whose it is not.
         not: &'static str,
+    },
+    /// It lies in a directory that an agent keeps, and would be deleted there.
+    #[error(
+        "{path} is inside {out}, which the agent with the state folder {state} keeps, and which holds nothing else: \
+         choose another place (or, if that agent is no more, delete its state folder)"
+    )]
+    Kept {
+        /// What was to be used.
+        path: PathBuf,
+        /// What the agent keeps.
+        out: PathBuf,
+        /// Where that is noted.
+        state: PathBuf,
+    },
+    /// A directory that an agent was to keep has a state folder in it, which would be deleted there.
+    #[error(
+        "{inside} is the state folder of {of}, and {out} is to hold nothing but what is published: stop that process and \
+         move or delete the folder, or keep another directory (--out)"
+    )]
+    Inside {
+        /// The folder.
+        inside: PathBuf,
+        /// Whose it is.
+        of: &'static str,
+        /// The directory.
+        out: PathBuf,
     },
 }
 

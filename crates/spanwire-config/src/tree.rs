@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use crate::{Change, ChangeSet, Entry, Key, OverLimit, State};
 
 pub use read::{Tree, read, read_settled};
-pub(crate) use versions::{Built, Versions};
+pub(crate) use versions::{Built, Versions, names_revision};
 
 /// Flag of an entry whose file is executable.
 pub const EXECUTABLE: u16 = 1;
@@ -557,7 +557,7 @@ fn delete_directory(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
 }
 
 /// The directories above a key, as keys of their own would be.
-fn directories(key: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn directories(key: &[u8]) -> impl Iterator<Item = &[u8]> {
     key.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| &key[..i])
 }
 

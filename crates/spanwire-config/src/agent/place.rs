@@ -34,7 +34,7 @@ pub(super) fn open(config: &Config, store: &Store) -> Result<(Kept, Vec<NewDir>)
 /// The directory is empty, or was this folder's before, or is taken over.
 fn claim(store: &Store, output: &Kept, out: &Path, take_over: bool) -> Result<(), ProcessError> {
     use std::os::unix::ffi::OsStrExt;
-    let mine = store.note("out").is_some_and(|noted| noted == out.as_os_str().as_bytes());
+    let mine = store.note(folders::OUT).is_some_and(|noted| noted == out.as_os_str().as_bytes());
     if !mine {
         if !output.is_empty()? && !take_over {
             return Err(ProcessError::Refused(format!(
@@ -43,7 +43,7 @@ fn claim(store: &Store, output: &Kept, out: &Path, take_over: bool) -> Result<()
                 out.display()
             )));
         }
-        store.set_note("out", out.as_os_str().as_bytes())?;
+        store.set_note(folders::OUT, out.as_os_str().as_bytes())?;
     }
     Ok(())
 }

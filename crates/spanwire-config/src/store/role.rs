@@ -4,9 +4,15 @@
 //! was kept.
 
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, parse_identity};
+use crate::folders;
+
+/// Longest note that is read of a folder that may be anybody's, in bytes: a path.
+const NOTE: u64 = 4096;
 
 /// Note in the folder: which kind of process it is of.
 const ROLE: &str = "role";
@@ -33,7 +39,7 @@ impl Role {
     }
 
     /// For a sentence.
-    pub(super) fn of_one(self) -> &'static str {
+    pub(crate) fn of_one(self) -> &'static str {
         match self {
             Role::Server => "a server",
             Role::Relay => "a relay",
@@ -44,7 +50,7 @@ impl Role {
 
 /// Whose the folder is, as it says itself or by what is in it; `None`: that cannot be told, or it is no state folder.
 pub fn role(dir: &Path) -> Option<Role> {
-    let noted = fs::read(dir.join(ROLE)).unwrap_or_default();
+    let noted = small(&dir.join(ROLE)).unwrap_or_default();
     let known =
         [Role::Server, Role::Relay, Role::Agent].into_iter().find(|role| role.name().as_bytes() == noted);
     // What each of them makes, in folders of before the note.
@@ -56,6 +62,20 @@ pub fn role(dir: &Path) -> Option<Role> {
             () => None,
         }
     })
+}
+
+/// A small file of what may be anybody's folder: nothing there holds this up (a pipe) or fills memory.
+pub(crate) fn small(path: &Path) -> Option<Vec<u8>> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    let mut bytes = Vec::new();
+    let is_small = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= NOTE);
+    (is_small && file.take(NOTE).read_to_end(&mut bytes).is_ok()).then_some(bytes)
+}
+
+/// Whether it is a state folder: it says who somebody is.
+pub(crate) fn holds_identity(dir: &Path) -> bool {
+    small(&dir.join("identity")).is_some_and(|bytes| parse_identity(&bytes).is_some())
 }
 
 /// A folder that was made now, for as long as it is not sure that it will be used.
@@ -71,6 +91,7 @@ impl Store {
             let dir = dir.to_owned();
             return Err(StoreError::Foreign { dir, of: found.of_one(), not: wanted.of_one() });
         }
+        folders::not_kept(dir, dir)?;
         let new = NewDir::look(dir);
         let mut store = Store::open(dir)?;
         if store.identity.opened == 1 {

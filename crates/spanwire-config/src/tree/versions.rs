@@ -57,6 +57,11 @@ fn parse(name: &[u8]) -> Option<(u64, u64)> {
     (hex && parts.next().is_none()).then_some((epoch.parse().ok()?, rev.parse().ok()?))
 }
 
+/// Whether a directory of this name is a revision's.
+pub(crate) fn names_revision(name: &[u8]) -> bool {
+    parse(name).is_some()
+}
+
 impl Versions {
     /// Opens `root`, and `staging` for what is on its way; both are made if absent. `keep` revisions stay, the one
     /// shown included.

@@ -99,6 +99,77 @@ fn folders_inside_each_other_are_refused_and_nothing_is_left_in_them() {
 }
 
 #[test]
+fn an_agent_inside_of_anothers_directory_is_refused_whichever_started_first_and_nothing_is_deleted() {
+    let w = World::with(&[("a", "1")]);
+    let server = w.serve();
+    let refused = |config: agent::Config, parts: [&str; 2]| {
+        let error = Running::agent(config).refused();
+        let words = error.to_string();
+        assert!(error.exit_code() == 3 && parts.iter().all(|part| words.contains(part)), "{words}");
+    };
+    let outer = w.agent("n");
+    server.await_line("applied 1/");
+    let (out, state) = (w.path("n").display().to_string(), w.path("n.state").display().to_string());
+    // While it runs, and when it does not; by its directory, by a link to it, or by its state folder alone.
+    std::os::unix::fs::symlink(w.path("n"), w.path("link")).expect("writable");
+    let state_inside = agent::Config { state: w.path("n/m.state"), ..w.agent_config("m") };
+    for outer in [Some(outer), None] {
+        refused(w.agent_config("n/sub"), [&out, &state]);
+        refused(w.agent_config("link/deep/er"), [&out, &state]);
+        refused(agent::Config { state: w.path("b"), ..w.agent_config("n/sub") }, [&out, &state]);
+        refused(state_inside.clone(), [&out, &state]);
+        drop(outer);
+    }
+    assert!(!w.path("n/sub").exists() && !w.path("n/deep").exists() && !w.path("m").exists());
+    // The outer one's state folder is not where it is looked for, and the inner one is there first.
+    let inner = w.agent("o/deep/sub");
+    await_that("the inner one", || text(&w.path("o/deep/sub/a")) == "1");
+    let far = agent::Config { state: w.path("far"), take_over: true, ..w.agent_config("o") };
+    let folder = w.path("o/deep/sub.state").display().to_string();
+    refused(far.clone(), [&folder, "the state folder of an agent"]);
+    inner.ends();
+    refused(far.clone(), [&folder, "the state folder of an agent"]);
+    assert!(w.path("o/deep/sub/a").exists() && w.path("o/deep/sub.state/identity").exists());
+    fs::remove_dir_all(w.path("o/deep")).expect("ours");
+    let outer = Running::agent(far.clone());
+    w.await_equal("o");
+    // It comes while the outer one runs, which says so when it would delete it, and at its start.
+    let inner = w.agent("o/sub");
+    await_that("the inner one", || text(&w.path("o/sub/a")) == "1");
+    w.write("src/sub", "a file");
+    outer.await_line("files are not in place");
+    assert!(w.path("o/sub.state/identity").exists());
+    outer.ends();
+    refused(far, [&w.path("o/sub.state").display().to_string(), "the state folder of an agent"]);
+    inner.ends();
+}
+
+#[test]
+fn a_revision_that_has_a_state_folder_in_it_is_kept_as_any_other() {
+    for layout in [agent::Layout::Flat, agent::Layout::Versioned { keep: 2 }] {
+        let w = World::with(&[("a", "1")]);
+        w.ran();
+        // Somebody publishes a copy of one.
+        for file in ["identity", "role", "out"] {
+            fs::create_dir_all(w.path("src/x.state")).expect("writable");
+            fs::copy(w.path("n.state").join(file), w.path("src/x.state").join(file)).expect("writable");
+        }
+        let server = w.serve();
+        let config = agent::Config { layout, ..w.agent_config("m") };
+        for _ in 0..2 {
+            let agent = Running::agent(config.clone());
+            agent.await_line("state: Live");
+            server.await_line("node m ");
+            await_that("the revision", || {
+                let below = if layout == agent::Layout::Flat { "m" } else { "m/current" };
+                w.tree(below) == w.tree("src")
+            });
+            agent.ends();
+        }
+    }
+}
+
+#[test]
 fn a_slash_at_the_end_makes_no_difference() {
     let w = World::with(&[("a", "1")]);
     let mut config = serve::Config::new(w.path("src/"));
