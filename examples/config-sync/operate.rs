@@ -24,7 +24,8 @@ use super::rollout::{self, Roll, What};
 use super::show;
 use follow::{history, wait, watch};
 use listed::listed;
-use values::{Rev, id, seconds};
+pub(crate) use values::Rev;
+use values::{id, seconds};
 
 /// Why a verb ended without what it was to do, and its exit code.
 #[derive(Debug)]

@@ -7,11 +7,15 @@
 //! Owns: the form of the file. Never: a secret, which is always in a file of its own that an option names; nor what has
 //! to be meant each time.
 
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command};
 use toml::{Table, Value};
+
+use super::operate::Rev;
 
 /// What destroys something if it is meant once and stays: only on the command line.
 const EACH_TIME: [&str; 7] = ["new-epoch", "replace", "take-over", "discard", "settings", "tied", "request"];
@@ -100,27 +104,64 @@ fn set(command: Command, verb: &str, name: &str, value: &Value) -> Result<Comman
             false => "there is no such option".into(),
         });
     };
-    let (id, is_flag) = (arg.get_id().clone(), matches!(arg.get_action(), ArgAction::SetTrue));
+    let (id, kind) = (arg.get_id().clone(), Kind::of(arg));
     let several = matches!(arg.get_action(), ArgAction::Append);
     let texts: Vec<String> = match value {
-        Value::Array(values) if several => values.iter().map(text).collect::<Option<_>>(),
-        value => text(value).map(|text| vec![text]),
+        Value::Array(values) if several => values.iter().map(|value| kind.text(value)).collect::<Option<_>>(),
+        value => kind.text(value).map(|text| vec![text]),
     }
-    .filter(|_| !is_flag || value.is_bool())
-    .ok_or(match (is_flag, several) {
-        (true, _) => "true or false",
-        (_, true) => "a text, a number, or a list of those",
-        (_, false) => "a text or a number, and no list",
+    .ok_or_else(|| match (kind.name(), several, value.is_array()) {
+        (name, true, _) => format!("{name}, or a list of those"),
+        (name, false, true) => format!("{name}, and no list"),
+        (name, false, false) => name.to_owned(),
     })?;
     Ok(command.mut_subcommand(verb, |verb| verb.mut_arg(id, |arg| arg.required(false).default_values(texts))))
 }
 
-fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Integer(number) => Some(number.to_string()),
-        Value::Float(number) => Some(number.to_string()),
-        Value::Boolean(is) => Some(is.to_string()),
-        _ => None,
+/// What a value has to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Flag,
+    Whole,
+    Seconds,
+    /// `7`, or `"2:7"`.
+    Revision,
+    Text,
+}
+
+impl Kind {
+    fn of(arg: &Arg) -> Kind {
+        let holds = arg.get_value_parser().type_id();
+        let is = |of: &[TypeId]| of.iter().any(|of| holds == *of);
+        match () {
+            () if matches!(arg.get_action(), ArgAction::SetTrue) => Kind::Flag,
+            () if is(&[TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()]) => Kind::Whole,
+            () if is(&[TypeId::of::<Duration>()]) => Kind::Seconds,
+            () if is(&[TypeId::of::<Rev>()]) => Kind::Revision,
+            () => Kind::Text,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Flag => "true or false",
+            Kind::Whole => "a whole number, without quotes",
+            Kind::Seconds => "a number, without quotes",
+            Kind::Revision => "a number, or a text in quotes",
+            Kind::Text => "a text in quotes",
+        }
+    }
+
+    /// The value as it would stand on the command line, if it is of this kind.
+    fn text(self, value: &Value) -> Option<String> {
+        match (value, self) {
+            (Value::Boolean(is), Kind::Flag) => Some(is.to_string()),
+            (Value::Integer(number), Kind::Whole | Kind::Seconds | Kind::Revision) => {
+                Some(number.to_string())
+            }
+            (Value::Float(number), Kind::Seconds) => Some(number.to_string()),
+            (Value::String(text), Kind::Text | Kind::Revision) => Some(text.clone()),
+            _ => None,
+        }
     }
 }
