@@ -82,7 +82,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> TreeError + '_ {
 /// Whether `key` names a file below a root.
 ///
 /// # Errors
-/// [`TreeError::Key`]: an empty component (so also an absolute path), `.` or `..`, a NUL or a line break, a
+/// [`TreeError::Key`]: `/` at the begin or the end, `//`, `.` or `..`, a NUL or a line break, a
 /// component over 255 bytes, or more than 64 directories.
 pub fn check_key(key: &Key) -> Result<(), TreeError> {
     let why = |why| Err(TreeError::Key { key: key.to_string(), why });
@@ -92,10 +92,17 @@ pub fn check_key(key: &Key) -> Result<(), TreeError> {
     if key.as_bytes().iter().filter(|b| **b == b'/').count() > DEPTH {
         return why("more than 64 directories");
     }
+    if key.as_bytes().starts_with(b"/") {
+        return why("it begins with /, and keys lie below the directory");
+    }
+    if key.as_bytes().ends_with(b"/") {
+        return why("it ends with /, and names no file");
+    }
     for component in key.as_bytes().split(|b| *b == b'/') {
         match component {
-            b"" => return why("empty component"),
-            b"." | b".." => return why("it leaves its place"),
+            b"" => return why("it has // in it"),
+            b"." => return why("one of its components is ."),
+            b".." => return why("one of its components is .."),
             long if long.len() > COMPONENT => return why("component over 255 bytes"),
             _ => {}
         }

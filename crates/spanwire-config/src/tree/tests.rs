@@ -186,6 +186,22 @@ fn keys_that_are_no_paths_are_refused() {
 }
 
 #[test]
+fn it_is_said_what_is_wrong_with_a_key() {
+    for (bad, why) in [
+        ("/abs", "it begins with /"),
+        ("a/", "it ends with /"),
+        ("a//b", "it has // in it"),
+        (".", "one of its components is ."),
+        ("./x", "one of its components is ."),
+        ("a/../x", "one of its components is .."),
+    ] {
+        let error = check_key(&key(bad)).expect_err(bad).to_string();
+        assert!(error.starts_with(&format!("key {bad} is no path: {why}")), "{error}");
+    }
+    assert!(!check_key(&key("./x")).expect_err("no path").to_string().contains(".."));
+}
+
+#[test]
 fn a_set_of_keys_that_no_tree_can_hold_is_refused() {
     assert!(matches!(check(&state([("a", ""), ("a-b", ""), ("a/b", "")]), false), Err(TreeError::Clash(..))));
     assert!(check(&state([("a", ""), ("a-b", ""), ("ab/c", "")]), false).is_ok());
