@@ -8,6 +8,8 @@ mod follow;
 mod listed;
 mod values;
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -123,7 +125,7 @@ pub(crate) enum Verb {
         #[command(flatten)]
         how: How,
         /// The key: a path, for agents.
-        key: String,
+        key: OsString,
         /// The value.
         #[arg(required_unless_present = "file", conflicts_with = "file")]
         value: Option<String>,
@@ -139,7 +141,7 @@ pub(crate) enum Verb {
         #[command(flatten)]
         to: To,
         /// The key.
-        key: String,
+        key: OsString,
         /// In which revision [default: the newest].
         #[arg(long, value_name = "REV")]
         at: Option<Rev>,
@@ -150,7 +152,7 @@ pub(crate) enum Verb {
         to: To,
         /// What the keys begin with.
         #[arg(default_value = "")]
-        prefix: String,
+        prefix: OsString,
         /// In which revision [default: the newest].
         #[arg(long, value_name = "REV")]
         at: Option<Rev>,
@@ -166,7 +168,7 @@ pub(crate) enum Verb {
         how: How,
         /// The keys; one that is not there is no error.
         #[arg(required = true)]
-        keys: Vec<String>,
+        keys: Vec<OsString>,
     },
     /// Make all changes of a directory or a file in one commit.
     Apply {
@@ -178,7 +180,7 @@ pub(crate) enum Verb {
         from: PathBuf,
         /// Goes before every key of a directory.
         #[arg(long, default_value = "")]
-        prefix: String,
+        prefix: OsString,
         /// Take out what begins with the prefix and is not in the directory.
         #[arg(long)]
         prune: bool,
@@ -315,8 +317,9 @@ pub(crate) enum LevelArg {
     Applied,
 }
 
-fn key(text: &str) -> Res<Key> {
-    Key::new(text).or_else(senseless)
+/// As the shell names it: bytes.
+fn key(name: &OsStr) -> Res<Key> {
+    Key::new(name.as_bytes()).or_else(senseless)
 }
 
 fn random() -> Res<Id> {
@@ -489,7 +492,7 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
                 let name = key(&name)?;
                 // A slip of the pen is a commit all the same, for a repeat of it is to be known.
                 if how.by.request.is_none() && now(&client, &name)?.is_none() {
-                    eprintln!("there was no key {name}");
+                    eprintln!("there was no key {}", show::key(&name));
                 }
                 changes.delete(name);
             }
@@ -498,14 +501,15 @@ pub(crate) fn run(verb: Verb) -> Res<()> {
         }
         Verb::Get { to, key: name, at } => {
             let client = to.client()?;
-            match client.get(&key(&name)?, maybe_place(&client, at)?)? {
+            let name = key(&name)?;
+            match client.get(&name, maybe_place(&client, at)?)? {
                 (_, Some(entry)) => {
                     print_bytes(entry.value());
                     Ok(())
                 }
                 (of, None) => {
                     let at = show::place(of.position.into());
-                    Err(Failed(ABSENT, format!("there is no key {name} in revision {at}")))
+                    Err(Failed(ABSENT, format!("there is no key {} in revision {at}", show::key(&name))))
                 }
             }
         }
@@ -609,7 +613,7 @@ fn newest(client: &Client) -> Res<(Option<Place>, State)> {
 }
 
 /// `prune`: also where the directory is empty?
-fn apply(to: &To, how: How, from: &Path, prefix: &str, prune: Option<bool>) -> Res<()> {
+fn apply(to: &To, how: How, from: &Path, prefix: &OsStr, prune: Option<bool>) -> Res<()> {
     let client = to.client()?;
     let (prune, discard) = (prune.is_some(), prune == Some(true));
     let mut changes = if from.is_dir() {

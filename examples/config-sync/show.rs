@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use spanwire_config::wire::client::{CommitLine, Holding, Named, NodeLine, Nodes, Tip, Waited, Writable};
-use spanwire_config::{Change, Entry, NodeKind, Place, State};
+use spanwire_config::{Change, Entry, Key, NodeKind, Place, State};
 
 use super::operate::{text, writable};
 use super::rollout;
@@ -27,6 +27,32 @@ pub(crate) fn plain(text: &str) -> String {
         c => c,
     };
     text.chars().map(plain).collect()
+}
+
+/// A key so that it can be told from every other and pasted into a shell: what is not text, or would not stay on its line, is
+/// written as bash and others take it, `$'b\xff'`.
+pub(crate) fn key(key: &Key) -> String {
+    let bytes = key.as_bytes();
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) && !text.starts_with("$'") => return text.to_owned(),
+        _ => {}
+    }
+    let mut quoted = "$'".to_owned();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\'' | '\\' => quoted.extend(['\\', c]),
+                c if c.is_control() => escape(&mut quoted, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c => quoted.push(c),
+            }
+        }
+        escape(&mut quoted, chunk.invalid());
+    }
+    quoted + "'"
+}
+
+fn escape(out: &mut String, bytes: &[u8]) {
+    bytes.iter().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
 }
 
 /// Milliseconds since 1970 as a date and time of day in UTC.
@@ -65,13 +91,21 @@ fn table(rows: &[Vec<String>]) -> String {
 pub(crate) fn list(of: &Tip, state: &State, json: bool) -> String {
     if json {
         let entries: Vec<Value> = (state.iter())
-            .map(|(key, entry)| json!({"key": key.to_string(), "flags": entry.flags(), "bytes": entry.value().len()}))
+            .map(|(key, entry)| {
+                let mut line =
+                    json!({"key": key.to_string(), "flags": entry.flags(), "bytes": entry.value().len()});
+                if std::str::from_utf8(key.as_bytes()).is_err() {
+                    // The text has other characters in the place of some bytes.
+                    let hex: String = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                    line["key_hex"] = hex.into();
+                }
+                line
+            })
             .collect();
         return format!("{}\n", json!({"at": place_json(of.position.into()), "entries": entries}));
     }
-    let rows: Vec<Vec<String>> = (state.iter())
-        .map(|(key, entry)| vec![entry.value().len().to_string(), plain(&key.to_string())])
-        .collect();
+    let rows: Vec<Vec<String>> =
+        (state.iter()).map(|(name, entry)| vec![entry.value().len().to_string(), key(name)]).collect();
     table(&rows)
 }
 
@@ -94,8 +128,8 @@ pub(crate) fn commit(commit: &CommitLine, keys: bool, json: bool) -> String {
     let mut out = format!("{at:8} {when:20}  {who:12}  +{puts} -{deletes}  {note}").trim_end().to_owned();
     out.push('\n');
     if keys {
-        for (key, put) in listed {
-            out.push_str(&format!("    {} {}\n", if *put { '+' } else { '-' }, plain(&key.to_string())));
+        for (name, put) in listed {
+            out.push_str(&format!("    {} {}\n", if *put { '+' } else { '-' }, key(name)));
         }
         let more = (*puts as usize + *deletes as usize).saturating_sub(listed.len());
         if more > 0 {
@@ -108,13 +142,13 @@ pub(crate) fn commit(commit: &CommitLine, keys: bool, json: bool) -> String {
 /// What leads from one state to the other: keys, and the lines of texts.
 pub(crate) fn diff(old: &State, new: &State) -> String {
     let mut out = String::new();
-    for (key, change) in old.diff(new).iter() {
-        let before = old.get(key.as_bytes());
+    for (name, change) in old.diff(new).iter() {
+        let before = old.get(name.as_bytes());
         let (mark, after) = match change {
             Change::Put(entry) => (if before.is_some() { "changed" } else { "added" }, Some(entry)),
             Change::Delete => ("deleted", None),
         };
-        out.push_str(&format!("{mark} {}\n", plain(&key.to_string())));
+        out.push_str(&format!("{mark} {}\n", key(name)));
         let flags = |entry: Option<&Entry>| entry.map_or(0, Entry::flags);
         if before.is_some() && after.is_some() && flags(before) != flags(after) {
             out.push_str(&format!("  flags {:#x} -> {:#x}\n", flags(before), flags(after)));
@@ -205,6 +239,7 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
     }
     let head = ["NODE", "", "STORED", "VISIBLE", "APPLIED", "LAG", "REFUSED"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let counted = counted(status.nodes.iter().map(|node| &node.node));
     for node in &status.nodes {
         let refused = match node.refused.last() {
             _ if node.conflict => "holds another history".into(),
@@ -213,7 +248,7 @@ pub(crate) fn status(namespace: &str, status: &Nodes, json: bool) -> String {
         };
         let here = if node.connected { "here" } else { "away" };
         rows.push(vec![
-            if node.node.name.is_empty() { "-".into() } else { plain(&node.node.name) },
+            named(&node.node, &counted),
             format!("{here}{}", if node.is_volatile() { ", volatile" } else { "" }),
             place(node.stored),
             place(node.visible),
@@ -263,10 +298,35 @@ fn node_json(tip: Place, node: &NodeLine) -> Value {
     })
 }
 
+/// How often each name is there.
+fn counted<'n>(nodes: impl Iterator<Item = &'n Named>) -> BTreeMap<&'n str, usize> {
+    let mut counted = BTreeMap::new();
+    nodes.for_each(|node| *counted.entry(&node.name[..]).or_default() += 1);
+    counted
+}
+
+/// The name of a node, with the first bytes of its id where others have that name, as logs have it.
+fn named(node: &Named, counted: &BTreeMap<&str, usize>) -> String {
+    let name = if node.name.is_empty() { "-".into() } else { plain(&node.name) };
+    let alone = counted.get(&node.name[..]).is_none_or(|count| *count < 2);
+    if alone { name } else { format!("{name} ({:?})", node.node) }
+}
+
+/// The names that several of those have who were waited for, and how many.
+pub(crate) fn namesakes(waited: &Waited) -> Vec<String> {
+    let several = counted(all(waited)).into_iter().filter(|(_, count)| *count > 1);
+    several.map(|(name, count)| format!("{count} nodes have the name {}", plain(name))).collect()
+}
+
+fn all(waited: &Waited) -> impl Iterator<Item = &Named> {
+    let Waited { ok, refused, behind, silent } = waited;
+    ok.iter().chain(refused.iter().map(|r| &r.node)).chain(behind).chain(silent)
+}
+
 pub(crate) fn waited(at: Place, waited: &Waited, json: bool) -> String {
     let Waited { ok, refused, behind, silent } = waited;
     if json {
-        let named = |nodes: &[Named]| {
+        let listed = |nodes: &[Named]| {
             let one = |node: &Named| json!({"id": node.node.to_string(), "name": node.name});
             nodes.iter().map(one).collect::<Vec<_>>()
         };
@@ -276,18 +336,19 @@ pub(crate) fn waited(at: Place, waited: &Waited, json: bool) -> String {
                        "code": format!("{:?}", r.code), "text": r.text})
             })
             .collect();
-        let lists = json!({"at": place_json(at), "ok": named(ok), "refused": refused, "behind": named(behind),
-                           "silent": named(silent)});
+        let lists = json!({"at": place_json(at), "ok": listed(ok), "refused": refused, "behind": listed(behind),
+                           "silent": listed(silent)});
         return format!("{lists}\n");
     }
     let mut rows = Vec::new();
+    let counted = counted(all(waited));
     let list = |what: &str, nodes: &[Named]| {
-        nodes.iter().map(|node| vec![what.to_owned(), plain(&node.name)]).collect::<Vec<_>>()
+        nodes.iter().map(|node| vec![what.to_owned(), named(node, &counted)]).collect::<Vec<_>>()
     };
     rows.extend(list("ok", ok));
     rows.extend(refused.iter().map(|r| {
         let why = format!("{} {:?}: {}", place(r.position), r.code, plain(r.text.trim_end()));
-        vec!["refused".into(), plain(&r.node.name), why]
+        vec!["refused".into(), named(&r.node, &counted), why]
     }));
     rows.extend(list("behind", behind));
     rows.extend(list("silent", silent));
@@ -297,6 +358,19 @@ pub(crate) fn waited(at: Place, waited: &Waited, json: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_told_apart_and_can_be_pasted() {
+        for (bytes, shown) in [
+            (&b"etc/a b"[..], "etc/a b"),
+            ("\u{fffd}".as_bytes(), "\u{fffd}"),
+            (b"b\xff", r"$'b\xff'"),
+            (b"b\xffe'\\\n", r"$'b\xffe\'\\\x0a'"),
+            (br"$'b\xff'", r"$'$\'b\\xff\''"),
+        ] {
+            assert_eq!(key(&Key::new(bytes).expect("short")), shown);
+        }
+    }
 
     #[test]
     fn what_comes_from_a_node_is_one_line() {

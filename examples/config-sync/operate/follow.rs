@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use spanwire_config::client::{Client, ClientError};
-use spanwire_config::wire::client::{InvalidCode, Selector, Waited};
-use spanwire_config::{Id, Level};
+use spanwire_config::wire::client::{InvalidCode, Nodes, Selector, Waited};
+use spanwire_config::{Id, Level, NodeKind};
 
-use super::{Failed, LevelArg, REFUSED, Res, Rev, TIMEOUT, To, place, print};
+use super::{Failed, LevelArg, REFUSED, Res, Rev, TIMEOUT, To, place, print, senseless};
 use crate::show;
 
 pub(super) fn history(client: &Client, max: usize, keys: bool, json: bool) -> Res<()> {
@@ -38,9 +38,11 @@ pub(super) fn wait(
 ) -> Res<()> {
     // Without a server there is nothing to wait for beyond the time; with one, a look takes a moment.
     let client = to.client()?.with_timeout(to.timeout.max(Duration::from_secs(1)));
+    let seen = client.status()?;
+    none_is_a_relay(selector, &seen)?;
     let at = match at {
         Some(rev) => place(&client, rev)?,
-        None => client.status()?.tip.position.into(),
+        None => seen.tip.position.into(),
     };
     let level = match level {
         LevelArg::Stored => Level::Stored,
@@ -67,10 +69,33 @@ pub(super) fn wait(
         return Err(Failed(REFUSED, format!("{} refused", refused.len())));
     }
     let known = ok.len() + behind.len() + silent.len();
+    if known < min.max(selector.names.len()) {
+        // One may have come meanwhile.
+        none_is_a_relay(selector, &client.status()?)?;
+    }
     let few = (known < min).then(|| format!("{known} nodes; at least {min} were asked for"));
     let late = (known > ok.len()).then(|| format!("{} behind, {} silent", behind.len(), silent.len()));
-    let why: Vec<String> = late.into_iter().chain(few).collect();
-    if why.is_empty() { Ok(()) } else { Err(Failed(TIMEOUT, why.join("; "))) }
+    let mut why: Vec<String> = late.into_iter().chain(few).collect();
+    if why.is_empty() {
+        return Ok(());
+    }
+    // One that lost its state folder is another node, and the one before stays away.
+    why.extend(show::namesakes(&waited));
+    Err(Failed(TIMEOUT, why.join("; ")))
+}
+
+/// A relay applies nothing, so that whoever waits for it would wait for nobody.
+fn none_is_a_relay(selector: &Selector, seen: &Nodes) -> Res<()> {
+    let has = |name: &str, kind| seen.nodes.iter().any(|node| node.node.name == name && node.kind == kind);
+    let is_relay = |name: &&String| has(name, NodeKind::Relay) && !has(name, NodeKind::Replica);
+    match selector.names.iter().find(is_relay) {
+        None => Ok(()),
+        Some(name) => senseless(format!(
+            "{} is a relay, and only nodes are waited for: name those behind it (--name, --label); `status` shows what \
+             a relay has stored",
+            show::plain(name)
+        )),
+    }
 }
 
 pub(super) fn watch(client: &Client, after: Option<Rev>, json: bool) -> Res<()> {

@@ -109,3 +109,35 @@ fn a_set_is_repeated_whatever_became_of_the_executable_key() {
     assert!(code == Some(6) && err.contains("used for something else, at 1:2"), "{err}");
     assert_eq!(w.ok(&["list"]), "");
 }
+
+#[test]
+fn a_key_that_is_no_text_is_shown_read_and_deleted_as_the_shell_names_it() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let w = World::new();
+    let _server = w.serve_log();
+    let odd = OsStr::from_bytes(b"b\xff");
+    // Not every file system takes it, but every key is one.
+    let run = |verb: &str, args: &[&OsStr]| {
+        let mut command = Command::new(program("config-sync"));
+        command.arg(verb).args(args).env("CONFIG_SYNC_CONTROL", w.control()).stdin(Stdio::null());
+        let output = command.output().expect("it was built");
+        (output.status.code(), output.stdout, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let set = run("set", &[odd, OsStr::new("1"), OsStr::new("--expect"), OsStr::new("0:0")]);
+    assert_eq!(set.0, Some(0), "{}", set.2);
+    w.ok(&["set", "b\u{fffd}", "22"]);
+    assert_eq!(run("get", &[odd]).1, b"1");
+    // In the order of their bytes.
+    assert_eq!(w.ok(&["list"]), "2  b\u{fffd}\n1  $'b\\xff'\n");
+    let listed = json(w.ok(&["list", "--json"]).trim());
+    let hex: Vec<_> =
+        listed["entries"].as_array().expect("a list").iter().map(|e| e["key_hex"].as_str()).collect();
+    assert_eq!(hex, [None, Some("62ff")]);
+    assert_eq!(run("list", &[odd]).1, b"1  $'b\\xff'\n");
+    assert!(w.ok(&["history", "-n", "2", "--keys"]).contains("+ $'b\\xff'\n"));
+    assert_eq!(run("delete", &[odd]).0, Some(0));
+    assert_eq!(w.ok(&["list"]), "2  b\u{fffd}\n");
+    let gone = run("get", &[odd]);
+    assert!(gone.0 == Some(1) && gone.2.contains("no key $'b\\xff' in"), "{}", gone.2);
+}

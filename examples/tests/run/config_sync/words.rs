@@ -84,4 +84,40 @@ fn relays_are_counted_apart() {
     let kinds: Vec<_> =
         status["nodes"].as_array().expect("a list").iter().map(|n| n["kind"].as_str()).collect();
     assert!(kinds.contains(&Some("relay")) && kinds.contains(&Some("replica")), "{status}");
+    // Nobody waits for one.
+    let (code, _, err) = w.verb(&["wait", "--name", "relay", "--name", "one", "--timeout", "1000"]);
+    assert!(code == Some(2) && err.contains("relay is a relay") && err.contains("`status`"), "{err}");
+    // A node may have its name.
+    let _agent = w.run("agent --connect ipc://{}/r.ipc --out {}/out2 --name relay");
+    w.ok(&["wait", "--min", "2", "--timeout", "20"]);
+    assert_eq!(w.ok(&["wait", "--name", "relay"]), "ok  relay\n");
+}
+
+#[test]
+fn nodes_of_one_name_are_told_apart_by_their_ids() {
+    let w = World::new();
+    let server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    let agent = w.agent(" --name one");
+    server.says("applied 1/");
+    agent.signal("-TERM");
+    assert_eq!(agent.ends().0, Some(0));
+    // Its state folder is lost: it is another node now, and the one before stays away.
+    std::fs::remove_dir_all(w.path("out.state")).expect("ours");
+    w.ok(&["set", "a", "2"]);
+    let _agent = w.agent(" --name one --take-over");
+    server.says("applied 1/");
+    let status = json(w.ok(&["status", "--json"]).trim());
+    let id = |here: bool| {
+        let nodes = status["nodes"].as_array().expect("a list");
+        let node = nodes.iter().find(|node| node["here"] == here).expect("one of two");
+        node["id"].as_str().expect("text")[..8].to_owned()
+    };
+    let (code, out, err) = w.verb(&["wait", "--name", "one", "--timeout", "1"]);
+    assert_eq!(code, Some(7), "{err}");
+    assert_eq!(out, format!("ok      one ({})\nsilent  one ({})\n", id(true), id(false)));
+    assert!(err.contains("1 silent; 2 nodes have the name one"), "{err}");
+    let table = w.ok(&["status"]);
+    assert!(table.contains(&format!("one ({})  here", id(true))), "{table}");
+    assert!(table.contains(&format!("one ({})  away", id(false))), "{table}");
 }
