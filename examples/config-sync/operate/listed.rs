@@ -48,6 +48,10 @@ impl<'de> Deserialize<'de> for Pairs {
 /// The changes that this text lists.
 pub(super) fn listed(text: &[u8]) -> Result<ChangeSet, String> {
     let form = "it is to be {\"put\": {KEY: VALUE}, \"delete\": [KEY]} with texts";
+    if !text.trim_ascii_start().starts_with(b"{") {
+        // A list of both, which has no names, would be taken.
+        return Err(form.to_owned());
+    }
     let Listed { put, delete } = serde_json::from_slice(text).map_err(|error| format!("{error}; {form}"))?;
     let key = |name: &str| Key::new(name).map_err(|error| error.to_string());
     let (mut changes, mut deleted) = (ChangeSet::new(), BTreeSet::new());
@@ -85,7 +89,7 @@ mod tests {
             (r#"{"put": {"x": 1}}"#, "with texts"),
             (r#"{"puts": {}}"#, "with texts"),
             (r#"{"put": {}, "put": {}}"#, "duplicate field"),
-            (r#"{"delete": [""]}"#, "1 to 1,024 bytes"),
+            (r#"{"delete": [""]}"#, "1 to 1024 bytes"),
             ("[]", "with texts"),
         ] {
             let error = keys(text).expect_err(text);
