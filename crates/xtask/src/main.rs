@@ -101,6 +101,10 @@ fn test() -> Result<(), String> {
     // The dev profile: an optimised build costs more than the tests gain by it.
     let counted = report.count(&mut cargo(["test", "--workspace", "--no-fail-fast"]));
     report.step("test", counted);
+    // Of an example a workspace's test builds the program alone.
+    let counted =
+        report.count(&mut cargo(["test", "--package", "spanwire-examples", "--example", "config-sync"]));
+    report.step("config-sync", counted);
     ahead.wait();
     let counted = portable(&mut report);
     report.step("portable", counted);

@@ -111,6 +111,7 @@ pub(crate) struct State {
     /// When the driver comes by, by the last deadline that it took down.
     pub(crate) driver_until: Option<Time>,
     /// Kept while a runtime watches in the driver's place; dropping it ends that.
+    #[cfg(feature = "tokio")]
     pub(crate) outside: Option<Box<dyn Send>>,
     /// Pipes whose kernel buffer is full.
     pub(crate) blocked: usize,
@@ -255,6 +256,7 @@ impl Core {
                 drive_deadline: None,
                 polled_until: None,
                 driver_until: None,
+                #[cfg(feature = "tokio")]
                 outside: None,
                 blocked: 0,
                 asked: Vec::new(),
