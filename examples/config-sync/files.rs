@@ -9,7 +9,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::operate::{FILE, Failed, Res};
+use spanwire_config::{Key, Limits, OverLimit};
+
+use super::operate::{FILE, Failed, REFUSED, Res};
 
 /// Why standard output does not take what is printed.
 static LOST: OnceLock<String> = OnceLock::new();
@@ -23,6 +25,39 @@ pub(crate) fn input(file: &Path) -> Res<Vec<u8>> {
         fs::read(file)
     };
     read.map_err(|error| Failed(FILE, format!("{}: {error}", file.display())))
+}
+
+/// The value of a key, from a file or standard input: no more is read than it may have. `limit` is asked for the server's
+/// where it is longer than that of most servers.
+pub(crate) fn value(file: &Path, name: &Key, limit: impl FnOnce() -> Res<usize>) -> Res<Vec<u8>> {
+    let failed = |error| Failed(FILE, format!("{}: {error}", file.display()));
+    let open = || -> std::io::Result<(Box<dyn Read>, Option<usize>)> {
+        if file == Path::new("-") {
+            return Ok((Box::new(std::io::stdin().lock()), None));
+        }
+        let file = fs::File::open(file)?;
+        let there = file.metadata()?;
+        // A device or a pipe has as much as comes.
+        let size = there.is_file().then(|| usize::try_from(there.len()).unwrap_or(usize::MAX));
+        Ok((Box::new(file), size))
+    };
+    let (mut from, size) = open().map_err(failed)?;
+    let mut value = Vec::new();
+    let mut read_over = |limit: usize, value: &mut Vec<u8>| {
+        let left = limit.saturating_add(1).saturating_sub(value.len()) as u64;
+        from.by_ref().take(left).read_to_end(value).map_err(failed).map(|_| value.len() > limit)
+    };
+    if read_over(Limits::default().value, &mut value)? {
+        let limit = limit()?;
+        if read_over(limit, &mut value)? {
+            let why = match size.filter(|size| *size > limit) {
+                Some(size) => OverLimit::Value { key: name.clone(), size, limit }.to_string(),
+                None => format!("the value of {name} has more than {limit} bytes; the limit is {limit}"),
+            };
+            return Err(Failed(REFUSED, why));
+        }
+    }
+    Ok(value)
 }
 
 /// Writes a file, or to standard output. A link is followed; a new file is for its owner alone, since it may hold secrets.

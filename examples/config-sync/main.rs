@@ -376,7 +376,7 @@ fn agent_config(args: AgentArgs) -> Result<agent::Config, ProcessError> {
 
 fn main() -> ExitCode {
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    let parsed = settings::apply(Cli::command(), &arguments)
+    let parsed = settings::apply(settings::without_empty(Cli::command()), &arguments)
         .map(|command| Cli::from_arg_matches(&command.get_matches_from(&arguments)));
     let cli = match parsed {
         Ok(Ok(cli)) => cli,

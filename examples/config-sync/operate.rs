@@ -20,7 +20,7 @@ use spanwire_config::wire::client::{InvalidCode, Selector, Tip, Writable};
 use spanwire_config::{ChangeSet, Entry, Id, Key, Limits, Place, State, tree};
 
 pub(crate) use super::files::print;
-use super::files::{input, output, print_bytes};
+use super::files::{self, input, output, print_bytes};
 use super::progress::Progress;
 use super::rollout::{self, Roll, What};
 use super::show;
@@ -456,12 +456,12 @@ fn done(request: Id, told: Result<Committed, ClientError>) -> Res<()> {
 pub(crate) fn run(verb: Verb) -> Res<()> {
     match verb {
         Verb::Set { to, how, key: name, value, file, executable } => {
+            let (client, name) = (to.client()?, key(&name)?);
             let value = match (value, file) {
                 (Some(value), _) => value.into_bytes(),
-                (None, Some(file)) => input(&file)?,
+                (None, Some(file)) => files::value(&file, &name, || Ok(client.limits()?.value))?,
                 (None, None) => return senseless("a value or a file"),
             };
-            let (client, name) = (to.client()?, key(&name)?);
             // What it is for stays, unless that is said.
             let flags = match executable {
                 true => tree::EXECUTABLE,

@@ -29,6 +29,25 @@ pub(crate) fn apply(command: Command, arguments: &[OsString]) -> Result<Command,
     with(command, &table).map_err(said)
 }
 
+/// An address that the environment has empty is none: `CONFIG_SYNC_CONTROL=` is as good as not set.
+pub(crate) fn without_empty(mut command: Command) -> Command {
+    let empty = |arg: &Arg| {
+        let addresses = arg.get_long().is_some_and(|name| ["control", "bind", "connect"].contains(&name));
+        addresses && arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty())
+    };
+    let mut found = Vec::new();
+    for verb in command.get_subcommands() {
+        for arg in verb.get_arguments().filter(|arg| empty(arg)) {
+            found.push((verb.get_name().to_owned(), arg.get_id().clone()));
+        }
+    }
+    for (verb, id) in found {
+        command = command
+            .mut_subcommand(verb, |verb| verb.mut_arg(id, |arg| arg.env(clap::builder::Resettable::Reset)));
+    }
+    command
+}
+
 /// The file named by `--settings`, or by the environment. Clap, which would know better, comes after it.
 fn file(arguments: &[OsString]) -> Option<PathBuf> {
     let mut arguments = arguments.iter().take_while(|argument| *argument != "--");

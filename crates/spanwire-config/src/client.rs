@@ -36,12 +36,15 @@ use crate::wire::client::{
     Ask, BeginAsk, BeginWith, CommitAsk, Commits, Holding, ImportAsk, InvalidCode, LogAsk, Nodes, Order,
     ReadAsk, Reply, RevertAsk, RolloutAsk, Selector, StatusAsk, Step, Tip, WaitAsk, Waited, Writable,
 };
-use crate::{ChangeSet, Digest, Entry, Id, Key, Level, Place, State};
+use crate::{ChangeSet, Digest, Entry, Id, Key, Level, Limits, Place, State};
 
 pub use export::{Export, ExportError};
 
 /// Largest reply that is taken, in bytes: a page, or one large value.
 const MAX_REPLY: usize = 65 << 20;
+
+/// A request of so many bytes is taken by every server, whatever its limits.
+const SMALL: usize = 1 << 20;
 
 /// A client of one namespace at one authority.
 #[derive(Clone, Debug)]
@@ -456,6 +459,39 @@ impl Client {
         }
     }
 
+    /// The limits of the namespace, as the authority has them.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn limits(&self) -> Result<Limits> {
+        // Above every node: none is listed.
+        let ask = StatusAsk { namespace: self.namespace.clone(), after: Some(Id([0xff; 16])) };
+        match self.ask(&Ask::Status(ask), Duration::ZERO)? {
+            Reply::Nodes(page) => Ok(page.limits),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What is larger than the authority's socket takes ends the connection instead of being answered; said here, in the
+    /// words in which the authority would. All that it takes is for it to judge: it may be the repeat of what was done.
+    fn deliverable(&self, ask: &Ask, len: usize) -> Result<()> {
+        if len <= SMALL {
+            return Ok(());
+        }
+        let limits = self.limits()?;
+        if len as u64 <= limits.request() {
+            return Ok(());
+        }
+        let over = match ask {
+            Ask::Commit(ask) => limits.check_puts(&ask.changes),
+            Ask::Import(ask) => limits.check(ask.state.keys(), ask.state.bytes()),
+            _ => Ok(()),
+        };
+        let large = || format!("the request has {len} bytes; the limit is {}", limits.request());
+        let text = over.map_or_else(|over| over.to_string(), |()| large());
+        Err(ClientError::Invalid { code: InvalidCode::OverLimit, oldest: Place::default(), text })
+    }
+
     /// Waits until every selected node has reached or refused `position`, or `timeout` is over.
     ///
     /// # Errors
@@ -478,8 +514,9 @@ impl Client {
 
     /// Asks; while the authority is busy and there is time, again.
     fn ask(&self, ask: &Ask, beyond: Duration) -> Result<Reply> {
-        let latest = Instant::now() + self.timeout.saturating_add(beyond).min(Duration::from_secs(1 << 30));
         let message = Bytes::from(ask.encode());
+        self.deliverable(ask, message.len())?;
+        let latest = Instant::now() + self.timeout.saturating_add(beyond).min(Duration::from_secs(1 << 30));
         loop {
             let left = latest.saturating_duration_since(Instant::now());
             let reply = self.req.request_timeout(message.clone(), left).map_err(|error| {

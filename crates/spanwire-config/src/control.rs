@@ -38,16 +38,13 @@ const PARKED: u64 = 16;
 /// How long a reply waits for room: who does not take replies gets none.
 const ROOM: Duration = Duration::from_millis(10);
 
-/// Listens for clients.
-pub(crate) fn listen(config: &Config, log: &Log) -> Result<Rep, ProcessError> {
-    let Limits { value: _, keys, bytes } = config.limits;
-    // The largest commit that the limits allow, with room for its framing.
-    let largest = bytes.saturating_add(16 * u64::from(keys)).saturating_add(1 << 20);
-    let largest = usize::try_from(largest).unwrap_or(usize::MAX);
+/// Listens for clients; says where in `heard`.
+pub(crate) fn listen(config: &Config, heard: &mut Vec<String>) -> Result<Rep, ProcessError> {
+    let largest = usize::try_from(config.limits.request()).unwrap_or(usize::MAX);
     let rep = Rep::builder().recv_max_size(largest).build()?;
     for url in &config.control {
         let endpoint = bind(&rep, url)?;
-        log.say(format_args!("clients at {}", endpoint.url()));
+        heard.push(format!("clients at {}", endpoint.url()));
     }
     Ok(rep)
 }

@@ -232,6 +232,28 @@ impl Limits {
         Ok(())
     }
 
+    /// Largest request of a client that a server with these limits takes, in bytes: a commit of all that they allow,
+    /// with room for its framing.
+    pub(crate) fn request(&self) -> u64 {
+        self.bytes.saturating_add(16 * u64::from(self.keys)).saturating_add(1 << 20)
+    }
+
+    /// Whether all that is put could be within them.
+    ///
+    /// # Errors
+    /// What would exceed them, whatever is there before.
+    pub(crate) fn check_puts(&self, changes: &ChangeSet) -> Result<(), OverLimit> {
+        self.check_values(changes)?;
+        let (mut keys, mut bytes) = (0u32, 0u64);
+        for (key, change) in changes.iter() {
+            if let Change::Put(entry) = change {
+                keys = keys.saturating_add(1);
+                bytes = bytes.saturating_add((key.as_bytes().len() + entry.value.len()) as u64);
+            }
+        }
+        self.check(keys, bytes)
+    }
+
     /// Whether each value put is within them.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use spanwire::Socket;
 
 pub(crate) use authority::Authority;
-use open::{claim, open};
+use open::{begins, claim, open};
 use space::{Opened, Space};
 use watch::watch;
 
@@ -221,14 +221,20 @@ impl<'a> Server<'a> {
         }
         let socket = Socket::new(sender)?;
         follow(socket.events(), log.clone());
+        let mut heard = Vec::new();
         for url in &config.bind {
             let endpoint = bind(&socket, url)?;
-            log.say(format_args!("listening at {}", endpoint.url()));
+            heard.push(format!("listening at {}", endpoint.url()));
         }
         let control = match &config.control[..] {
             [] => None,
-            _ => Some(control::listen(config, log)?),
+            _ => Some(control::listen(config, &mut heard)?),
         };
+        // Nothing is said to begin where an address that cannot be used ends it.
+        for opened in &opened {
+            begins(&opened.config, opened.driver.machine()).into_iter().for_each(|line| opened.log.say(line));
+        }
+        heard.into_iter().for_each(|line| log.say(line));
         let spaces =
             opened.into_iter().enumerate().map(|(at, opened)| Space::start(opened, socket.clone(), at));
         let spaces: Vec<Space> = spaces.collect::<Result<_, _>>()?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use spanwire_config::client::{Client, ClientError};
 use spanwire_config::wire::client::{InvalidCode, Nodes, Selector, Waited};
-use spanwire_config::{Id, Level, NodeKind};
+use spanwire_config::{Id, Level, NodeKind, Place};
 
 use super::{Failed, LevelArg, REFUSED, Res, Rev, TIMEOUT, To, place, print, senseless};
 use crate::show;
@@ -98,9 +98,24 @@ fn none_is_a_relay(selector: &Selector, seen: &Nodes) -> Res<()> {
     }
 }
 
+/// The same place, if it is not above the newest: nobody would hear of what comes before it does. Where there is nothing
+/// yet, or nobody to ask, it may come.
+fn existing(client: &Client, at: Place) -> Res<Place> {
+    let newest = match client.status() {
+        Ok(status) => status.tip.position.into(),
+        Err(ClientError::Unanswered(_) | ClientError::Unreachable(_) | ClientError::Busy) => return Ok(at),
+        Err(error) => return Err(error.into()),
+    };
+    if at > newest && newest != Place::default() {
+        let (at, newest) = (show::place(at), show::place(newest));
+        return Err(Failed(REFUSED, format!("there is no revision {at}; the newest is {newest}")));
+    }
+    Ok(at)
+}
+
 pub(super) fn watch(client: &Client, after: Option<Rev>, json: bool) -> Res<()> {
     let mut after = match after {
-        Some(rev) => place(client, rev)?,
+        Some(rev) => existing(client, place(client, rev)?)?,
         None => client.status()?.tip.position.into(),
     };
     loop {

@@ -99,20 +99,19 @@ pub(super) fn open(
                 driver.tell(AuthorityEvent::Shown { node, head, issued: 0 });
                 driver.tell(AuthorityEvent::Adopt(Ticket(0), random()?, Some(base)));
                 begin(&mut driver, log, AuthorityEvent::Offered(node, Some(state)))?;
-            } else {
-                match &config.dir {
-                    Some(_) => {
-                        log.say(format_args!(
-                            "a new history begins: epoch {}",
-                            config.new_epoch.unwrap_or(1)
-                        ));
-                    }
-                    None => log.say("nothing is in this store: nothing begins by itself"),
-                }
             }
         }
     }
     Ok(driver)
+}
+
+/// What is to be said of a store that has nothing.
+pub(super) fn begins(config: &Config, machine: &NsAuthority) -> Option<String> {
+    match (machine.position(), &config.dir) {
+        (Some(_), _) => None,
+        (None, Some(_)) => Some(format!("a new history begins: epoch {}", config.new_epoch.unwrap_or(1))),
+        (None, None) => Some("nothing is in this store: nothing begins by itself".into()),
+    }
 }
 
 /// A directory takes the place of what clients committed only if that is meant.

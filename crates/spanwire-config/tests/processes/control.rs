@@ -520,3 +520,36 @@ fn many_clients_at_once_commit_each_once_and_in_their_order() {
     assert_eq!((tip.position.rev, held.keys()), ((CLIENTS * EACH) as u64 + 1, CLIENTS as u32 + 1));
     assert!(held.iter().skip(1).all(|(_, entry)| &entry.value()[..] == b"19"));
 }
+
+#[test]
+fn what_is_larger_than_the_server_takes_is_refused_before_it_is_sent_and_in_its_words() {
+    let w = World::new();
+    let _server = Running::serve(w.log_config());
+    let client = w.client();
+    assert_eq!(client.limits().expect("an answer"), Limits::default());
+    let over = |told: Result<Committed, ClientError>| match told {
+        Err(ClientError::Invalid { code: InvalidCode::OverLimit, text, .. }) => text,
+        other => panic!("{other:?}"),
+    };
+    let with = |pairs: Vec<(Key, Vec<u8>)>| {
+        let mut changes = ChangeSet::new();
+        pairs.into_iter().for_each(|(name, value)| changes.put(name, 0, value));
+        expecting(FIRST, changes)
+    };
+    // The server itself says so of what it takes.
+    for size in [(1 << 20) + 1, 70 << 20] {
+        let text = over(client.commit(&with(vec![(key("a"), vec![0; size])])));
+        assert_eq!(text, format!("the value of a has {size} bytes; the limit is 1048576"));
+    }
+    for count in [64, 70] {
+        let pairs: Vec<_> = (10..10 + count).map(|n| (key(&format!("{n}")), vec![0; 1 << 20])).collect();
+        let text = over(client.commit(&with(pairs.clone())));
+        let bytes = count * ((1 << 20) + 2);
+        assert_eq!(text, format!("{bytes} bytes in keys and values; the limit is 67108864"));
+        let mut state = State::new();
+        pairs.into_iter().for_each(|(name, value)| drop(state.put(name, Entry::new(0, value))));
+        assert_eq!(over(client.import(Id::random().expect("randomness"), state)), text);
+    }
+    // Nothing was done, and the connection is as it was.
+    assert_eq!(client.commit(&expecting(FIRST, put(&[("a", "1")]))).expect("the first").at.rev, 1);
+}

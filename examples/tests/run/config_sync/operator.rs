@@ -366,3 +366,37 @@ fn where_nothing_listens_that_is_said_early_and_a_server_that_comes_later_still_
     let (code, _, err) = w.verb(&["status", "--control", &w.url, "--timeout", "0.5"]);
     assert!(code == Some(7) && err.contains("answers as no control address does"), "{err}");
 }
+
+#[test]
+fn a_value_over_the_limit_is_refused_whatever_its_size_and_no_more_is_read() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    for size in [(1 << 20) + 1, 70 << 20, 300 << 20] {
+        let file = std::fs::File::create(w.path("big")).expect("writable");
+        file.set_len(size).expect("sparse");
+        let (code, out, err) = w.verb(&["set", "big", "--file", "big"]);
+        assert_eq!((code, &out[..]), (Some(6), ""), "{err}");
+        let told = format!("the value of big has {size} bytes; the limit is 1048576");
+        assert!(err.contains(&told) && !err.contains("--request"), "{err}");
+    }
+    // Without an end.
+    let (code, _, err) = w.verb(&["set", "big", "--file", "/dev/zero"]);
+    assert!(code == Some(6) && err.contains("more than 1048576 bytes; the limit is 1048576"), "{err}");
+    assert_eq!(w.ok(&["list"]), "1  a\n");
+    let file = std::fs::File::create(w.path("big")).expect("writable");
+    file.set_len(1 << 20).expect("sparse");
+    assert_eq!(w.ok(&["set", "big", "--file", "big"]), "1:2\n");
+}
+
+#[test]
+fn a_revision_above_the_newest_is_not_watched_for() {
+    let w = World::new();
+    let _server = w.serve_log();
+    w.ok(&["set", "a", "1", "--expect", "0:0"]);
+    for above in ["99:1", "1:2", "9"] {
+        let (code, out, err) = w.verb(&["watch", "--after", above]);
+        assert_eq!((code, &out[..]), (Some(6), ""), "{above}: {err}");
+        assert!(err.contains(&format!("there is no revision {above}")), "{err}");
+    }
+}

@@ -230,3 +230,47 @@ fn a_key_that_cannot_be_written_is_2_and_help_says_so() {
     let help = w.ok(&["keygen", "--help"]);
     assert!(help.contains("exit code 2"), "{help}");
 }
+
+#[test]
+fn a_server_that_cannot_listen_says_that_and_not_what_it_would_have_begun() {
+    let w = World::new();
+    for source in ["", " --dir {}/conf"] {
+        for (bind, control) in [("none/s.ipc", "c.ipc"), ("s.ipc", "none/c.ipc")] {
+            let (code, words) = w
+                .run(&format!(
+                    "serve --state {{}}/state{source} --bind tcp://127.0.0.1:0 --bind ipc://{{}}/{bind} --control \
+                     ipc://{{}}/{control}"
+                ))
+                .ends_with_all();
+            assert!(code == Some(4) && words.contains("none/"), "{code:?}: {words}");
+            assert!(
+                !words.contains("begins") && !words.contains("listening") && !words.contains("clients"),
+                "{words}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_address_that_the_environment_has_empty_is_not_set() {
+    let w = World::new();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(program("config-sync"));
+        command
+            .args(args)
+            .envs(["CONTROL", "BIND", "CONNECT"].map(|name| (format!("CONFIG_SYNC_{name}"), "")));
+        let output = command.stdin(Stdio::null()).output().expect("it was built");
+        (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+    };
+    let (state, out) = (w.path("state"), w.path("out"));
+    let (state, out) = (state.to_str().expect("text"), out.to_str().expect("text"));
+    for (args, named) in [
+        (&["status"][..], "--control"),
+        (&["serve", "--state", state], "--bind"),
+        (&["serve", "--state", state, "--bind", &w.url], "--control"),
+        (&["agent", "--out", out], "--connect"),
+    ] {
+        let (code, words) = run(args);
+        assert!(code == Some(2) && words.contains(named), "{args:?}: {code:?}: {words}");
+    }
+}
