@@ -26,7 +26,8 @@ impl<P: Protocol> Socket<P> {
     /// It ends when the runtime does, or when the socket is closed; the background thread then drives the socket again.
     /// While a runtime drives the socket a further call changes nothing. A runtime whose threads are all busy, or
     /// blocked, serves the socket late, as it does its own, and one of one thread only in `block_on`: nobody else reads
-    /// for it then, but a thread that calls the socket itself.
+    /// for it then, nor writes what is queued, but a thread that calls the socket itself. So a program that blocks its
+    /// runtime until a peer has all that it queued may wait for ever.
     ///
     /// Where the library runs without Linux's epoll this has no effect.
     ///
