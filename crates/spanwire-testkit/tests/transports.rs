@@ -34,7 +34,7 @@ transport_conformance!(promise_24_inproc, || {
 /// Every byte is read and written alone: slow, so there are fewer of them. (Much smaller kernel buffers would be
 /// slower still: their windows close, and what opens them again is a timer.)
 fn single_bytes() -> Setup {
-    let buffers = TcpOptions::default().send_buffer(Some(64 << 10)).recv_buffer(Some(1024 << 10));
+    let buffers = TcpOptions::default().send_buffer(Some(64 << 10)).recv_buffer(Some(256 << 10));
     Setup::new(Faulty::new(Tcp, Faults::new(1).pieces(1)), tcp_at)
         .ports()
         .option(buffers)

@@ -106,6 +106,7 @@ fn test() -> Result<(), String> {
         report.count(&mut cargo(["test", "--package", "spanwire-examples", "--example", "config-sync"]));
     report.step("config-sync", counted);
     ahead.wait();
+    eprintln!("-- builds ahead: waited {} s for them", report.lap().as_secs());
     let counted = portable(&mut report);
     report.step("portable", counted);
     if has_loom() {

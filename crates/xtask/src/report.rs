@@ -4,10 +4,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Steps that failed, and the sum of all test binaries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Report {
+    /// When the last step ended.
+    since: Instant,
     failed_steps: Vec<(String, String)>,
     total: Counts,
     /// Models that passed, and were not explored to their end.
@@ -24,16 +27,30 @@ struct Counts {
     ignored: u64,
 }
 
+impl Default for Report {
+    fn default() -> Self {
+        let (failed_steps, total) = (Vec::new(), Counts::default());
+        Report { since: Instant::now(), failed_steps, total, cut_short: 0 }
+    }
+}
+
 impl Report {
-    /// Notes how a step ended.
+    /// Notes how a step ended, which began when the one before had.
     pub(crate) fn step(&mut self, name: &str, result: Result<(), String>) {
+        let took = self.lap().as_secs();
         match result {
-            Ok(()) => eprintln!("-- {name}: ok"),
+            Ok(()) => eprintln!("-- {name}: ok, {took} s"),
             Err(text) => {
-                eprintln!("-- {name}: FAILED: {text}");
+                eprintln!("-- {name}: FAILED, {took} s: {text}");
                 self.failed_steps.push((name.to_owned(), text));
             }
         }
+    }
+
+    /// Since the last step ended; the next begins now.
+    pub(crate) fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        now.duration_since(std::mem::replace(&mut self.since, now))
     }
 
     /// Runs tests, shows what they print, and adds their counts.
@@ -76,7 +93,7 @@ impl Report {
 
     /// Prints the failed steps and, last and alone on its line, the sum.
     pub(crate) fn finish(self) -> Result<(), String> {
-        let Report { failed_steps, total, cut_short } = self;
+        let Report { failed_steps, total, cut_short, .. } = self;
         for (name, text) in &failed_steps {
             println!("FAILED {name}: {text}");
         }

@@ -69,6 +69,7 @@ fn what_was_applied_is_noted_when_the_disk_takes_it_and_before_anything_newer_is
     assert_eq!((text(&w.path("n/a")), w.stored("n")), ("2".into(), Some(2)));
     free(&blocked);
     await_that("the next", || w.stored("n") == Some(3));
+    await_that("what it applied", || server.await_line("applied 1/").ends_with(":3"));
     agent.ends();
     server.ends();
     // Noted: with nothing owed, a hook does not run.

@@ -112,6 +112,8 @@ fn a_template_makes_a_file_of_each_revision_in_the_same_step_as_the_others() {
     w.write("src/port", "82");
     await_that("the last", || made() == "port = 82 of n\n");
     await_that("its hook", || text(&w.path("hooks")).ends_with("\nmade/app.conf port\n"));
+    // A hook that was ended with its agent runs again, and one that has written may not have ended yet.
+    agent.await_lines(text(&w.path("hooks")).lines().count(), "hook: done");
 
     // Another template for the same revision: put in place at the next start, and the hook learns of it.
     agent.ends();
@@ -120,6 +122,7 @@ fn a_template_makes_a_file_of_each_revision_in_the_same_step_as_the_others() {
     let agent = Running::agent(again.clone());
     await_that("the other", || made() == "PORT 82\n");
     await_that("its hook", || text(&w.path("hooks")) == format!("{before}made/app.conf\n"));
+    agent.await_line("hook: done");
     agent.ends();
     let agent = Running::agent(again.clone());
     agent.await_line("state: Live");

@@ -106,7 +106,7 @@ fn killed_at_its_hook_or_on_the_way_back_it_tries_the_newest_again_and_goes_back
     let applied = line.split("applied ").nth(1).and_then(|rest| rest.split(';').next()).unwrap_or_default();
     assert!(applied.ends_with(":1") && line.contains(":4: Hook: "), "{line}");
     w.write("src/a", "better");
-    while !server.await_line("applied 1/").ends_with(":5") {}
+    await_that("what it applied", || server.await_line("applied 1/").ends_with(":5"));
     assert!(w.hooks().ends_with("5 better: a\n"), "{}", w.hooks());
     agent.ends();
 }
