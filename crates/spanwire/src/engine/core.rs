@@ -183,7 +183,7 @@ pub(crate) struct Core {
     st: Mutex<State>,
     pub(super) link: Link,
     pub(crate) notes: Arc<Notes>,
-    pub(crate) registry: mio::Registry,
+    pub(crate) registry: Arc<mio::Registry>,
     pub(crate) info: ProtocolInfo,
     pub(crate) cfg: Config,
     pub(crate) me: Weak<Core>,
@@ -232,7 +232,7 @@ impl Core {
         let driver: &Driver = driver().map_err(Error::System)?;
         let poll = mio::Poll::new().map_err(Error::System)?;
         let notes = Notes::new(mio::Waker::new(poll.registry(), WAKE).map_err(Error::System)?);
-        let registry = poll.registry().try_clone().map_err(Error::System)?;
+        let registry = Arc::new(poll.registry().try_clone().map_err(Error::System)?);
         let inner = poll.as_raw_fd();
         let token = driver.reserve();
         let nested =

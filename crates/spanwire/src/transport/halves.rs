@@ -44,6 +44,22 @@ impl<T: Socket> Half<T> {
     }
 }
 
+#[cfg(unix)]
+impl<T: std::os::fd::AsRawFd> Half<T> {
+    /// The descriptor, as long as this half is there.
+    pub(super) fn fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Ends the sending direction.
+    pub(super) fn end(&self) -> io::Result<()>
+    where
+        T: std::os::fd::AsFd,
+    {
+        socket2::SockRef::from(&*self.0).shutdown(Shutdown::Write)
+    }
+}
+
 impl<T> Read for Half<T>
 where
     for<'a> &'a T: Read,
@@ -103,13 +119,6 @@ where
 }
 
 impl StreamWriter for Half<mio::net::TcpStream> {
-    fn shutdown(&mut self) -> io::Result<bool> {
-        self.0.shutdown(Shutdown::Write).map(|()| true)
-    }
-}
-
-#[cfg(unix)]
-impl StreamWriter for Half<mio::net::UnixStream> {
     fn shutdown(&mut self) -> io::Result<bool> {
         self.0.shutdown(Shutdown::Write).map(|()| true)
     }

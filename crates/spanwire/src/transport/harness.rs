@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Token, Waker};
+use mio::{Events, Poll, Registry, Token, Waker};
 
 use super::{
     Bag, Connection, Dialer, Facts, Listener, Registrar, Stream, StreamReader, StreamWriter, Target,
@@ -17,6 +17,7 @@ use crate::engine::Notes;
 /// Registers, waits, and takes notices.
 pub(super) struct Loop {
     poll: Poll,
+    registry: Arc<Registry>,
     events: Events,
     notes: Arc<Notes>,
     next: usize,
@@ -33,7 +34,8 @@ impl Loop {
     pub(super) fn new() -> Loop {
         let poll = Poll::new().unwrap();
         let waker = Waker::new(poll.registry(), Token(usize::MAX)).unwrap();
-        Loop { poll, events: Events::with_capacity(64), notes: Notes::new(waker), next: 0 }
+        let registry = Arc::new(poll.registry().try_clone().unwrap());
+        Loop { poll, registry, events: Events::with_capacity(64), notes: Notes::new(waker), next: 0 }
     }
 
     /// Calls `register` with a registrar of its own.
@@ -41,7 +43,7 @@ impl Loop {
         let token = Token(self.next);
         self.next += 1;
         let registrar =
-            Registrar { registry: self.poll.registry(), token, notifier: self.notes.notifier(token) };
+            Registrar { registry: &self.registry, token, notifier: self.notes.notifier(token) };
         register(&registrar).unwrap();
         token
     }
@@ -75,6 +77,12 @@ impl Loop {
     pub(super) fn readable(&mut self) -> Vec<Token> {
         self.poll.poll(&mut self.events, Some(Duration::ZERO)).unwrap();
         self.events.iter().filter(|event| event.is_readable()).map(mio::event::Event::token).collect()
+    }
+
+    /// Takes the events that are there, without waiting, and says how many tell of room to write.
+    pub(super) fn told_of_room(&mut self) -> usize {
+        self.poll.poll(&mut self.events, Some(Duration::ZERO)).unwrap();
+        self.events.iter().filter(|event| event.is_writable()).count()
     }
 
     /// The next connection of `listener`.

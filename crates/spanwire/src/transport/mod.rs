@@ -89,7 +89,7 @@ impl Facts {
 /// Registration is edge-triggered (mio): read and write until `WouldBlock`.
 #[derive(Debug)]
 pub struct Registrar<'a> {
-    pub(crate) registry: &'a Registry,
+    pub(crate) registry: &'a Arc<Registry>,
     pub(crate) token: Token,
     pub(crate) notifier: Notifier,
 }
@@ -103,10 +103,34 @@ impl Registrar<'_> {
         self.registry.register(&mut DynSource(source), self.token, interest)
     }
 
+    /// What changes later, from any thread, what sources of this connection are registered for. May be kept and cloned.
+    pub fn registration(&self) -> Registration {
+        Registration { registry: self.registry.clone(), token: self.token }
+    }
+
     /// Something that announces readiness from any thread, for connections that are no descriptor. May be
     /// kept and cloned; a notice after the connection has ended does nothing.
     pub fn notifier(&self) -> Notifier {
         self.notifier.clone()
+    }
+}
+
+/// The place of a connection where readiness is announced, for a source that is to announce more or less than it was
+/// registered for: a Unix socket tells of room with every read of its peer, also of room that nobody waits for.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    registry: Arc<Registry>,
+    token: Token,
+}
+
+impl Registration {
+    /// Changes what `source`, which was registered for this connection, tells of. What it is ready for at that moment is
+    /// told: nothing is missed between a `WouldBlock` and this call.
+    ///
+    /// # Errors
+    /// Those of [`Registry::reregister`].
+    pub fn change(&self, source: &mut dyn Source, interest: Interest) -> io::Result<()> {
+        self.registry.reregister(&mut DynSource(source), self.token, interest)
     }
 }
 

@@ -56,6 +56,45 @@ fn bytes_go_both_ways_an_end_is_seen_and_nothing_stays_behind() {
 }
 
 #[test]
+fn room_is_told_to_whoever_waits_for_it_and_not_with_each_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, url) = place(&dir, "room");
+    let mut turn = Loop::new();
+    let (mut a, mut b) = turn.connect(&Ipc, &url, &Bag::default());
+    turn.carries(&mut a, &mut b, "a greeting");
+    turn.carries(&mut b, &mut a, "another");
+    turn.told_of_room();
+    for _ in 0..10 {
+        turn.carries(&mut a, &mut b, "hello");
+        assert_eq!(turn.told_of_room(), 0, "nobody waits");
+    }
+    // Until it is full, in one write or in many; then all of it is read.
+    for (piece, is_left) in [(1 << 20, true), (1000, false)] {
+        let piece = vec![7; piece];
+        let full = loop {
+            match a.writer.write(&piece) {
+                Ok(_) => {}
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(turn.told_of_room(), 0, "it is full");
+        while b.reader.read(&mut [0; 4096]).is_ok() {}
+        assert_eq!(turn.told_of_room(), 1);
+        // Who still has more than there is room for waits on.
+        let _ = a.writer.write(&piece).unwrap();
+        assert_eq!(a.writer.write(&piece).is_err(), is_left);
+        while b.reader.read(&mut [0; 4096]).is_ok() {}
+        assert_eq!(turn.told_of_room(), usize::from(is_left));
+        // And nobody is told when all has left.
+        turn.carries(&mut a, &mut b, "the rest");
+        turn.told_of_room();
+        turn.carries(&mut a, &mut b, "more");
+        assert_eq!(turn.told_of_room(), 0, "nobody waits");
+    }
+}
+
+#[test]
 fn a_stale_file_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let (path, url) = place(&dir, "stale");
