@@ -33,7 +33,7 @@ pub(super) use socket;
 
 impl Push for spanwire::Push {
     async fn send(&mut self, body: &[u8]) -> Result<()> {
-        Ok((**self).send(Message::from(body)).map_err(|why| why.to_string())?)
+        Ok((**self).send(body).map_err(|why| why.to_string())?)
     }
     async fn offer(&mut self, body: &[u8]) -> Result<bool> {
         match self.send_timeout(Message::from(body), REFUSAL) {
@@ -124,7 +124,7 @@ impl Pull for Asker {
 
 impl Push for spanwire::Pub {
     async fn send(&mut self, body: &[u8]) -> Result<()> {
-        Ok((**self).send(Message::from(body)).map_err(|why| why.to_string())?)
+        Ok((**self).send(body).map_err(|why| why.to_string())?)
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct OnTokio<S>(S);
 
 impl Push for OnTokio<spanwire::Push> {
     async fn send(&mut self, body: &[u8]) -> Result<()> {
-        Ok(self.0.send_async(Message::from(body)).await.map_err(|why| why.to_string())?)
+        Ok(self.0.send_async(body).await.map_err(|why| why.to_string())?)
     }
 }
 

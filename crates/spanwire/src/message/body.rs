@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use bytes::{Buf, Bytes};
 
 use super::pool;
+use super::unique::Unique;
 
 /// The smallest buffer, as a power of two; each doubling has [`STEPS`] sizes.
 const LEAST: u32 = 7;
@@ -36,7 +37,10 @@ pub(super) enum Body {
 }
 
 impl Body {
-    #[inline]
+    /// The largest that [`copy`](Self::copy) makes in one piece.
+    pub(super) const MOST_COPIED: usize = MOST - 1;
+
+    #[inline(always)]
     pub(super) fn copy(body: &[u8]) -> Body {
         if body.len() < MOST { Body::Copy(Copied::new(body)) } else { Body::Own(pool::copy(body)) }
     }
@@ -75,15 +79,21 @@ pub(super) struct Copied {
 }
 
 impl Copied {
-    #[inline]
+    /// Made where it is wanted: moved there, its fields would be stored one by one and loaded together, for which the
+    /// processor waits until the body before them has been stored as well. Only what fits into registers comes back from
+    /// [`filled`].
+    #[inline(always)]
     fn new(body: &[u8]) -> Copied {
-        let mut buffer = take(size_of_body(body.len()));
-        // Nobody else has it, as it was idle.
-        if let Some(room) = Arc::get_mut(&mut buffer) {
-            room[..body.len()].copy_from_slice(body);
-        }
-        Copied { buffer: Some(buffer), start: 0, end: body.len() as u16 }
+        Copied { buffer: Some(filled(body)), start: 0, end: body.len() as u16 }
     }
+}
+
+/// A buffer with `body` at its beginning.
+#[inline(never)]
+fn filled(body: &[u8]) -> Arc<[u8]> {
+    let mut buffer = take(size_of_body(body.len()));
+    buffer.write(body);
+    buffer.share()
 }
 
 impl AsRef<[u8]> for Copied {
@@ -97,7 +107,7 @@ impl Drop for Copied {
     #[inline]
     fn drop(&mut self) {
         // The last reference gives it back; of two that go at once neither may be the last to see: then it is freed.
-        if let Some(buffer) = self.buffer.take_if(|buffer| Arc::strong_count(buffer) == 1) {
+        if let Some(buffer) = Unique::last(&mut self.buffer) {
             give(buffer);
         }
     }
@@ -127,14 +137,14 @@ fn drawer(size: usize) -> usize {
     (DRAWER / bytes_of(size)).clamp(1, DRAWER_BUFFERS)
 }
 
-type Buffers = Vec<Arc<[u8]>>;
+type Buffers = Vec<Unique>;
 
 thread_local! {
     static DRAWERS: RefCell<[Buffers; SIZES]> = const { RefCell::new([const { Vec::new() }; SIZES]) };
 }
 
 #[inline]
-fn take(size: usize) -> Arc<[u8]> {
+fn take(size: usize) -> Unique {
     // While a thread's locals are being destroyed it has none.
     DRAWERS
         .try_with(|drawers| {
@@ -143,11 +153,11 @@ fn take(size: usize) -> Arc<[u8]> {
         })
         .ok()
         .flatten()
-        .unwrap_or_else(|| std::iter::repeat_n(0, bytes_of(size)).collect())
+        .unwrap_or_else(|| Unique::new(bytes_of(size)))
 }
 
 #[inline]
-fn give(buffer: Arc<[u8]>) {
+fn give(buffer: Unique) {
     // The smallest size that holds as much is the one it was made for.
     let size = size_of_body(buffer.len());
     let _ = DRAWERS.try_with(|drawers| {
@@ -179,7 +189,7 @@ fn shelf() -> Option<MutexGuard<'static, Shelf>> {
 }
 
 #[cold]
-fn refill(mine: &mut Buffers, size: usize) -> Option<Arc<[u8]>> {
+fn refill(mine: &mut Buffers, size: usize) -> Option<Unique> {
     if let Some(mut shelf) = shelf() {
         let idle = &mut shelf.idle[size];
         let from = idle.len().saturating_sub(drawer(size));

@@ -10,6 +10,7 @@
 
 mod body;
 pub(crate) mod pool;
+mod unique;
 mod words;
 
 use bytes::Bytes;
@@ -53,12 +54,29 @@ enum Repr {
     },
 }
 
+/// Copies so few bytes, and as many, that a call would cost more: by two pieces that overlap.
+#[inline]
+fn copy_few(to: &mut [u8], from: &[u8]) {
+    fn ends<const N: usize>(to: &mut [u8], from: &[u8]) -> bool {
+        let (Some(first), Some(last)) = (from.first_chunk::<N>(), from.last_chunk::<N>()) else {
+            return false;
+        };
+        let at = to.len() - N;
+        to[at..].copy_from_slice(last);
+        to[..N].copy_from_slice(first);
+        from.len() <= 2 * N
+    }
+    if from.len() > 2 * 16 || !(ends::<16>(to, from) || ends::<8>(to, from) || ends::<4>(to, from)) {
+        to.copy_from_slice(from);
+    }
+}
+
 impl Message {
     /// Largest body, in bytes, that needs no allocation, with up to three header words in front.
     pub const INLINE: usize = 64;
 
-    /// Most bytes that lie inside of a message, header words counted.
-    pub(crate) const MOST_INLINE: usize = BUF;
+    /// Most bytes with which a message is [filled](Self::fill).
+    pub(crate) const MOST_FILLED: usize = Body::MOST_COPIED;
 
     /// An empty message.
     pub fn new() -> Self {
@@ -72,35 +90,44 @@ impl Message {
     /// Copies `body`.
     #[inline]
     pub fn from_slice(body: &[u8]) -> Self {
-        if body.len() <= BUF { Self::inline(body) } else { Self::copied(body) }
+        // Not looked at here, it stays in one piece; in pieces it would be moved to where the caller keeps it, and the
+        // processor would wait for what was stored in other pieces than it is loaded in.
+        let mut msg = Self::EMPTY;
+        msg.set(body);
+        msg
     }
 
-    /// Out of line, so that what makes a small message is short enough to be made where the caller keeps it.
+    /// Makes an empty message that lies where it is to be one with this body.
     #[inline(never)]
+    fn set(&mut self, body: &[u8]) {
+        if body.len() > BUF {
+            *self = Self::copied(body);
+        } else if let Repr::Inline { off, mid, end, buf } = &mut self.0 {
+            // What is larger than `INLINE` takes room from the header: words that came in front of a small body are as
+            // many bytes less of it when they are taken off.
+            let start = HEAD.min(BUF - body.len());
+            copy_few(&mut buf[start..start + body.len()], body);
+            (*off, *mid, *end) = (start as u8, start as u8, (start + body.len()) as u8);
+        }
+    }
+
+    #[inline(always)]
     fn copied(body: &[u8]) -> Self {
         Message(Repr::Shared { words: Words::default(), body: Body::copy(body) })
     }
 
-    /// At most [`BUF`] bytes. What is larger than [`INLINE`](Self::INLINE) takes room from the header: words that came in
-    /// front of a small body are as many bytes less of it when they are taken off.
-    #[inline]
-    fn inline(body: &[u8]) -> Self {
-        // Made where it is returned: a buffer of its own would be stored and loaded in pieces that do not match.
-        let mut msg = Self::EMPTY;
-        if let Repr::Inline { off, mid, end, buf } = &mut msg.0 {
-            let start = HEAD.min(BUF - body.len());
-            buf[start..start + body.len()].copy_from_slice(body);
-            (*off, *mid, *end) = (start as u8, start as u8, (start + body.len()) as u8);
-        }
-        msg
-    }
-
-    /// Makes an empty message that lies where it is to be one with the first `len` bytes of `bytes`, if that can be done in
-    /// pieces of fixed size: of a small body more bytes must follow, and what is too much is never looked at. (Made
-    /// elsewhere and moved there, a message is stored in odd pieces and loaded in even ones, which a processor does slowly.)
+    /// Makes an empty message that lies where it is to be one with the first `len` bytes of `bytes`, if there are as many,
+    /// and if that can be done in pieces of fixed size: of a small body more bytes must follow, and what is too much is
+    /// never looked at. (Made elsewhere and moved there, a message is stored in odd pieces and loaded in even ones, which a
+    /// processor does slowly.)
     #[inline]
     pub(crate) fn fill(&mut self, bytes: &[u8], len: usize) -> bool {
         const REST: usize = 16; // more than HEAD
+        if len > BUF {
+            let Some(body) = bytes.get(..len) else { return false };
+            *self = Self::copied(body);
+            return true;
+        }
         let Repr::Inline { off, mid, end, buf } = &mut self.0 else { return false };
         let Some(piece) = bytes.first_chunk::<{ Self::INLINE }>() else { return false };
         let start = if len <= Self::INLINE {
@@ -120,7 +147,7 @@ impl Message {
     #[inline]
     pub fn from_bytes(body: Bytes) -> Self {
         if body.len() <= BUF {
-            Self::inline(&body)
+            Self::from_slice(&body)
         } else {
             Message(Repr::Shared { words: Words::default(), body: Body::Own(body) })
         }
@@ -529,8 +556,8 @@ mod tests {
             assert_eq!(Message::from_slice(&body), m);
             let followed = [&body[..], &[7; 100]].concat();
             let mut filled = Message::new();
-            assert_eq!(filled.fill(&followed, body.len()), body.len() <= BUF);
-            assert_eq!(filled, if body.len() <= BUF { m } else { Message::new() });
+            assert!(filled.fill(&followed, body.len()));
+            assert_eq!(filled, m);
             assert!(!Message::new().fill(&body, body.len() + 1), "there are fewer");
         }
     }

@@ -42,8 +42,7 @@ impl Loop {
     pub(super) fn register(&mut self, register: impl FnOnce(&Registrar<'_>) -> io::Result<()>) -> Token {
         let token = Token(self.next);
         self.next += 1;
-        let registrar =
-            Registrar { registry: &self.registry, token, notifier: self.notes.notifier(token) };
+        let registrar = Registrar { registry: &self.registry, token, notifier: self.notes.notifier(token) };
         register(&registrar).unwrap();
         token
     }

@@ -214,7 +214,7 @@ impl Inbox {
     /// [`Input::message`] and [`push`](Inbox::push), and quicker.
     #[inline]
     pub fn take(&mut self, input: &mut Input<'_>, n: usize) -> bool {
-        if n <= Message::MOST_INLINE {
+        if n <= Message::MOST_FILLED {
             self.messages.push_back(Message::EMPTY);
             if self.messages.back_mut().is_some_and(|msg| input.fill(msg, n)) {
                 self.count(n);

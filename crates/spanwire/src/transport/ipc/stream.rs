@@ -14,12 +14,7 @@ use crate::transport::halves::Half;
 use crate::transport::{Connection, Facts, Registrar, Registration, Stream, StreamReader, StreamWriter, sys};
 use crate::wire::Sp;
 
-pub(super) fn stream(
-    socket: UnixStream,
-    pending: bool,
-    local: String,
-    remote: String,
-) -> Connection {
+pub(super) fn stream(socket: UnixStream, pending: bool, local: String, remote: String) -> Connection {
     let stream = IpcStream { socket, registration: None, pending, local, remote };
     Connection::Stream(Box::new(stream), Box::new(Sp::IPC))
 }
