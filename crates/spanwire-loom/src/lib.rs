@@ -27,7 +27,7 @@
 //!   a source that needs no lock of its own may rely on.
 //!
 //! What it does not:
-//! - `core.rs`, `waiting.rs`, `driver.rs` and `socket/poller.rs` themselves: `core` follows their steps by hand. A
+//! - `core.rs`, `waiting.rs`, `driver.rs` and `socket/poller.rs` themselves: `core` and its parts follow their steps by hand. A
 //!   change there is to be made here as well.
 //! - Time, but for its order: a clock that a scenario moves, ticks that may come at any moment, deadlines of
 //!   callers that may pass at any moment. *How soon* the driver steps in is not seen.

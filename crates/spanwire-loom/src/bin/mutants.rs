@@ -16,6 +16,8 @@ use std::{env, fs, io};
 const LEAD: &str = "crates/spanwire/src/engine/lead.rs";
 const NOTES: &str = "crates/spanwire/src/engine/notes.rs";
 const CORE: &str = "crates/spanwire-loom/src/core.rs";
+const CALLS: &str = "crates/spanwire-loom/src/core/calls.rs";
+const DRIVING: &str = "crates/spanwire-loom/src/core/driving.rs";
 const POLLER: &str = "crates/spanwire-loom/src/poller.rs";
 const KERNEL: &str = "crates/spanwire-loom/src/kernel.rs";
 
@@ -63,10 +65,10 @@ const MUTANTS: &[Mutant] = &[
     mutant("an event for one who watches is lost on another who drives", LEAD,
         "        std::mem::take(&mut self.missed)", "        false",
         "one_after_the_other"),
-    mutant("a runtime keeps the driver from knowing when it must come", CORE,
+    mutant("a runtime keeps the driver from knowing when it must come", DRIVING,
         "        if sooner {\n            self.post_and_finish(st);", "        if false {\n            self.post_and_finish(st);",
         "comes_up_while"),
-    mutant("a deadline that found a runtime driving counts as known", CORE,
+    mutant("a deadline that found a runtime driving counts as known", DRIVING,
         "        st.driver_until = None;\n", "",
         "hears_of_the_deadline"),
     mutant("a thread waits behind a runtime", LEAD,
@@ -75,10 +77,10 @@ const MUTANTS: &[Mutant] = &[
     mutant("a look without waiting leaves it to a runtime", CORE,
         " || self.link.lags())", ")",
         "stands_still"),
-    mutant("a runtime that ends does not arm the driver", CORE,
+    mutant("a runtime that ends does not arm the driver", DRIVING,
         "        if st.lead.watched() {\n            self.kernel.arm();\n        }\n", "",
         "ends_leaves_its_task"),
-    mutant("a runtime that ends puts nothing before the driver", CORE,
+    mutant("a runtime that ends puts nothing before the driver", DRIVING,
         "            self.kernel.arm();\n        }\n        self.post_and_finish(st);", "            self.kernel.arm();\n        }\n        self.finish(st);",
         "left_when_it_ended"),
     mutant("a watched socket is not kicked for work", LEAD,
@@ -214,7 +216,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("a timer set lazily is not told to a leader that sleeps", LEAD,
         "None => self.sleeping.is_none() && !self.watched,", "None => true,",
         "a_timer_set_lazily"),
-    mutant("an alarm moves and nobody is told", CORE,
+    mutant("an alarm moves and nobody is told", CALLS,
         "        st.alarm_moved |= st.alarm.is_none_or(|(first, _)| at < first);\n", "",
         "an_alarm"),
     mutant("the driver that is to watch does not learn the next deadline", LEAD,
@@ -226,16 +228,16 @@ const MUTANTS: &[Mutant] = &[
     mutant("a leader sleeps past its next deadline", CORE,
         "let due = if patience == Short { NOW } else { st.due_with(d) };", "let due = if patience == Short { NOW } else { None };",
         "a_timer"),
-    mutant("the driver sleeps although it left news", CORE,
+    mutant("the driver sleeps although it left news", DRIVING,
         "let quiet = !d.sticky() && !st.has_news();", "let quiet = true;",
         "a_thread_and_a_task_get_one"),
-    mutant("a writer ignores an edge seen during its write", CORE,
+    mutant("a writer ignores an edge seen during its write", CALLS,
         "} else if st.writable {", "} else if false {",
         "bytes_left_by_a_sender"),
-    mutant("a writer leaves what was appended meanwhile to nobody", CORE,
+    mutant("a writer leaves what was appended meanwhile to nobody", CALLS,
         "            if rounds == 0 {\n                Self::ask(&mut st);", "            if rounds == 0 {",
         "bytes"),
-    mutant("a leader sleeps without a look at the notices", CORE,
+    mutant("a leader sleeps without a look at the notices", DRIVING,
         "(until != NOW && !self.notes_sleep())", "(until != NOW && self.link.notes.is_none() && !self.notes_sleep())",
         "a_notice_wakes_a_sleeping_leader"),
     mutant("a poller forgets an edge that it saw as a follower", POLLER,
@@ -283,7 +285,7 @@ impl Tree {
         for file in fs::read_dir(self.root.join(this).join("src/scenarios"))? {
             more.push(format!("{this}/src/scenarios/{}", file?.file_name().display()));
         }
-        let broken = [LEAD, NOTES, CORE, POLLER, KERNEL].map(str::to_owned);
+        let broken = [LEAD, NOTES, CORE, CALLS, DRIVING, POLLER, KERNEL].map(str::to_owned);
         for file in more.iter().chain(&broken) {
             let to = self.copy.join(file);
             fs::create_dir_all(to.parent().expect("below the copy"))?;
