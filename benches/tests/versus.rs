@@ -1,6 +1,6 @@
 //! The program as a user starts it, with the contestants that every build has.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn versus(args: &[&str]) -> (Output, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
@@ -38,6 +38,15 @@ fn promise_25_every_shape_is_measured_and_nothing_is_lost() {
     let (output, _dir) = versus(&words);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn who_has_seen_enough_of_the_list_ends_it_without_a_panic() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_versus"));
+    let output = command.arg("--list").stdout(Stdio::from(writer)).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
